@@ -1,0 +1,139 @@
+"""Where arrays live: NumPy arrays on the CPU, CuPy arrays on a CUDA device.
+
+The rest of minigrad is written once, against the interface that the two libraries share: a function asks
+`xp = array_module(x)` and computes with `xp`. This is the only file that imports CuPy, and it does so on first use, so
+a machine without a GPU never notices.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+from typing import Any, NoReturn
+
+import numpy as np
+
+Array = Any  # an np.ndarray or a cupy.ndarray: the two share an interface but no base class
+
+
+class DeviceError(ValueError):
+    """A device that cannot be used here; the sentence says what is missing and what to install."""
+
+
+def cupy() -> ModuleType:
+    """Return the CuPy module, or raise `DeviceError` with what to install when there is no CuPy or no GPU."""
+    try:
+        import cupy
+    except ImportError:
+        raise DeviceError(
+            "device 'cuda' needs CuPy, which is not installed: pip install 'minigrad[cuda13]' (CUDA 13) or "
+            "'minigrad[cuda12]' (CUDA 12)"
+        ) from None
+    if not cupy.cuda.is_available():
+        raise DeviceError("device 'cuda' needs an NVIDIA GPU with its driver, and CuPy finds none on this machine")
+    return cupy
+
+
+def array_module(*arrays: Array) -> ModuleType:
+    """Return `cupy` if any of the arrays is a CuPy array, else `numpy`."""
+    if all(isinstance(a, np.ndarray | np.generic) or a is None for a in arrays):
+        return np
+    # A CuPy array can only exist where CuPy has been imported.
+    loaded = sys.modules.get("cupy")
+    if loaded is not None and any(isinstance(a, loaded.ndarray) for a in arrays):
+        return loaded
+    return np
+
+
+def device_of(array: Array) -> str:
+    """Return the name of the array's device: "cpu", "cuda" (the first GPU) or "cuda:1", "cuda:2", ..."""
+    if array_module(array) is np:
+        return "cpu"
+    return _device_name(array.device.id)
+
+
+def _device_name(index: int) -> str:
+    return "cuda" if index == 0 else f"cuda:{index}"
+
+
+def _cuda_index(device: str) -> int:
+    """Return i of "cuda:i" (0 for plain "cuda"); raise `DeviceError` for a name that is no device."""
+    name, _, index = device.partition(":")
+    if name != "cuda" or not (index.isdecimal() or device == "cuda"):
+        raise DeviceError(f"unknown device {device!r}: use 'cpu', 'cuda' or 'cuda:<index>'")
+    return int(index or 0)
+
+
+def to_device(array: Array, device: str) -> Array:
+    """Return the array on the named device: the array itself if it is there already, else a copy."""
+    if device == "cpu":
+        return to_numpy(array)
+    index = _cuda_index(device)
+    cp = cupy()
+    if index >= cp.cuda.runtime.getDeviceCount():
+        raise DeviceError(
+            f"device {device!r} does not exist: this machine has {cp.cuda.runtime.getDeviceCount()} GPU(s)"
+        )
+    with cp.cuda.Device(index):
+        return cp.asarray(array)
+
+
+def to_numpy(array: Array) -> np.ndarray:
+    """Return the array in the host's memory (a CuPy array is copied, after its pending kernels have finished)."""
+    return np.asarray(array) if array_module(array) is np else array.get()
+
+
+def synchronize(device: str) -> None:
+    """Wait until everything that was launched on the device has run; nothing to wait for on the CPU."""
+    if device != "cpu":
+        cupy().cuda.Device(_cuda_index(device)).synchronize()
+
+
+def float_dtype(name: Any, device: str = "cpu") -> np.dtype:
+    """Return the NumPy dtype of "float32", "float64" or, on CUDA only, "bfloat16"; raise ValueError otherwise."""
+    if str(name) == "bfloat16":
+        if device == "cpu":
+            raise ValueError("bfloat16 is computed on CUDA devices only: use float32 or float64 on the CPU")
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    dtype = np.dtype(name)
+    if dtype not in (np.float32, np.float64):
+        raise ValueError(f"dtype {dtype} is not one that minigrad computes in: use float32, float64 or bfloat16 (CUDA)")
+    return dtype
+
+
+def is_float(dtype: np.dtype) -> bool:
+    """True for the dtypes that gradients are computed in: float32, float64 and bfloat16."""
+    return dtype in (np.float32, np.float64) or dtype.name == "bfloat16"
+
+
+def matmul(a: Array, b: Array) -> Array:
+    """Return a @ b; half precision is multiplied in float32, because CuPy 14 has no batched product for bfloat16."""
+    if a.dtype.itemsize > 2:
+        return a @ b
+    return (a.astype(np.float32) @ b.astype(np.float32)).astype(a.dtype)
+
+
+# Random numbers are drawn on the host, whatever the device: the same seed gives the same run on a CPU and on a GPU.
+_generator = np.random.default_rng(0)
+
+
+def manual_seed(seed: int) -> None:
+    """Start the random numbers of initialisation and dropout anew from `seed`, a non-negative integer."""
+    global _generator
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
+        raise TypeError(f"a seed is an integer, got {type(seed).__name__}")
+    if seed < 0:
+        raise ValueError(f"a seed must not be negative, got {seed}")
+    _generator = np.random.default_rng(seed)
+
+
+def generator() -> np.random.Generator:
+    """Return the generator that initialisation and dropout draw from (its `bit_generator.state` can be saved)."""
+    return _generator
+
+
+def unsupported(dtype: Any) -> NoReturn:
+    """Raise the TypeError for data of a dtype that a tensor cannot hold."""
+    raise TypeError(f"a Tensor holds float32, float64, integers or booleans, not {dtype}: convert the data first")

@@ -1,0 +1,126 @@
+"""Nonlinear functions of one tensor: ReLU, sigmoid, tanh, softmax, and dropout."""
+
+from __future__ import annotations
+
+from ..backend import Array, array_module, generator
+from ..tensor import Function, Tensor
+from .basic import as_axes
+
+
+class ReLU(Function):
+    """y = max(x, 0),  dx = dy where x > 0 and 0 elsewhere (at the kink x = 0 too, as the field has agreed)."""
+
+    def forward(self, x: Array) -> Array:
+        # x > 0 exactly where y > 0, so the mask can wait: y is kept by whatever comes next, x then need not be.
+        self.y = array_module(x).maximum(x, 0)
+        return self.y
+
+    def backward(self, dy: Array) -> Array:
+        return dy * (self.y > 0)
+
+
+class Sigmoid(Function):
+    """y = 1 / (1 + e⁻ˣ),  dx = dy y (1 - y)."""
+
+    def forward(self, x: Array) -> Array:
+        # tanh saturates where exp would overflow: 1 / (1 + e⁻ˣ) = (1 + tanh(x/2)) / 2.
+        self.y = 0.5 * (1 + array_module(x).tanh(0.5 * x))
+        return self.y
+
+    def backward(self, dy: Array) -> Array:
+        return dy * self.y * (1 - self.y)
+
+
+class Tanh(Function):
+    """y = tanh x,  dx = dy (1 - y²)."""
+
+    def forward(self, x: Array) -> Array:
+        self.y = array_module(x).tanh(x)
+        return self.y
+
+    def backward(self, dy: Array) -> Array:
+        return dy * (1 - self.y * self.y)
+
+
+def log_softmax_array(x: Array, axis: int) -> Array:
+    """x - log Σ eˣ along `axis`; the largest x is subtracted first, so that no exponential overflows."""
+    shifted = x - x.max(axis=axis, keepdims=True)
+    xp = array_module(x)
+    return shifted - xp.log(xp.exp(shifted).sum(axis=axis, keepdims=True))
+
+
+class Softmax(Function):
+    """yᵢ = e^xᵢ / Σⱼ e^xⱼ along `axis`,  dx = y (dy - Σⱼ dyⱼ yⱼ)."""
+
+    def forward(self, x: Array, *, axis: int) -> Array:
+        self.axis = axis
+        self.y = array_module(x).exp(log_softmax_array(x, axis))
+        return self.y
+
+    def backward(self, dy: Array) -> Array:
+        return self.y * (dy - (dy * self.y).sum(axis=self.axis, keepdims=True))
+
+
+class LogSoftmax(Function):
+    """yᵢ = xᵢ - log Σⱼ e^xⱼ along `axis`,  dx = dy - softmax(x) Σⱼ dyⱼ."""
+
+    def forward(self, x: Array, *, axis: int) -> Array:
+        self.axis = axis
+        self.y = log_softmax_array(x, axis)
+        return self.y
+
+    def backward(self, dy: Array) -> Array:
+        return dy - array_module(dy).exp(self.y) * dy.sum(axis=self.axis, keepdims=True)
+
+
+class Dropout(Function):
+    """y = x m / (1 - p) with m drawn 0 with probability p, else 1;  dx = dy m / (1 - p)."""
+
+    def forward(self, x: Array, *, p: float) -> Array:
+        kept = generator().random(x.shape) >= p
+        self.scale = array_module(x).asarray(kept).astype(x.dtype) * (1 / (1 - p))
+        return x * self.scale
+
+    def backward(self, dy: Array) -> Array:
+        return dy * self.scale
+
+
+def relu(x: Tensor) -> Tensor:
+    """max(x, 0), element by element (Nair & Hinton, ICML 2010)."""
+    return ReLU.apply(x)
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    """1 / (1 + e⁻ˣ), element by element."""
+    return Sigmoid.apply(x)
+
+
+def tanh(x: Tensor) -> Tensor:
+    """The hyperbolic tangent, element by element."""
+    return Tanh.apply(x)
+
+
+def softmax(x: Tensor, axis: int = -1) -> Tensor:
+    """e^xᵢ / Σⱼ e^xⱼ: positive numbers along `axis` that sum to 1."""
+    (axis,) = as_axes(axis, x.ndim)
+    return Softmax.apply(x, axis=axis)
+
+
+def log_softmax(x: Tensor, axis: int = -1) -> Tensor:
+    """xᵢ - log Σⱼ e^xⱼ: the logarithm of the softmax, exact where the softmax itself would round to 0."""
+    (axis,) = as_axes(axis, x.ndim)
+    return LogSoftmax.apply(x, axis=axis)
+
+
+def dropout(x: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
+    """Zero each value with probability p and scale the others by 1 / (1 - p); nothing when not training.
+
+    The mean of y is x (Srivastava et al., JMLR 2014, in its inverted form). Raises ValueError unless 0 <= p < 1.
+    """
+    if not 0 <= p < 1:
+        raise ValueError(f"dropout needs a probability 0 <= p < 1, got {p}")
+    return Dropout.apply(x, p=p) if training and p > 0 else x
+
+
+for function in (relu, sigmoid, tanh):
+    setattr(Tensor, function.__name__, function)

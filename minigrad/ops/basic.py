@@ -1,0 +1,445 @@
+"""Arithmetic, reductions and operations that move data: formula and gradient of each on a few lines.
+
+Every gradient rule has the same form: y = f(a, b), and `backward` returns dy multiplied by ∂y/∂a and ∂y/∂b. Where
+inputs broadcast, the rule is written as if they had y's shape; the engine sums the gradient back (`unbroadcast`).
+The last lines of the file give `Tensor` its operators.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..backend import Array, array_module, device_of, float_dtype, is_float, matmul, to_device
+from ..tensor import Function, Tensor
+
+
+def as_tensor(value: Any, like: Tensor) -> Tensor:
+    """Return `value` as a tensor: a number takes the dtype and device of `like`, an array keeps its dtype."""
+    if isinstance(value, Tensor):
+        return value
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return Tensor(value, device=like.device, dtype=like.dtype if number and is_float(like.dtype) else None)
+
+
+class Broadcasting(Function):
+    """A binary operation on shapes that broadcast as in NumPy."""
+
+    broadcasts = True
+
+    @classmethod
+    def _check(cls, arrays: tuple[Array | None, ...]) -> str:
+        a, b = (x.shape for x in arrays)  # type: ignore[union-attr]
+        try:
+            np.broadcast_shapes(a, b)
+        except ValueError:
+            raise ValueError(f"{cls.__name__} cannot broadcast shapes {a} and {b}") from None
+        return super()._check(arrays)
+
+
+class Add(Broadcasting):
+    """y = a + b,  da = dy,  db = dy."""
+
+    def forward(self, a: Array, b: Array) -> Array:
+        return a + b
+
+    def backward(self, dy: Array) -> tuple[Array, Array]:
+        return dy, dy
+
+
+class Subtract(Broadcasting):
+    """y = a - b,  da = dy,  db = -dy."""
+
+    def forward(self, a: Array, b: Array) -> Array:
+        return a - b
+
+    def backward(self, dy: Array) -> tuple[Array, Array]:
+        return dy, -dy
+
+
+class Multiply(Broadcasting):
+    """y = a b,  da = dy b,  db = dy a."""
+
+    def forward(self, a: Array, b: Array) -> Array:
+        self.a, self.b = a, b
+        return a * b
+
+    def backward(self, dy: Array) -> tuple[Array | None, Array | None]:
+        return dy * self.b if self.needs[0] else None, dy * self.a if self.needs[1] else None
+
+
+class Divide(Broadcasting):
+    """y = a / b,  da = dy / b,  db = -dy a / b²."""
+
+    def forward(self, a: Array, b: Array) -> Array:
+        self.a, self.b = a, b
+        return a / b
+
+    def backward(self, dy: Array) -> tuple[Array, Array | None]:
+        da = dy / self.b
+        return da, -da * self.a / self.b if self.needs[1] else None
+
+
+class Power(Broadcasting):
+    """y = aᵖ,  da = dy p aᵖ⁻¹ (0 where p = 0),  dp = dy y log a (0 where a = 0)."""
+
+    def forward(self, a: Array, p: Array) -> Array:
+        self.a, self.p = a, p
+        y = a**p
+        self.y = y if self.needs[1] else None
+        return y
+
+    def backward(self, dy: Array) -> tuple[Array | None, Array | None]:
+        a, p, xp = self.a, self.p, array_module(dy)
+        one = a.dtype.type(1)
+        da = dy * p * a ** xp.where(p == 0, one, p - 1) if self.needs[0] else None
+        dp = dy * self.y * xp.log(xp.where(a == 0, one, a)) if self.needs[1] else None
+        return da, dp
+
+
+class Negate(Function):
+    """y = -x,  dx = -dy."""
+
+    def forward(self, x: Array) -> Array:
+        return -x
+
+    def backward(self, dy: Array) -> Array:
+        return -dy
+
+
+class MatMul(Function):
+    """y = a b over the last two axes,  da = dy bᵀ,  db = aᵀ dy. Leading axes broadcast."""
+
+    broadcasts = True
+
+    def forward(self, a: Array, b: Array) -> Array:
+        self.a, self.b = a, b
+        return matmul(a, b)  # (..., M, K) @ (..., K, N) = (..., M, N)
+
+    def backward(self, dy: Array) -> tuple[Array | None, Array | None]:
+        da = matmul(dy, self.b.swapaxes(-1, -2)) if self.needs[0] else None  # (..., M, N) @ (..., N, K) = (..., M, K)
+        db = matmul(self.a.swapaxes(-1, -2), dy) if self.needs[1] else None  # (..., K, M) @ (..., M, N) = (..., K, N)
+        return da, db
+
+
+class Exp(Function):
+    """y = eˣ,  dx = dy y."""
+
+    def forward(self, x: Array) -> Array:
+        self.y = array_module(x).exp(x)
+        return self.y
+
+    def backward(self, dy: Array) -> Array:
+        return dy * self.y
+
+
+class Log(Function):
+    """y = log x (natural),  dx = dy / x."""
+
+    def forward(self, x: Array) -> Array:
+        self.x = x
+        return array_module(x).log(x)
+
+    def backward(self, dy: Array) -> Array:
+        return dy / self.x
+
+
+class Sqrt(Function):
+    """y = √x,  dx = dy / (2 y)."""
+
+    def forward(self, x: Array) -> Array:
+        self.y = array_module(x).sqrt(x)
+        return self.y
+
+    def backward(self, dy: Array) -> Array:
+        return dy / (2 * self.y)
+
+
+def as_axes(axis: int | Sequence[int] | None, ndim: int) -> tuple[int, ...]:
+    """Return `axis` as a tuple of distinct axes counted from the front; None means all. Raises ValueError otherwise."""
+    axes = tuple(range(ndim)) if axis is None else (axis,) if isinstance(axis, int) else tuple(axis)
+    for a in axes:
+        if not -ndim <= a < ndim:
+            raise ValueError(f"axis {a} is out of range for a tensor with {ndim} axes")
+    axes = tuple(a % ndim for a in axes)
+    if len(set(axes)) < len(axes):
+        raise ValueError(f"axis {axis} names an axis twice")
+    return axes
+
+
+class Sum(Function):
+    """y = Σ x over `axes`,  dx = dy repeated along them."""
+
+    def forward(self, x: Array, *, axes: tuple[int, ...], keepdims: bool) -> Array:
+        self.axes, self.shape = axes, x.shape
+        return x.sum(axis=axes, keepdims=keepdims)
+
+    def backward(self, dy: Array) -> Array:
+        kept = tuple(1 if i in self.axes else n for i, n in enumerate(self.shape))
+        return array_module(dy).broadcast_to(dy.reshape(kept), self.shape)
+
+
+class Max(Function):
+    """y = max x over `axes`,  dx = dy where x is the largest, in equal shares where several are."""
+
+    def forward(self, x: Array, *, axes: tuple[int, ...], keepdims: bool) -> Array:
+        y = x.max(axis=axes, keepdims=True)
+        largest = x == y
+        self.share = largest / largest.sum(axis=axes, keepdims=True).astype(x.dtype)
+        self.kept = y.shape
+        return y if keepdims else y.reshape(tuple(n for i, n in enumerate(x.shape) if i not in axes))
+
+    def backward(self, dy: Array) -> Array:
+        return dy.reshape(self.kept) * self.share
+
+
+class Reshape(Function):
+    """The same values in another shape; dx is dy in the old one."""
+
+    any_dtype = True
+
+    def forward(self, x: Array, *, shape: tuple[int, ...]) -> Array:
+        self.shape = x.shape
+        return x.reshape(shape)
+
+    def backward(self, dy: Array) -> Array:
+        return dy.reshape(self.shape)
+
+
+class Transpose(Function):
+    """Axis i of y is axis `axes[i]` of x; dx is dy with the axes put back."""
+
+    any_dtype = True
+
+    def forward(self, x: Array, *, axes: tuple[int, ...]) -> Array:
+        self.inverse = tuple(int(i) for i in np.argsort(axes))
+        return x.transpose(axes)
+
+    def backward(self, dy: Array) -> Array:
+        return dy.transpose(self.inverse)
+
+
+class Index(Function):
+    """y = x[index],  dx = zeros with dy added at the same index: an element that was picked twice gets both."""
+
+    any_dtype = True
+
+    def forward(self, x: Array, *, index: Any) -> Array:
+        self.index, self.shape = index, x.shape
+        return x[index]
+
+    def backward(self, dy: Array) -> Array:
+        xp = array_module(dy)
+        dx = xp.zeros(self.shape, dy.dtype)
+        xp.add.at(dx, self.index, dy)
+        return dx
+
+
+class Concat(Function):
+    """Tensors joined along `axis`; each gets its slice of dy."""
+
+    def forward(self, *xs: Array, axis: int) -> Array:
+        self.axis = axis
+        self.ends = np.cumsum([x.shape[axis] for x in xs])[:-1].tolist()
+        return array_module(*xs).concatenate(xs, axis=axis)
+
+    def backward(self, dy: Array) -> tuple[Array, ...]:
+        return tuple(array_module(dy).split(dy, self.ends, axis=self.axis))
+
+
+class Pad(Function):
+    """Zeros before and after every axis; dx is the part of dy between them."""
+
+    def forward(self, x: Array, *, widths: tuple[tuple[int, int], ...]) -> Array:
+        self.inside = tuple(slice(before, before + n) for (before, _), n in zip(widths, x.shape, strict=True))
+        return array_module(x).pad(x, widths)
+
+    def backward(self, dy: Array) -> Array:
+        return dy[self.inside]
+
+
+class To(Function):
+    """The same values on another device or in another precision; dx travels back."""
+
+    any_dtype = True
+
+    def forward(self, x: Array, *, device: str, dtype: np.dtype) -> Array:
+        self.device, self.dtype = device_of(x), x.dtype
+        return to_device(x, device).astype(dtype)
+
+    def backward(self, dy: Array) -> Array:
+        return to_device(dy, self.device).astype(self.dtype)
+
+
+def add(a: Tensor, b: Any) -> Tensor:
+    """a + b, element by element."""
+    return Add.apply(a, as_tensor(b, a))
+
+
+def subtract(a: Tensor, b: Any) -> Tensor:
+    """a - b, element by element."""
+    return Subtract.apply(a, as_tensor(b, a))
+
+
+def multiply(a: Tensor, b: Any) -> Tensor:
+    """a b, element by element."""
+    return Multiply.apply(a, as_tensor(b, a))
+
+
+def divide(a: Tensor, b: Any) -> Tensor:
+    """a / b, element by element."""
+    return Divide.apply(a, as_tensor(b, a))
+
+
+def power(a: Tensor, p: Any) -> Tensor:
+    """aᵖ, element by element; the gradient of p needs a > 0 (or a = 0, where it is 0)."""
+    return Power.apply(a, as_tensor(p, a))
+
+
+def matrix_product(a: Tensor, b: Any) -> Tensor:
+    """The matrix product a @ b with NumPy's rules: vectors are allowed, leading axes broadcast.
+
+    Raises ValueError where the inner sizes differ or an operand has no axis.
+    """
+    b = as_tensor(b, a)
+    if not a.ndim or not b.ndim:
+        raise ValueError(f"a matrix product needs at least one axis on each side, got shapes {a.shape} and {b.shape}")
+    if a.shape[-1] != b.shape[-2 if b.ndim > 1 else 0]:
+        raise ValueError(f"a matrix product needs equal inner sizes, got shapes {a.shape} and {b.shape}")
+    if a.ndim > 1 and b.ndim > 1:
+        return MatMul.apply(a, b)
+    row = a.reshape(1, -1) if a.ndim == 1 else a
+    column = b.reshape(-1, 1) if b.ndim == 1 else b
+    y = MatMul.apply(row, column)
+    kept = y.shape[:-2] + (y.shape[-2:-1] if a.ndim > 1 else ()) + (y.shape[-1:] if b.ndim > 1 else ())
+    return y.reshape(kept)
+
+
+def negate(x: Tensor) -> Tensor:
+    """-x."""
+    return Negate.apply(x)
+
+
+def exp(x: Tensor) -> Tensor:
+    """eˣ, element by element."""
+    return Exp.apply(x)
+
+
+def log(x: Tensor) -> Tensor:
+    """The natural logarithm, element by element."""
+    return Log.apply(x)
+
+
+def sqrt(x: Tensor) -> Tensor:
+    """√x, element by element."""
+    return Sqrt.apply(x)
+
+
+def sum(x: Tensor, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> Tensor:
+    """Σ x over one axis, several, or all (None)."""
+    return Sum.apply(x, axes=as_axes(axis, x.ndim), keepdims=keepdims)
+
+
+def mean(x: Tensor, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> Tensor:
+    """The mean over one axis, several, or all (None). Raises ValueError where there is nothing to average."""
+    count = int(np.prod([x.shape[a] for a in as_axes(axis, x.ndim)]))
+    if not count:
+        raise ValueError(f"mean over no elements: the tensor's shape is {x.shape}, the axes are {axis}")
+    return sum(x, axis, keepdims) * (1.0 / count)
+
+
+def max(x: Tensor, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> Tensor:
+    """The largest value over one axis, several, or all (None). Raises ValueError where there is nothing to compare."""
+    axes = as_axes(axis, x.ndim)
+    if 0 in (x.shape[a] for a in axes):
+        raise ValueError(f"max over no elements: the tensor's shape is {x.shape}, the axes are {axis}")
+    return Max.apply(x, axes=axes, keepdims=keepdims)
+
+
+def reshape(x: Tensor, *shape: Any) -> Tensor:
+    """The same values, in row-major order, in another shape; one size may be -1. ValueError if it does not fit."""
+    wanted = tuple(shape[0]) if len(shape) == 1 and not isinstance(shape[0], int) else shape
+    known = int(np.prod([n for n in wanted if n != -1]))
+    holes = wanted.count(-1)
+    fits = x.size == known if not holes else known and holes == 1 and x.size % known == 0
+    if not fits or min(wanted, default=0) < -1:
+        raise ValueError(f"a tensor of shape {x.shape} with {x.size} values cannot take shape {wanted}")
+    return Reshape.apply(x, shape=wanted)
+
+
+def transpose(x: Tensor, *axes: Any) -> Tensor:
+    """The axes in another order (reversed if none is given). Raises ValueError if they are no permutation."""
+    order = tuple(axes[0]) if len(axes) == 1 and not isinstance(axes[0], int) else axes or tuple(range(x.ndim))[::-1]
+    if sorted(as_axes(order, x.ndim)) != list(range(x.ndim)):
+        raise ValueError(f"transpose needs each of the {x.ndim} axes once, got {order}")
+    return Transpose.apply(x, axes=as_axes(order, x.ndim))
+
+
+def index(x: Tensor, index: Any) -> Tensor:
+    """x[index] with NumPy's rules. Raises IndexError, as NumPy does, where the index does not fit."""
+    parts = index if isinstance(index, tuple) else (index,)
+    return Index.apply(x, index=tuple(p.data if isinstance(p, Tensor) else p for p in parts))
+
+
+def concat(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
+    """Join tensors along an axis; all other sizes must be equal, or ValueError names the shapes."""
+    if not tensors:
+        raise ValueError("concat needs at least one tensor, got none")
+    first = tensors[0]
+    (a,) = as_axes(axis, first.ndim)
+    for t in tensors:
+        if t.ndim != first.ndim or t.shape[:a] + t.shape[a + 1 :] != first.shape[:a] + first.shape[a + 1 :]:
+            raise ValueError(f"concat along axis {axis} needs equal other sizes, got {first.shape} and {t.shape}")
+    return Concat.apply(*tensors, axis=a)
+
+
+def pad(x: Tensor, widths: Sequence[tuple[int, int]]) -> Tensor:
+    """Put `widths[i] = (before, after)` zeros around axis i. Raises ValueError for negative or missing widths."""
+    pairs = tuple((int(before), int(after)) for before, after in widths)
+    if len(pairs) != x.ndim or min((n for pair in pairs for n in pair), default=0) < 0:
+        raise ValueError(f"pad needs {x.ndim} pairs of sizes that are not negative, got {pairs}")
+    return Pad.apply(x, widths=pairs)
+
+
+def to(x: Tensor, device: str | None = None, dtype: Any = None) -> Tensor:
+    """The tensor on another device or in another precision, itself if it is so already; gradients travel back."""
+    device = device or x.device
+    dtype = x.dtype if dtype is None else float_dtype(dtype, device)
+    return x if (device, dtype) == (x.device, x.dtype) else To.apply(x, device=device, dtype=dtype)
+
+
+def equal(a: Tensor, b: Any) -> Tensor:
+    """a == b, element by element: a boolean tensor."""
+    return Tensor._of(a.data == as_tensor(b, a).data)
+
+
+def not_equal(a: Tensor, b: Any) -> Tensor:
+    """a != b, element by element: a boolean tensor."""
+    return Tensor._of(a.data != as_tensor(b, a).data)
+
+
+OPERATORS = {
+    "__add__": add,
+    "__radd__": add,
+    "__sub__": subtract,
+    "__rsub__": lambda a, b: subtract(as_tensor(b, a), a),
+    "__mul__": multiply,
+    "__rmul__": multiply,
+    "__truediv__": divide,
+    "__rtruediv__": lambda a, b: divide(as_tensor(b, a), a),
+    "__pow__": power,
+    "__rpow__": lambda a, b: power(as_tensor(b, a), a),
+    "__matrix_product_": matrix_product,
+    "__rmatrix_product_": lambda a, b: matrix_product(as_tensor(b, a), a),
+    "__neg__": negate,
+    "__getitem__": index,
+    "__eq__": equal,
+    "__ne__": not_equal,
+    "T": property(transpose),
+}
+for name, method in OPERATORS.items():
+    setattr(Tensor, name, method)
+for function in (exp, log, sqrt, sum, mean, max, reshape, transpose, to):
+    setattr(Tensor, function.__name__, function)

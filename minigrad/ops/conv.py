@@ -1,0 +1,237 @@
+"""Convolution with groups: its definition as loops, then as matrix products.
+
+The axes, always in this order:
+
+    x   (N, C, H, W)          N images of C channels, H rows, W columns
+    w   (O, C/G, KH, KW)      O filters; each sees the C/G channels of its group through a KH x KW window
+    y   (N, O, OH, OW)        one number per image, filter and position of the window
+
+The window moves by `stride` (SH, SW), over an image with `padding` (PH, PW) zeros around it, and its taps lie
+`dilation` (DH, DW) apart. The G groups split the channels: filter o belongs to group g = o // (O/G) and sees channels
+g C/G ... (g+1) C/G - 1, no others. With G = 1 every filter sees every channel; with G = C each sees one ("depthwise").
+In a product over groups, c = C/G and o = O/G are the channels and filters of one group.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..backend import Array, array_module, matmul
+from ..tensor import Function, Tensor
+
+Pair = tuple[int, int]
+
+
+def conv2d_loops(x: Array, w: Array, stride: Pair, padding: Pair, dilation: Pair, groups: int) -> Array:
+    """The definition, one multiplication at a time; far too slow for anything but reading and testing.
+
+    y[n, o, oh, ow] = Σ_c Σ_kh Σ_kw  w[o, c, kh, kw] · x[n, g C/G + c, oh SH + kh DH - PH, ow SW + kw DW - PW]
+
+    with g = o // (O/G), and x = 0 outside the image.
+    """
+    (N, _, H, W), (O, c_in, KH, KW) = x.shape, w.shape
+    OH, OW = output_size((H, W), (KH, KW), stride, padding, dilation)
+    y = np.zeros((N, O, OH, OW), x.dtype)
+    for n in range(N):
+        for o in range(O):
+            g = o // (O // groups)
+            for oh in range(OH):
+                for ow in range(OW):
+                    for c in range(c_in):
+                        for kh in range(KH):
+                            for kw in range(KW):
+                                h = oh * stride[0] + kh * dilation[0] - padding[0]
+                                v = ow * stride[1] + kw * dilation[1] - padding[1]
+                                if 0 <= h < H and 0 <= v < W:
+                                    y[n, o, oh, ow] += w[o, c, kh, kw] * x[n, g * c_in + c, h, v]
+    return y
+
+
+def output_size(size: Pair, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Pair:
+    """The window's positions along each axis: (size + 2 padding - dilation (kernel - 1) - 1) // stride + 1."""
+    oh, ow = (
+        (n + 2 * p - d * (k - 1) - 1) // s + 1
+        for n, k, s, p, d in zip(size, kernel, stride, padding, dilation, strict=True)
+    )
+    return oh, ow
+
+
+def tap(kh: int, kw: int, out: Pair, stride: Pair, dilation: Pair) -> tuple[slice, slice]:
+    """The rows and columns of the padded image that tap (kh, kw) of the window meets on its way: OH x OW pixels."""
+    h, w = kh * dilation[0], kw * dilation[1]
+    return slice(h, h + out[0] * stride[0], stride[0]), slice(w, w + out[1] * stride[1], stride[1])
+
+
+def pad_image(x: Array, padding: Pair, value: float = 0.0) -> Array:
+    """Put a border of PH rows and PW columns of `value` around every image."""
+    if padding == (0, 0):
+        return x
+    return array_module(x).pad(x, ((0, 0), (0, 0), (padding[0],) * 2, (padding[1],) * 2), constant_values=value)
+
+
+def im2col(x: Array, kernel: Pair, out: Pair, stride: Pair, dilation: Pair) -> Array:
+    """Lay the windows of the padded images x (N, C, H', W') side by side: (N, C, KH, KW, OH, OW).
+
+    columns[n, c, kh, kw, oh, ow] = x[n, c, oh SH + kh DH, ow SW + kw DW]
+
+    A pixel is copied once for every window that it lies in, at most KH KW times.
+    """
+    columns = array_module(x).empty((*x.shape[:2], *kernel, *out), x.dtype)
+    for kh in range(kernel[0]):
+        for kw in range(kernel[1]):
+            rows, cols = tap(kh, kw, out, stride, dilation)
+            columns[:, :, kh, kw] = x[:, :, rows, cols]
+    return columns
+
+
+def col2im(columns: Array, shape: tuple[int, ...], stride: Pair, dilation: Pair) -> Array:
+    """Add the windows (N, C, KH, KW, OH, OW) back into images of `shape` (N, C, H', W'): the transpose of im2col.
+
+    im2col copies pixel p into several places; whatever the loss feels at each of them, it feels at p. So the gradient
+    of p is the sum over its copies: where im2col reads `x[slice]`, col2im adds to `x[slice]`. The slices of different
+    taps overlap, those of one tap do not, so each tap is a plain addition.
+    """
+    _, _, KH, KW, OH, OW = columns.shape
+    x = array_module(columns).zeros(shape, columns.dtype)
+    for kh in range(KH):
+        for kw in range(KW):
+            rows, cols = tap(kh, kw, (OH, OW), stride, dilation)
+            x[:, :, rows, cols] += columns[:, :, kh, kw]
+    return x
+
+
+class Conv2d(Function):
+    """The convolution of `conv2d_loops`, plus a bias per filter, as one matrix product per group.
+
+    With the windows as columns, group g is  y_g = w_g · columns_g:
+
+        (G, o, N·OH·OW) = (G, o, c·KH·KW) @ (G, c·KH·KW, N·OH·OW)
+
+    one row per filter, one column per output pixel. A product's gradients are products: dw_g = dy_g · columns_gᵀ and
+    dcolumns_g = w_gᵀ · dy_g, and col2im takes dcolumns back to dx.
+    """
+
+    def forward(
+        self, x: Array, w: Array, bias: Array | None = None, *, stride: Pair, padding: Pair, dilation: Pair, groups: int
+    ) -> Array:
+        (N, _, H, W), (O, _, KH, KW) = x.shape, w.shape
+        self.x, self.w = x, w
+        self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
+        self.out = OH, OW = output_size((H, W), (KH, KW), stride, padding, dilation)
+
+        y = matmul(self.filters(), self.columns())  # (G, o, c·KH·KW) @ (G, c·KH·KW, N·OH·OW) = (G, o, N·OH·OW)
+        y = y.reshape(O, N, OH, OW).transpose(1, 0, 2, 3)  # filters of group 0, of group 1, ...: (N, O, OH, OW)
+        return y if bias is None else y + bias[:, None, None]
+
+    def backward(self, dy: Array) -> tuple[Array | None, Array | None, Array | None]:
+        (N, C, H, W), (O, c, KH, KW) = self.x.shape, self.w.shape
+        G, (OH, OW), (PH, PW) = self.groups, self.out, self.padding
+        dx = dw = None
+
+        dy_rows = dy.transpose(1, 0, 2, 3).reshape(G, O // G, N * OH * OW)
+        if self.needs[1]:
+            # (G, o, N·OH·OW) @ (G, N·OH·OW, c·KH·KW) = (G, o, c·KH·KW)
+            dw = matmul(dy_rows, self.columns().transpose(0, 2, 1)).reshape(O, c, KH, KW)
+        if self.needs[0]:
+            # (G, c·KH·KW, o) @ (G, o, N·OH·OW) = (G, c·KH·KW, N·OH·OW)
+            dcolumns = matmul(self.filters().transpose(0, 2, 1), dy_rows)
+            dcolumns = dcolumns.reshape(C, KH, KW, N, OH, OW).transpose(3, 0, 1, 2, 4, 5)  # (N, C, KH, KW, OH, OW)
+            dpadded = col2im(dcolumns, (N, C, H + 2 * PH, W + 2 * PW), self.stride, self.dilation)
+            dx = dpadded[:, :, PH : PH + H, PW : PW + W]
+        return dx, dw, dy.sum(axis=(0, 2, 3)) if self.needs[2] else None
+
+    def filters(self) -> Array:
+        """The weights as one matrix per group: (O, c, KH, KW) -> (G, o, c·KH·KW)."""
+        O, c, KH, KW = self.w.shape
+        return self.w.reshape(self.groups, O // self.groups, c * KH * KW)
+
+    def columns(self) -> Array:
+        """The windows as one matrix per group: (N, C, KH, KW, OH, OW) -> (G, c·KH·KW, N·OH·OW).
+
+        Built for the forward pass and built again for the backward pass: kept in between, the columns of a 3x3
+        convolution would take nine times the memory of its input.
+        """
+        (N, *_), (_, c, KH, KW), (OH, OW) = self.x.shape, self.w.shape, self.out
+        windows = im2col(pad_image(self.x, self.padding), (KH, KW), self.out, self.stride, self.dilation)
+        return windows.transpose(1, 2, 3, 0, 4, 5).reshape(self.groups, c * KH * KW, N * OH * OW)
+
+
+def as_pair(value: Any, name: str, minimum: int) -> Pair:
+    """Return an int or a pair of ints as a pair (rows, columns); ValueError below `minimum`, TypeError otherwise."""
+    pair = (value, value) if isinstance(value, int | np.integer) else value
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        raise TypeError(f"{name} is an integer or a pair of integers, got {value!r}")
+    if not all(isinstance(n, int | np.integer) and not isinstance(n, bool) for n in pair):
+        raise TypeError(f"{name} is an integer or a pair of integers, got {value!r}")
+    if min(pair) < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {value!r}")
+    return int(pair[0]), int(pair[1])
+
+
+def check_images(x: Tensor, operation: str) -> None:
+    """Raise unless x is a batch of images (N, C, H, W) with at least one of each and floating-point values."""
+    if x.ndim != 4:
+        raise ValueError(f"{operation} expects images of shape (N, C, H, W), got {x.ndim} axes: {x.shape}")
+    if 0 in x.shape:
+        raise ValueError(f"{operation} got an empty batch: the images' shape is {x.shape}")
+    if x.dtype.kind in "biu":
+        raise TypeError(f"{operation} expects floating-point images, got {x.dtype}: scale them and convert with .to()")
+
+
+def check_window(x: Tensor, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair, operation: str) -> None:
+    """Raise ValueError where the (dilated) window is larger than the padded image."""
+    reach = tuple(d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True))
+    padded = tuple(n + 2 * p for n, p in zip(x.shape[2:], padding, strict=True))
+    if reach[0] > padded[0] or reach[1] > padded[1]:
+        raise ValueError(
+            f"{operation}: a window of {reach[0]}x{reach[1]} pixels does not fit into the padded image of "
+            f"{padded[0]}x{padded[1]}"
+        )
+
+
+def conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Pair = 1,
+    padding: int | Pair = 0,
+    dilation: int | Pair = 1,
+    groups: int = 1,
+) -> Tensor:
+    """Convolve images x (N, C, H, W) with filters (O, C/groups, KH, KW); add a bias (O,): y (N, O, OH, OW).
+
+    y[n, o, oh, ow] = bias[o] +
+        Σ_c Σ_kh Σ_kw weight[o, c, kh, kw] · x[n, g C/G + c, oh SH + kh DH - PH, ow SW + kw DW - PW]
+
+    with g the group of filter o; as everywhere in the field, a cross-correlation: the filter is not flipped. `stride`,
+    `padding` and `dilation` are integers or pairs (rows, columns). Grouped convolution is from Krizhevsky et al. (NIPS
+    2012); ResNeXt uses it for the aggregated transformations (Xie et al. 2017, Figure 3c).
+
+    Raises ValueError where shapes, groups or sizes do not fit, naming the numbers, and TypeError for integer images.
+    """
+    check_images(x, "conv2d")
+    if weight.ndim != 4:
+        raise ValueError(f"conv2d expects weights of shape (O, C/groups, KH, KW), got {weight.shape}")
+    (_, C, _, _), (O, c, *kernel) = x.shape, weight.shape
+    if isinstance(groups, bool) or not isinstance(groups, int | np.integer) or groups < 1:
+        raise ValueError(f"conv2d: groups must be a positive integer, got {groups!r}")
+    if C % groups or O % groups:
+        raise ValueError(f"conv2d: {C} input channels and {O} filters must both be divisible by {groups} groups")
+    if c * groups != C:
+        raise ValueError(
+            f"conv2d: weights of shape {weight.shape} with {groups} group(s) need {c * groups} input channels, "
+            f"the images have {C}"
+        )
+    if 0 in weight.shape:
+        raise ValueError(f"conv2d got empty weights of shape {weight.shape}")
+    if bias is not None and bias.shape != (O,):
+        raise ValueError(f"conv2d: {O} filters need a bias of shape ({O},), got {bias.shape}")
+    options = {
+        "stride": as_pair(stride, "stride", 1),
+        "padding": as_pair(padding, "padding", 0),
+        "dilation": as_pair(dilation, "dilation", 1),
+    }
+    check_window(x, (kernel[0], kernel[1]), **options, operation="conv2d")
+    return Conv2d.apply(x, weight, bias, **options, groups=int(groups))

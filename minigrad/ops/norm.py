@@ -1,0 +1,157 @@
+"""Batch normalisation, alone and with the shortcut and ReLU that follow it in a residual network.
+
+x has shape (N, C, H, W) or (N, C); every channel is normalised over the m = N H W values that it has in the batch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..backend import Array, array_module
+from ..tensor import Function, Tensor
+
+
+class BatchNorm(Function):
+    """y = weight x̂ + bias with x̂ = (x - μ) / √(σ² + ε) (Ioffe & Szegedy, ICML 2015, Algorithm 1).
+
+    In training μ and σ² are the batch's own mean and (biased) variance; x then reaches x̂ three ways, directly, through
+    μ and through σ², and their sum is
+
+        dx = weight / √(σ² + ε) · (dy - mean(dy) - x̂ mean(dy x̂))
+
+    the part of dy that is neither constant nor along x̂: y cannot feel a shift or a scaling of x. In evaluation μ and σ²
+    are constants, and dx = weight / √(σ² + ε) · dy.
+    """
+
+    mixed = True
+
+    def forward(
+        self,
+        x: Array,
+        weight: Array,
+        bias: Array,
+        *,
+        running_mean: Array,
+        running_var: Array,
+        training: bool,
+        momentum: float,
+        eps: float,
+    ) -> Array:
+        self.axes = (0, *range(2, x.ndim))
+        self.channels = (1, -1) + (1,) * (x.ndim - 2)  # the shape in which a value per channel meets x
+        self.training, self.weight, self.dtype = training, weight, x.dtype
+        x = x.astype(weight.dtype, copy=False)  # bfloat16 has too few digits for a variance
+
+        if training:
+            mean = x.mean(axis=self.axes)
+            centred = x - mean.reshape(self.channels)
+            var = (centred * centred).mean(axis=self.axes)
+            update_running(running_mean, mean, momentum)
+            m = x.size // x.shape[1]
+            update_running(running_var, var * (m / (m - 1)), momentum)  # the unbiased variance
+        else:
+            mean, var = running_mean, running_var
+            centred = x - mean.reshape(self.channels)
+
+        self.inv_std = 1 / array_module(x).sqrt(var + eps)
+        self.x_hat = centred * self.inv_std.reshape(self.channels)
+        y = self.x_hat * weight.reshape(self.channels) + bias.reshape(self.channels)
+        return y.astype(self.dtype, copy=False)
+
+    def backward(self, dy: Array) -> tuple[Array, Array, Array]:
+        dy = dy.astype(self.weight.dtype, copy=False)
+        dweight = (dy * self.x_hat).sum(axis=self.axes)
+        dbias = dy.sum(axis=self.axes)
+        dx = dy
+        if self.training:
+            m = dy.size // dy.shape[1]
+            dx = dy - (dbias / m).reshape(self.channels) - self.x_hat * (dweight / m).reshape(self.channels)
+        dx = dx * (self.weight * self.inv_std).reshape(self.channels)
+        return dx.astype(self.dtype, copy=False), dweight, dbias
+
+
+class BatchNormReLU(BatchNorm):
+    """y = max(BN(x) + shortcut, 0): the end of a residual block as one node, so that one pass can do all of it.
+
+    With z = BN(x) + shortcut and dz = dy where z > 0, the shortcut's gradient is dz and the others follow from dz.
+    """
+
+    def forward(self, x: Array, weight: Array, bias: Array, shortcut: Array | None = None, **options: Any) -> Array:
+        z = super().forward(x, weight, bias, **options)
+        if shortcut is not None:
+            z = z + shortcut
+        self.positive = z > 0
+        return array_module(z).maximum(z, 0)
+
+    def backward(self, dy: Array) -> tuple[Array, Array, Array, Array]:  # type: ignore[override]
+        dz = dy * self.positive
+        return (*super().backward(dz), dz)
+
+
+def update_running(running: Array | None, batch: Array, momentum: float) -> None:
+    """running ← (1 - momentum) running + momentum batch, in place; nothing where no running value is kept."""
+    if running is not None:
+        running *= 1 - momentum
+        running += momentum * batch
+
+
+def _arguments(
+    x: Tensor, weight: Tensor, bias: Tensor, running_mean: Any, running_var: Any, training: bool, options: dict
+) -> dict[str, Any]:
+    """Check what both forms take, and return the options with the running statistics as arrays."""
+    if x.ndim < 2 or 0 in x.shape:
+        raise ValueError(f"batch_norm expects a batch of shape (N, C, ...) that is not empty, got {x.shape}")
+    C = x.shape[1]
+    mean, var = (r.data if isinstance(r, Tensor) else r for r in (running_mean, running_var))
+    for name, value in (("weight", weight), ("bias", bias), ("running_mean", mean), ("running_var", var)):
+        if value is not None and tuple(value.shape) != (C,):
+            raise ValueError(f"batch_norm: {C} channels need a {name} of shape ({C},), got {tuple(value.shape)}")
+    if training and x.size == C:
+        raise ValueError(f"batch_norm in training needs more than one value per channel, got shape {x.shape}")
+    if not training and (mean is None or var is None):
+        raise ValueError("batch_norm in evaluation needs running_mean and running_var")
+    return {"running_mean": mean, "running_var": var, "training": training, **options}
+
+
+def batch_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Any,
+    running_var: Any,
+    training: bool,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Normalise each channel of x (N, C, H, W) or (N, C), then scale by `weight` and shift by `bias`, both (C,).
+
+    y = weight (x - μ) / √(σ² + eps) + bias. In training μ and σ² are the batch's mean and biased variance, and the
+    running statistics move in place: running = (1 - momentum) running + momentum batch, with the unbiased variance
+    (Ioffe & Szegedy, ICML 2015, with PyTorch's conventions). In evaluation μ and σ² are the running statistics. These
+    may be tensors, arrays or, in training, None. Raises ValueError for shapes that do not fit and, in training, for one
+    value per channel.
+    """
+    options = _arguments(x, weight, bias, running_mean, running_var, training, {"momentum": momentum, "eps": eps})
+    return BatchNorm.apply(x, weight, bias, **options)
+
+
+def batch_norm_relu(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Any,
+    running_var: Any,
+    training: bool,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    shortcut: Tensor | None = None,
+) -> Tensor:
+    """max(batch_norm(x, ...) + shortcut, 0): the same numbers as the three operations, in one node of the graph.
+
+    Without a shortcut it is relu(batch_norm(x, ...)). Raises what `batch_norm` raises, and ValueError for a shortcut
+    whose shape is not x's.
+    """
+    options = _arguments(x, weight, bias, running_mean, running_var, training, {"momentum": momentum, "eps": eps})
+    if shortcut is not None and shortcut.shape != x.shape:
+        raise ValueError(f"batch_norm_relu: the shortcut's shape {shortcut.shape} must be the input's, {x.shape}")
+    return BatchNormReLU.apply(x, weight, bias, shortcut, **options)

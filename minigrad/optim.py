@@ -1,0 +1,155 @@
+"""Stochastic gradient descent, and the schedules that change its learning rate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from .backend import Array, device_of, to_device
+from .tensor import Tensor
+
+# The engine room registers here, by kind of device, a function that does what `sgd_update` does in one pass.
+faster_update: dict[str, Callable[..., None]] = {}
+
+
+def sgd_update(
+    w: Array, dw: Array, velocity: Array, lr: float, momentum: float, weight_decay: float, nesterov: bool
+) -> None:
+    """One step on one parameter, in place (Sutskever et al., ICML 2013, in PyTorch's form):
+
+        d = dw + weight_decay w          velocity ← momentum velocity + d
+        w ← w - lr velocity              or, with Nesterov's look-ahead, w ← w - lr (d + momentum velocity)
+
+    The velocity starts at 0, so the first step is plain gradient descent.
+    """
+    d = dw + weight_decay * w if weight_decay else dw
+    if momentum:
+        velocity *= momentum
+        velocity += d
+        d = d + momentum * velocity if nesterov else velocity
+    w -= lr * d
+
+
+class SGD:
+    """Gradient descent with momentum and weight decay by PyTorch's rule (see `sgd_update`).
+
+    `params` are parameters, or groups `{"params": [...], "weight_decay": 0.0}` with options of their own. The learning
+    rate may be changed before every step: `optimizer.lr = x`. Raises ValueError for options out of range, a parameter
+    given twice and no parameters at all; TypeError for one that is no tensor with a gradient.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+    ):
+        for name, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)):
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"SGD: {name} must be a finite number that is not negative, got {value}")
+        if nesterov and not momentum:
+            raise ValueError(f"SGD: Nesterov's rule needs a momentum above 0, got {momentum}")
+        self.lr = lr
+        defaults = {"momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov}
+        items = list(params)
+        groups = items if items and all(isinstance(g, dict) for g in items) else [{"params": items}]
+        self.groups = [{**defaults, **g, "params": list(g["params"])} for g in groups]
+        every = self.parameters()
+        if not every:
+            raise ValueError("SGD got no parameters")
+        for p in every:
+            if not isinstance(p, Tensor) or not p.requires_grad:
+                raise TypeError(f"SGD updates tensors with requires_grad=True, got {type(p).__name__}")
+        if len({id(p) for p in every}) < len(every):
+            raise ValueError("SGD got the same parameter twice")
+        self.velocities: list[Array | None] = [None] * len(every)
+
+    def parameters(self) -> list[Tensor]:
+        """All parameters, group by group."""
+        return [p for group in self.groups for p in group["params"]]
+
+    def step(self) -> None:
+        """Change every parameter that has a gradient by one step of the rule."""
+        i = 0
+        for group in self.groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    update = faster_update.get(p.device.partition(":")[0], sgd_update)
+                    if self.velocities[i] is None:
+                        self.velocities[i] = p.data * 0
+                    update(
+                        p.data,
+                        p.grad,
+                        self.velocities[i],
+                        self.lr,
+                        group["momentum"],
+                        group["weight_decay"],
+                        group["nesterov"],
+                    )
+                i += 1
+
+    def zero_grad(self) -> None:
+        """Forget the gradients; `backward()` would add to them otherwise."""
+        for p in self.parameters():
+            p.grad = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return {"lr": the learning rate, "velocities": copies as NumPy arrays, None where no step was made}."""
+        return {
+            "lr": self.lr,
+            "velocities": [None if v is None else np.array(to_device(v, "cpu")) for v in self.velocities],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict()`. Raises ValueError where number or shapes of the velocities differ."""
+        velocities, params = state["velocities"], self.parameters()
+        if len(velocities) != len(params):
+            raise ValueError(
+                f"the state has velocities for {len(velocities)} parameters, the optimizer has {len(params)}"
+            )
+        for i, (v, p) in enumerate(zip(velocities, params, strict=True)):
+            if v is not None and v.shape != p.shape:
+                raise ValueError(f"velocity {i} has shape {v.shape} in the state, its parameter has {p.shape}")
+        self.lr = state["lr"]
+        self.velocities = [
+            None if v is None else to_device(np.array(v, p.dtype), device_of(p.data))
+            for v, p in zip(velocities, params, strict=True)
+        ]
+
+
+# A schedule is a function of the time t, in epochs (or steps: any unit), that returns the learning rate: nothing to
+# save, nothing to restore. Before each step: optimizer.lr = schedule(t).
+Schedule = Callable[[float], float]
+
+
+def multi_step(lr: float, milestones: Sequence[float], gamma: float = 0.1) -> Schedule:
+    """lr · gamma^(number of milestones passed): constant in between, the step schedule of the paper (Appendix A)."""
+    return lambda t: lr * gamma ** sum(t >= m for m in milestones)
+
+
+def cosine(lr: float, total: float, warmup: float = 0.0, final: float = 0.0) -> Schedule:
+    """Half a cosine from lr down to `final` at `total` (Loshchilov & Hutter, ICLR 2017), after a linear warm-up."""
+    return _decay(lr, total, warmup, final, lambda s: (1 + math.cos(math.pi * s)) / 2)
+
+
+def linear(lr: float, total: float, warmup: float = 0.0, final: float = 0.0) -> Schedule:
+    """A straight line from lr down to `final` at `total` (Li et al., ICLR 2020), after a linear warm-up from 0."""
+    return _decay(lr, total, warmup, final, lambda s: 1 - s)
+
+
+def _decay(lr: float, total: float, warmup: float, final: float, shape: Callable[[float], float]) -> Schedule:
+    """Rise linearly to lr over `warmup`, then fall to `final` as `shape` goes from 1 to 0 over the rest of `total`."""
+    if not 0 <= warmup < total:
+        raise ValueError(f"a schedule needs 0 <= warmup < total, got warmup {warmup} and total {total}")
+
+    def schedule(t: float) -> float:
+        if t < warmup:
+            return lr * t / warmup
+        return final + (lr - final) * shape(min((t - warmup) / (total - warmup), 1.0))
+
+    return schedule

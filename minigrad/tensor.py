@@ -1,0 +1,359 @@
+"""The tape: tensors, the operations that connect them, and the walk that computes gradients.
+
+Read this file first. A `Tensor` is an array that may want a gradient. A `Function` is an operation applied once; its
+instance is a node of the graph: it keeps what its backward pass needs and points to the nodes that made its inputs.
+
+    x ──► Multiply ──► Sum ──► y         forward: every operation adds a node
+    x ◄── Multiply ◄── Sum ◄── dy = 1    backward: every node turns dy into one gradient per input
+
+`y.backward()` walks from the last node to the leaves. If y = f(u) and u = g(x), the chain rule says
+dx = (∂u/∂x)ᵀ (∂f/∂u)ᵀ dy: each node multiplies by the transpose of its own Jacobian and knows nothing of the others.
+A node returns its gradients; adding up those that meet at one node, summing over broadcast axes and checking shapes is
+done here, once, for all operations.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .backend import Array, array_module, device_of, float_dtype, is_float, to_device, to_numpy, unsupported
+
+_thread = threading.local()
+
+
+def recording() -> bool:
+    """True while operations are put on the tape, which is everywhere but inside `no_grad()`."""
+    return getattr(_thread, "recording", True)
+
+
+@contextmanager
+def no_grad() -> Iterator[None]:
+    """Compute without recording, as a context manager or a decorator: for evaluation and for updating weights."""
+    before = recording()
+    _thread.recording = False
+    try:
+        yield
+    finally:
+        _thread.recording = before
+
+
+# The engine room (minigrad/fast) registers here, by operation and kind of device, a subclass that computes the same
+# thing faster. With nothing registered the formulas of minigrad/ops run.
+faster: dict[tuple[type[Function], str], type[Function]] = {}
+
+
+class Function:
+    """An operation applied once: a node of the graph.
+
+    A subclass defines `forward(self, *arrays, **options) -> array`, which may keep what `backward` needs as attributes,
+    and `backward(self, dy) -> array or tuple of arrays`: the gradient of every input, None where `self.needs` says that
+    it is not wanted.
+    """
+
+    broadcasts = False  # True where inputs broadcast as in NumPy: the engine then sums a gradient to its input's shape
+    any_dtype = False  # True for operations that only move data, which take integers too
+    mixed = False  # True where the weights may be float32 while the first input is bfloat16
+
+    parents: tuple[Function | Tensor | None, ...] | None = None  # where each input's gradient goes; None once freed
+    needs: tuple[bool, ...] = ()  # which inputs want a gradient
+    inputs: tuple[Array | None, ...] = ()  # shape and dtype of every input, to check its gradient against
+
+    def forward(self, *arrays: Any, **options: Any) -> Array:
+        raise NotImplementedError
+
+    def backward(self, dy: Array) -> Any:
+        raise NotImplementedError
+
+    @classmethod
+    def accepts(cls, *arrays: Array | None, **options: Any) -> bool:
+        """Whether this implementation can compute these inputs; one that cannot leaves them to the book's formula."""
+        return True
+
+    @classmethod
+    def apply(cls, *tensors: Tensor | None, **options: Any) -> Tensor:
+        """Run the operation, and put it on the tape if an input wants a gradient."""
+        arrays = tuple(None if t is None else t.data for t in tensors)
+        device = cls._check(arrays)
+        fast = faster.get((cls, device.partition(":")[0]))
+        node = fast() if fast is not None and fast.accepts(*arrays, **options) else cls()
+        node.needs = tuple(t is not None and t.requires_grad and recording() for t in tensors)
+        y = Tensor._of(node.forward(*arrays, **options))
+        if any(node.needs):
+            # The edge leads to the node that made the input, not to the input: arrays that no backward pass
+            # needs are freed as soon as the forward pass lets go of them.
+            node.parents = tuple((t.node or t) if n else None for t, n in zip(tensors, node.needs, strict=True))  # type: ignore[union-attr]
+            node.inputs = tuple(None if a is None else (a.shape, a.dtype) for a in arrays)
+            y.node = node
+            y.requires_grad = True
+        return y
+
+    @classmethod
+    def _check(cls, arrays: tuple[Array | None, ...]) -> str:
+        """Return the inputs' common device; raise TypeError or ValueError where dtypes or devices do not fit."""
+        given = [a for a in arrays if a is not None]
+        dtype, device = given[0].dtype, device_of(given[0])
+        for a in given:
+            if not cls.any_dtype and not is_float(a.dtype):
+                raise TypeError(f"{cls.__name__} computes with floating-point tensors, got {a.dtype}")
+            if a.dtype != dtype and not (cls.mixed and a.dtype == np.float32):
+                raise TypeError(f"{cls.__name__} got tensors of dtypes {dtype} and {a.dtype}: convert one with .to()")
+            if device_of(a) != device:
+                raise ValueError(f"{cls.__name__} got tensors on {device} and {device_of(a)}: move one with .to()")
+        return device
+
+    def gradients(self, dy: Array) -> list[tuple[Function | Tensor, Array]]:
+        """Run `backward` and return (parent, checked gradient) for every input that wants one."""
+        dxs = self.backward(dy)
+        dxs = dxs if isinstance(dxs, tuple) else (dxs,)
+        checked: list[tuple[Function | Tensor, Array]] = []
+        for i, (parent, dx) in enumerate(zip(self.parents or (), dxs, strict=True)):
+            if parent is None:
+                continue
+            dx = array_module(dx).asarray(dx)  # a sum over everything is a scalar in NumPy
+            shape, dtype = self.inputs[i]  # type: ignore[misc]
+            if self.broadcasts and dx.shape != shape:
+                dx = unbroadcast(dx, shape)
+            if dx.shape != shape or dx.dtype != dtype:
+                raise ValueError(
+                    f"{type(self).__name__}.backward returned a gradient of shape {dx.shape} and dtype {dx.dtype} "
+                    f"for input {i}, which has shape {shape} and dtype {dtype}"
+                )
+            if isinstance(parent, Tensor) and (dx is dy or dx.base is not None or any(dx is d for _, d in checked)):
+                dx = dx.copy()  # a leaf keeps its gradient, so it must not share memory with another one
+            checked.append((parent, dx))
+        return checked
+
+    def free(self) -> None:
+        """Let go of the saved arrays and of the edges, so that memory falls while the walk goes on."""
+        self.__dict__.clear()
+
+
+def unbroadcast(dx: Array, shape: tuple[int, ...]) -> Array:
+    """Sum `dx` over the axes along which an input of `shape` was repeated: the transpose of broadcasting."""
+    lead = dx.ndim - len(shape)
+    repeated = tuple(i for i in range(dx.ndim) if i < lead or (shape[i - lead] == 1 and dx.shape[i] != 1))
+    return dx.sum(axis=repeated).reshape(shape)
+
+
+def consumers(root: Function | Tensor) -> dict[Function | Tensor, int]:
+    """Count, for every node below `root`, the edges that lead into it: the gradients it has to wait for."""
+    counts: dict[Function | Tensor, int] = {root: 0}
+    stack = [root]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, Tensor):
+            continue
+        if node.parents is None:
+            raise ValueError("backward() reached a part of the graph that an earlier backward() has already freed")
+        for parent in node.parents:
+            if parent is not None:
+                if parent not in counts:
+                    stack.append(parent)
+                counts[parent] = counts.get(parent, 0) + 1
+    return counts
+
+
+class Tensor:
+    """An array that can take part in differentiation.
+
+    `data` is an array, or anything NumPy can turn into one, and is copied. Python floats become float32; arrays keep
+    their dtype. `requires_grad` asks for a gradient, which `backward()` leaves in `.grad`, an array like `.data`.
+    Raises TypeError for data that is no array of numbers, and for a gradient asked of integers.
+    """
+
+    __slots__ = ("__weakref__", "data", "grad", "node", "requires_grad")
+    __array_ufunc__ = None  # tells NumPy to leave `array + tensor` to Tensor.__radd__
+
+    data: Array
+    grad: Array | None
+    node: Function | None  # the operation that made this tensor; None for a leaf
+    requires_grad: bool
+
+    def __init__(self, data: Any, requires_grad: bool = False, device: str | None = None, dtype: Any = None):
+        source = data.data if isinstance(data, Tensor) else data
+        xp = array_module(source)
+        try:
+            array = xp.array(source)
+        except ValueError:
+            raise ValueError("a Tensor needs a rectangular array, got nested sequences of different lengths") from None
+        if array.dtype == np.float64 and not isinstance(source, np.ndarray | np.floating) and xp is np:
+            array = array.astype(np.float32)
+        if dtype is not None and array.dtype.kind in "biuf":
+            array = array.astype(float_dtype(dtype, device or device_of(array)) if "float" in str(dtype) else dtype)
+        if array.dtype.kind not in "biu" and not is_float(array.dtype):
+            unsupported(array.dtype)
+        self._set(array if device is None else to_device(array, device))
+        if requires_grad and not is_float(self.data.dtype):
+            raise TypeError(f"only floating-point tensors can have a gradient, this one is {self.data.dtype}")
+        self.requires_grad = requires_grad
+
+    def _set(self, array: Array) -> None:
+        self.data = array
+        self.grad = None
+        self.node = None
+        self.requires_grad = False
+
+    @classmethod
+    def _of(cls, array: Array) -> Tensor:
+        """Wrap an array without a copy; sums over everything return scalars in NumPy, which become 0-d arrays."""
+        tensor = Tensor.__new__(Tensor)
+        tensor._set(np.asarray(array) if isinstance(array, np.generic) else array)
+        return tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.data.shape
+
+    @property
+    def ndim(self) -> int:
+        return self.data.ndim
+
+    @property
+    def size(self) -> int:
+        return self.data.size
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.data.dtype
+
+    @property
+    def device(self) -> str:
+        return device_of(self.data)
+
+    def __len__(self) -> int:
+        if not self.ndim:
+            raise TypeError("a tensor of shape () has no length")
+        return len(self.data)
+
+    def __repr__(self) -> str:
+        values = np.array2string(to_numpy(self.data), separator=", ", prefix="Tensor(", threshold=100, precision=4)
+        grad = ", requires_grad=True" if self.requires_grad else ""
+        return f"Tensor({values}, dtype={self.dtype}, device={self.device!r}{grad})"
+
+    __hash__ = object.__hash__  # by identity: == compares elements, as in NumPy
+
+    def __bool__(self) -> bool:
+        if self.size != 1:
+            raise ValueError(f"the truth value of a tensor of shape {self.shape} is ambiguous")
+        return bool(self.data.reshape(()).item())
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def numpy(self) -> np.ndarray:
+        """Return the values as a NumPy array, which shares the tensor's memory on the CPU."""
+        return to_numpy(self.data)
+
+    def item(self) -> float:
+        """Return the only value as a Python number; ValueError if there are more."""
+        if self.size != 1:
+            raise ValueError(f"item() needs a tensor with one value, this one has shape {self.shape}")
+        return self.data.reshape(()).item()
+
+    def detach(self) -> Tensor:
+        """Return a tensor with the same memory that is not part of the graph."""
+        return Tensor._of(self.data)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        if self.device != "cpu":
+            raise TypeError(f"NumPy cannot read a tensor on {self.device}: call .numpy() to copy it to the host")
+        return np.array(self.data, dtype=dtype, copy=copy)
+
+    @property
+    def __cuda_array_interface__(self) -> dict:
+        if self.device == "cpu":
+            raise AttributeError("a tensor on the CPU has no __cuda_array_interface__")
+        return self.data.__cuda_array_interface__
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self.data.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.data.__dlpack_device__()
+
+    def backward(self, gradient: Any = None) -> None:
+        """Add to `.grad` of every leaf x below this tensor y the gradient (∂y/∂x)ᵀ dy, and free the graph.
+
+        `gradient` is dy, of y's shape; a tensor with one value may leave it out, it is 1 then. Raises ValueError when y
+        does not depend on a tensor that requires a gradient, when shapes differ, and on a graph that is freed already.
+        """
+        root = self.node or self
+        dy = self._output_gradient(gradient)
+        waiting = consumers(root)
+        pending: dict[Function | Tensor, Array] = {root: dy}
+        ready = [root]
+        while ready:
+            node = ready.pop()
+            dy = pending.pop(node)
+            if isinstance(node, Tensor):
+                node.grad = dy if node.grad is None else node.grad + dy
+                continue
+            for parent, dx in node.gradients(dy):
+                pending[parent] = pending[parent] + dx if parent in pending else dx
+                waiting[parent] -= 1
+                if not waiting[parent]:
+                    ready.append(parent)
+            node.free()
+
+    def _output_gradient(self, gradient: Any) -> Array:
+        """Return dy as an array like `.data` that the walk may keep; see `backward`."""
+        if not self.requires_grad:
+            raise ValueError("backward() needs a tensor that was computed from one with requires_grad=True")
+        xp = array_module(self.data)
+        if gradient is None:
+            if self.size != 1:
+                raise ValueError(f"backward() without a gradient needs a tensor with one value, not shape {self.shape}")
+            return xp.ones_like(self.data)
+        dy = xp.array(gradient.data if isinstance(gradient, Tensor) else gradient, dtype=self.dtype)
+        if dy.shape != self.shape:
+            raise ValueError(f"backward() got a gradient of shape {dy.shape} for a tensor of shape {self.shape}")
+        return dy
+
+    if TYPE_CHECKING:
+        # The operators and methods below are defined in ops/, which imports this file, and attached there
+        # (see the end of ops/basic.py and ops/activation.py).
+        T: Tensor
+
+        def __add__(self, other: Any) -> Tensor: ...
+        def __radd__(self, other: Any) -> Tensor: ...
+        def __sub__(self, other: Any) -> Tensor: ...
+        def __rsub__(self, other: Any) -> Tensor: ...
+        def __mul__(self, other: Any) -> Tensor: ...
+        def __rmul__(self, other: Any) -> Tensor: ...
+        def __truediv__(self, other: Any) -> Tensor: ...
+        def __rtruediv__(self, other: Any) -> Tensor: ...
+        def __pow__(self, other: Any) -> Tensor: ...
+        def __rpow__(self, other: Any) -> Tensor: ...
+        def __matmul__(self, other: Any) -> Tensor: ...
+        def __rmatmul__(self, other: Any) -> Tensor: ...
+        def __neg__(self) -> Tensor: ...
+        def __getitem__(self, index: Any) -> Tensor: ...
+        def __eq__(self, other: object) -> Tensor: ...  # type: ignore[override]
+        def __ne__(self, other: object) -> Tensor: ...  # type: ignore[override]
+        def sum(self, axis: Any = None, keepdims: bool = False) -> Tensor: ...
+        def mean(self, axis: Any = None, keepdims: bool = False) -> Tensor: ...
+        def max(self, axis: Any = None, keepdims: bool = False) -> Tensor: ...
+        def reshape(self, *shape: Any) -> Tensor: ...
+        def transpose(self, *axes: Any) -> Tensor: ...
+        def exp(self) -> Tensor: ...
+        def log(self) -> Tensor: ...
+        def sqrt(self) -> Tensor: ...
+        def relu(self) -> Tensor: ...
+        def sigmoid(self) -> Tensor: ...
+        def tanh(self) -> Tensor: ...
+        def to(self, device: str | None = None, dtype: Any = None) -> Tensor: ...
+
+
+def from_dlpack(source: Any) -> Tensor:
+    """Wrap the memory of another library's array (PyTorch, JAX, CuPy, NumPy, ...) without a copy, through DLPack."""
+    kind, _ = source.__dlpack_device__()
+    if kind == 2:  # kDLCUDA
+        from .backend import cupy
+
+        return Tensor._of(cupy().from_dlpack(source))
+    return Tensor._of(np.from_dlpack(source))
