@@ -1,0 +1,118 @@
+"""Augmentation of a whole batch at once, on the device where the batch lives.
+
+The paper's recipe for CIFAR (Xie et al. 2017, appendix A) is a random 32x32 crop of the zero-padded 40x40 image or of
+its mirror image, nothing else. The order follows the authors' code: normalise, flip, pad, crop. Padding after
+normalisation makes the border zero, which is the mean colour; padding raw pixels would frame the images in black.
+
+Axes: N images, C channels, H rows, W columns. Batches are (N, C, H, W), C-contiguous. Random decisions are drawn on the
+host from a `numpy.random.Generator`, so that the CPU and the GPU see the same crops.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from minigrad.backend import array_module
+
+Array = Any  # an np.ndarray or a cupy.ndarray
+
+
+def check_batch(batch: Array) -> None:
+    """Raise ValueError unless the batch is (N, C, H, W) and holds something."""
+    if batch.ndim != 4 or batch.size == 0:
+        raise ValueError(f"a batch must have shape (N, C, H, W) without an empty axis, got {batch.shape}.")
+
+
+def normalise(images: Array, mean: Array, std: Array, dtype: Any = np.float32) -> Array:
+    """Bring each channel to mean zero and deviation one: y = (x - mean) / std.
+
+    `images` (N, C, H, W) uint8; `mean` and `std` (C,), in the 0..255 scale of the pixels, `std` positive. Computed in
+    float32, or in float64 for that `dtype`, and rounded to `dtype` at the end. Raises ValueError for other types and
+    shapes.
+    """
+    check_batch(images)
+    channels = images.shape[1]
+    mean, std = np.asarray(mean, np.float64), np.asarray(std, np.float64)
+    if images.dtype != np.uint8:
+        raise ValueError(f"images must be uint8, got {images.dtype}.")
+    if mean.shape != (channels,) or std.shape != (channels,):
+        raise ValueError(
+            f"mean and std must have shape ({channels},) for {channels} channels, got {mean.shape} and {std.shape}."
+        )
+    if not (std > 0).all():
+        raise ValueError(f"std must be positive, got {std.tolist()}.")
+    xp = array_module(images)
+    y = images.astype(np.float64 if dtype == np.float64 else np.float32)
+    y -= xp.asarray(mean, y.dtype)[:, None, None]
+    y /= xp.asarray(std, y.dtype)[:, None, None]
+    return y.astype(dtype, copy=False)
+
+
+def crop_and_flip(
+    batch: Array,
+    rng: np.random.Generator,
+    padding: int = 4,
+    mode: str = "zero",
+    flips: np.ndarray | None = None,
+) -> Array:
+    """Mirror some images left to right, pad all by `padding` pixels on each side and cut H x W out at random.
+
+    y[n, c, i, j] = padded[n, c, i + dy_n, j + dx_n], with W - 1 - j in the place of j where image n is mirrored, and
+    dy_n and dx_n uniform on 0..2 padding. `mode` "zero" pads with zeros (the mean colour of a normalised batch),
+    "reflect" mirrors the image at its border pixels. `flips` (N,) bool says which images are mirrored; without it each
+    one is with probability 1/2. Returns a new (N, C, H, W) array. Raises ValueError for a padding that is negative, or
+    too wide to reflect, and for an unknown mode.
+    """
+    check_batch(batch)
+    N, C, H, W = batch.shape
+    if mode not in ("zero", "reflect"):
+        raise ValueError(f"the padding mode must be 'zero' or 'reflect', got {mode!r}.")
+    if padding < 0 or (mode == "reflect" and padding >= min(H, W)):
+        raise ValueError(f"padding must lie in 0..{min(H, W) - 1} for {H} x {W} images, got {padding}.")
+    shifts = rng.integers(0, 2 * padding + 1, (2, N))
+    if flips is None:
+        flips = rng.random(N) < 0.5
+    elif flips.shape != (N,) or flips.dtype != np.bool_:
+        raise ValueError(f"flips must be bool of shape ({N},), got {flips.dtype} of shape {flips.shape}.")
+
+    xp = array_module(batch)
+    border = (padding, padding)
+    padded = xp.pad(batch, ((0, 0), (0, 0), border, border), mode="constant" if mode == "zero" else "reflect")
+    # Every crop of every image as a view that copies nothing; one gather then takes a single crop per image. A crop of
+    # the mirrored image is the mirror image of a crop, so the flip can come last, where it has fewer pixels to move.
+    sn, sc, sh, sw = padded.strides
+    places = 2 * padding + 1
+    crops = xp.lib.stride_tricks.as_strided(padded, (N, places, places, C, H, W), (sn, sh, sw, sc, sh, sw))
+    y = crops[xp.arange(N), xp.asarray(shifts[0]), xp.asarray(shifts[1])]  # (N, C, H, W)
+    mirrored = xp.asarray(np.flatnonzero(flips))
+    y[mirrored] = y[mirrored][..., ::-1]
+    return y
+
+
+def alternating_flips(images: int, epoch: int, seed: int) -> np.ndarray:
+    """Which of a data set's images are mirrored in `epoch`, (images,) bool: each one every other time.
+
+    The first epoch decides at random, and every later epoch mirrors what the one before did not: two epochs show each
+    image both ways, where independent coins show one image in two twice the same way (Jordan 2024, "94% on CIFAR-10 in
+    3.29 seconds on a single GPU", section 3.6).
+    """
+    first = np.random.default_rng(seed).random(images) < 0.5
+    return first ^ (epoch % 2 == 1)
+
+
+def cutout(batch: Array, size: int, rng: np.random.Generator) -> Array:
+    """Set a square of `size` x `size` pixels to zero in each image: a new (N, C, H, W) array.
+
+    The square's centre is uniform over the image, so that parts of it may lie outside (DeVries & Taylor 2017). Raises
+    ValueError unless 1 <= size <= min(H, W).
+    """
+    check_batch(batch)
+    N, _, H, W = batch.shape
+    if not 1 <= size <= min(H, W):
+        raise ValueError(f"the cutout's size must lie in 1..{min(H, W)} for {H} x {W} images, got {size}.")
+    top = rng.integers(0, H, (N, 1)) - size // 2
+    left = rng.integers(0, W, (N, 1)) - size // 2
+    rows = (np.arange(H) >= top) & (np.arange(H) < top + size)  # (N, H)
+    columns = (np.arange(W) >= left) & (np.arange(W) < left + size)  # (N, W)
+    keep = ~(rows[:, :, None] & columns[:, None, :])  # (N, H, W)
+    return batch * array_module(batch).asarray(keep)[:, None]
