@@ -400,7 +400,7 @@ def pad(x: Tensor, widths: Sequence[tuple[int, int]]) -> Tensor:
     pairs = tuple((int(before), int(after)) for before, after in widths)
     if len(pairs) != x.ndim or min((n for pair in pairs for n in pair), default=0) < 0:
         raise ValueError(f"pad needs {x.ndim} pairs of sizes that are not negative, got {pairs}")
-    return Pad.apply(x, widths=pairs)
+    return Pad.apply(x, widths=pairs) if pairs else x
 
 
 def to(x: Tensor, device: str | None = None, dtype: Any = None) -> Tensor:

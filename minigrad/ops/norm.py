@@ -50,7 +50,7 @@ class BatchNorm(Function):
             m = x.size // x.shape[1]
             update_running(running_var, var * (m / (m - 1)), momentum)  # the unbiased variance
         else:
-            mean, var = running_mean, running_var
+            mean, var = (r.astype(x.dtype, copy=False) for r in (running_mean, running_var))
             centred = x - mean.reshape(self.channels)
 
         self.inv_std = 1 / array_module(x).sqrt(var + eps)

@@ -1,0 +1,38 @@
+"""What all tests share: how thorough hypothesis is, and the devices that they run on.
+
+`HYPOTHESIS_PROFILE` chooses the profile: "ci" (the default) draws the same examples on every run, "dev" draws new ones,
+"thorough" draws many.
+"""
+
+import os
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+import minigrad
+from minigrad.backend import DeviceError, cupy
+
+# A slow machine is no reason to fail, and a blob lets a failure from somewhere else be replayed here.
+settings.register_profile("dev", deadline=None, print_blob=True, max_examples=25)
+settings.register_profile("ci", settings.get_profile("dev"), derandomize=True, database=None)
+settings.register_profile(
+    "thorough", settings.get_profile("dev"), max_examples=1000, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+@pytest.fixture(scope="session", params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def device(request):
+    """Every device: the same test runs on the CPU and, where there is one, on a GPU."""
+    if request.param == "cuda":
+        try:
+            cupy()
+        except DeviceError as error:
+            pytest.skip(str(error))
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    """Start the random numbers of initialisation and dropout anew for every test."""
+    minigrad.manual_seed(0)
