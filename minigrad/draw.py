@@ -1,0 +1,88 @@
+"""Seeing the tape: the graph below a tensor as Graphviz text, and as an SVG picture where Graphviz is installed.
+
+    loss = cross_entropy(model(x), labels)
+    Path("tape.svg").write_text(svg(loss, model))        before loss.backward(), which frees the graph
+
+An ellipse is an operation; an arrow carries the tensor whose shape stands beside it. A box is a leaf: filled where
+`backward()` will leave a gradient, dashed where an input wants none.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Mapping
+
+from . import tensor
+from .nn import Module
+from .tensor import Function, Tensor
+
+HEAD = """digraph tape {
+  rankdir=LR; bgcolor="transparent"; nodesep=0.25; ranksep=0.45;
+  node [fontname="Helvetica,Arial,sans-serif", fontsize=12, color="#5b6572", fillcolor="#ffffff", style=filled];
+  edge [fontname="Helvetica,Arial,sans-serif", fontsize=10, color="#7d8894", fontcolor="#7d8894", arrowsize=0.7];
+"""
+
+
+def graph(y: Tensor, names: Module | Mapping[str, Tensor] | None = None) -> str:
+    """Return the graph that leads to `y` in Graphviz's DOT language, inputs on the left.
+
+    `names` labels the leaves: a module, whose parameters have names, or a dictionary {"x": x}. The nodes are named as
+    in the book (minigrad/ops), whichever implementation ran. Raises ValueError for a tensor that no operation made, and
+    for a graph that `backward()` has freed.
+    """
+    if y.node is None:
+        raise ValueError("there is no graph to draw: no recorded operation made this tensor")
+    named = dict(names.named_parameters()) if isinstance(names, Module) else dict(names or {})
+    name_of = {id(t): name for name, t in named.items()}
+    book = {fast: operation for (operation, _), fast in tensor.faster.items()}
+    ids: dict[Function | Tensor, str] = {}
+    lines: list[str] = []
+
+    def declare(node: Function | Tensor) -> str:
+        """Write the node down the first time it is met; return its id."""
+        if node not in ids:
+            ids[node] = f"n{len(ids)}"
+            if isinstance(node, Tensor):
+                name = name_of.get(id(node), "leaf").replace("\\", "\\\\").replace('"', '\\"')
+                label = f"{name}\\n{node.shape}"
+                lines.append(f'  {ids[node]} [shape=box, fillcolor="#dfe9f7", label="{label}"];')
+            else:
+                cls = book.get(type(node), type(node))
+                lines.append(f'  {ids[node]} [shape=ellipse, label="{cls.__name__}"];')
+                waiting.append(node)
+        return ids[node]
+
+    waiting: list[Function] = []
+    root = declare(y.node)
+    while waiting:
+        node = waiting.pop()
+        if node.parents is None:
+            raise ValueError("there is no graph to draw: backward() has freed it, so draw before calling it")
+        for i, (parent, given) in enumerate(zip(node.parents, node.inputs, strict=True)):
+            if given is None:
+                continue
+            shape = str(given[0])
+            if parent is None:
+                source = f"{ids[node]}_{i}"
+                lines.append(f'  {source} [shape=box, style=dashed, label="no gradient\\n{shape}"];')
+            else:
+                source = declare(parent)
+            label = f' [label="{shape}"]' if isinstance(parent, Function) else ""
+            lines.append(f"  {source} -> {ids[node]}{label};")
+    lines.append(f'  y [shape=plain, fillcolor="transparent", label="{y.shape}"];\n  {root} -> y;')
+    return HEAD + "\n".join(lines) + "\n}\n"
+
+
+def svg(y: Tensor, names: Module | Mapping[str, Tensor] | None = None) -> str:
+    """Return the graph that leads to `y` as an SVG picture; see `graph`.
+
+    Raises FileNotFoundError where Graphviz's `dot` is not installed.
+    """
+    dot = shutil.which("dot")
+    if dot is None:
+        raise FileNotFoundError(
+            "drawing an SVG needs Graphviz's `dot`, which is not installed: install the package graphviz, or paste the "
+            "text of minigrad.draw.graph() into any Graphviz viewer"
+        )
+    return subprocess.run([dot, "-Tsvg"], input=graph(y, names), capture_output=True, text=True, check=True).stdout
