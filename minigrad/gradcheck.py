@@ -48,7 +48,12 @@ def gradcheck(
     Raises GradcheckError (an AssertionError) with the operation, the entry and both numbers where they differ, and
     ValueError where `fn` is not connected to its inputs, changes them, or gives two values for the same input.
     """
+    if not eps > 0:
+        raise ValueError(f"gradcheck needs a step eps above 0, got {eps}")
     arguments = _prepare(list(inputs) if isinstance(inputs, list | tuple) else [inputs])
+    operation = getattr(fn, "__self__", None)
+    if isinstance(operation, type) and issubclass(operation, Function):
+        fn = lambda *tensors: operation.apply(*tensors)  # noqa: E731  looks `apply` up anew, so that it can be recorded
     mismatch = _compare(fn, arguments, eps, rtol, atol, seed, max_entries)
     if mismatch is None:
         return True
@@ -97,8 +102,10 @@ class Mismatch:
 
     @property
     def kink(self) -> bool:
-        """Whether the slopes on the two sides differ far more than the curvature of a smooth function explains."""
-        return abs(self.left - self.right) > 1e-2 * max(abs(self.left), abs(self.right))
+        """Whether the slopes on the two sides differ far more than curvature explains, and `exact` lies between them."""
+        low, high = sorted((self.left, self.right))
+        margin = 1e-2 * max(abs(low), abs(high))
+        return high - low > margin and low - margin <= self.exact <= high + margin
 
 
 def _compare(
@@ -126,6 +133,8 @@ def _compare(
         return float(sum(np.vdot(v, to_numpy(y.data)) for v, y in zip(cotangents, ys, strict=True)))
 
     here, again = objective(), objective()
+    if not np.isfinite(here):
+        raise ValueError(f"gradcheck: fn's output has values that are not finite (their weighted sum is {here})")
     if here != again:
         raise ValueError(f"gradcheck: fn gave {here!r} and then {again!r} for the same input: fix its random seed")
     gradients = _by_tape(outputs, cotangents, [t for _, t in checked])
@@ -182,6 +191,8 @@ def _by_tape(outputs: list[Tensor], cotangents: list[np.ndarray], tensors: list[
     for part in parts[1:]:
         total = total + part
     total.backward()
+    if all(t.grad is None for t in tensors):
+        raise ValueError("gradcheck: fn's output depends on other tensors, on none of the inputs: pass them as float64")
     gradients = [np.zeros(t.shape) if t.grad is None else to_numpy(t.grad).copy() for t in tensors]
     for t, grad in zip(tensors, kept, strict=True):
         t.grad = grad
