@@ -102,7 +102,7 @@ class Mismatch:
 
     @property
     def kink(self) -> bool:
-        """Whether the slopes on the two sides differ far more than curvature explains, and `exact` lies between them."""
+        """Whether the slopes on both sides differ far more than curvature explains, with `exact` between them."""
         low, high = sorted((self.left, self.right))
         margin = 1e-2 * max(abs(low), abs(high))
         return high - low > margin and low - margin <= self.exact <= high + margin

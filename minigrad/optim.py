@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .backend import Array, device_of, to_device
+from .backend import Array, array_module, device_of, to_device
 from .tensor import Tensor
 
 # The engine room registers here, by kind of device, a function that does what `sgd_update` does in one pass.
@@ -49,22 +49,27 @@ class SGD:
         weight_decay: float = 0.0,
         nesterov: bool = False,
     ):
-        for name, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)):
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"SGD: {name} must be a finite number that is not negative, got {value}")
-        if nesterov and not momentum:
-            raise ValueError(f"SGD: Nesterov's rule needs a momentum above 0, got {momentum}")
         self.lr = lr
-        defaults = {"momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov}
+        defaults = {"params": (), "momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov}
         items = list(params)
         groups = items if items and all(isinstance(g, dict) for g in items) else [{"params": items}]
-        self.groups = [{**defaults, **g, "params": list(g["params"])} for g in groups]
+        self.groups = [{**defaults, **g, "params": list(g.get("params", ()))} for g in groups]
+        for group in self.groups:
+            for name in group.keys() - defaults.keys():
+                raise ValueError(f"SGD: {name!r} is not an option that a group of parameters can have")
+            for name, value in {"lr": lr, **group}.items():
+                if name in ("lr", "momentum", "weight_decay") and not (math.isfinite(value) and value >= 0):
+                    raise ValueError(f"SGD: {name} must be a finite number that is not negative, got {value}")
+            if group["nesterov"] and not group["momentum"]:
+                raise ValueError(f"SGD: Nesterov's rule needs a momentum above 0, got {group['momentum']}")
         every = self.parameters()
         if not every:
             raise ValueError("SGD got no parameters")
-        for p in every:
-            if not isinstance(p, Tensor) or not p.requires_grad:
-                raise TypeError(f"SGD updates tensors with requires_grad=True, got {type(p).__name__}")
+        for i, p in enumerate(every):
+            if not isinstance(p, Tensor) or not p.requires_grad or p.node:
+                raise TypeError(
+                    f"SGD updates leaf tensors with requires_grad=True, parameter {i} is none: {type(p).__name__}"
+                )
         if len({id(p) for p in every}) < len(every):
             raise ValueError("SGD got the same parameter twice")
         self.velocities: list[Array | None] = [None] * len(every)
@@ -81,7 +86,7 @@ class SGD:
                 if p.grad is not None:
                     update = faster_update.get(p.device.partition(":")[0], sgd_update)
                     if self.velocities[i] is None:
-                        self.velocities[i] = p.data * 0
+                        self.velocities[i] = array_module(p.data).zeros_like(p.data)
                     update(
                         p.data,
                         p.grad,

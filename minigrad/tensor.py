@@ -77,6 +77,9 @@ class Function:
     @classmethod
     def apply(cls, *tensors: Tensor | None, **options: Any) -> Tensor:
         """Run the operation, and put it on the tape if an input wants a gradient."""
+        for t in tensors:
+            if not isinstance(t, Tensor | None):
+                raise TypeError(f"{cls.__name__} takes tensors, got {type(t).__name__}: wrap it in Tensor(...)")
         arrays = tuple(None if t is None else t.data for t in tensors)
         device = cls._check(arrays)
         fast = faster.get((cls, device.partition(":")[0]))
@@ -100,7 +103,7 @@ class Function:
         for a in given:
             if not cls.any_dtype and not is_float(a.dtype):
                 raise TypeError(f"{cls.__name__} computes with floating-point tensors, got {a.dtype}")
-            if a.dtype != dtype and not (cls.mixed and a.dtype == np.float32):
+            if a.dtype != dtype and not (cls.mixed and (dtype.name, a.dtype.name) == ("bfloat16", "float32")):
                 raise TypeError(f"{cls.__name__} got tensors of dtypes {dtype} and {a.dtype}: convert one with .to()")
             if device_of(a) != device:
                 raise ValueError(f"{cls.__name__} got tensors on {device} and {device_of(a)}: move one with .to()")
@@ -110,13 +113,16 @@ class Function:
         """Run `backward` and return (parent, checked gradient) for every input that wants one."""
         dxs = self.backward(dy)
         dxs = dxs if isinstance(dxs, tuple) else (dxs,)
+        if len(dxs) != len(self.needs):
+            name, count = type(self).__name__, len(self.needs)
+            raise ValueError(f"{name}.backward returned {len(dxs)} gradients, the operation has {count} inputs")
         checked: list[tuple[Function | Tensor, Array]] = []
         for i, (parent, dx) in enumerate(zip(self.parents or (), dxs, strict=True)):
             if parent is None:
                 continue
             dx = array_module(dx).asarray(dx)  # a sum over everything is a scalar in NumPy
             shape, dtype = self.inputs[i]  # type: ignore[misc]
-            if self.broadcasts and dx.shape != shape:
+            if self.broadcasts and dx.shape != shape and dx.dtype == dtype:
                 dx = unbroadcast(dx, shape)
             if dx.shape != shape or dx.dtype != dtype:
                 raise ValueError(
@@ -135,9 +141,10 @@ class Function:
 
 def unbroadcast(dx: Array, shape: tuple[int, ...]) -> Array:
     """Sum `dx` over the axes along which an input of `shape` was repeated: the transpose of broadcasting."""
-    lead = dx.ndim - len(shape)
+    lead = max(dx.ndim - len(shape), 0)
     repeated = tuple(i for i in range(dx.ndim) if i < lead or (shape[i - lead] == 1 and dx.shape[i] != 1))
-    return dx.sum(axis=repeated).reshape(shape)
+    dx = dx.sum(axis=repeated, keepdims=True)
+    return dx.reshape(dx.shape[lead:])
 
 
 def consumers(root: Function | Tensor) -> dict[Function | Tensor, int]:
@@ -230,6 +237,9 @@ class Tensor:
             raise TypeError("a tensor of shape () has no length")
         return len(self.data)
 
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[i] for i in range(len(self)))
+
     def __repr__(self) -> str:
         values = np.array2string(to_numpy(self.data), separator=", ", prefix="Tensor(", threshold=100, precision=4)
         grad = ", requires_grad=True" if self.requires_grad else ""
@@ -304,12 +314,11 @@ class Tensor:
         """Return dy as an array like `.data` that the walk may keep; see `backward`."""
         if not self.requires_grad:
             raise ValueError("backward() needs a tensor that was computed from one with requires_grad=True")
-        xp = array_module(self.data)
         if gradient is None:
             if self.size != 1:
                 raise ValueError(f"backward() without a gradient needs a tensor with one value, not shape {self.shape}")
-            return xp.ones_like(self.data)
-        dy = xp.array(gradient.data if isinstance(gradient, Tensor) else gradient, dtype=self.dtype)
+            return array_module(self.data).ones_like(self.data)
+        dy = Tensor(gradient, device=self.device, dtype=self.dtype).data
         if dy.shape != self.shape:
             raise ValueError(f"backward() got a gradient of shape {dy.shape} for a tensor of shape {self.shape}")
         return dy

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..backend import Array, array_module, generator
 from ..tensor import Function, Tensor
-from .basic import as_axes
+from .basic import one_axis
 
 
 class ReLU(Function):
@@ -102,14 +102,12 @@ def tanh(x: Tensor) -> Tensor:
 
 def softmax(x: Tensor, axis: int = -1) -> Tensor:
     """e^xᵢ / Σⱼ e^xⱼ: positive numbers along `axis` that sum to 1."""
-    (axis,) = as_axes(axis, x.ndim)
-    return Softmax.apply(x, axis=axis)
+    return Softmax.apply(x, axis=one_axis(axis, x))
 
 
 def log_softmax(x: Tensor, axis: int = -1) -> Tensor:
     """xᵢ - log Σⱼ e^xⱼ: the logarithm of the softmax, exact where the softmax itself would round to 0."""
-    (axis,) = as_axes(axis, x.ndim)
-    return LogSoftmax.apply(x, axis=axis)
+    return LogSoftmax.apply(x, axis=one_axis(axis, x))
 
 
 def dropout(x: Tensor, p: float = 0.5, training: bool = True) -> Tensor:

@@ -7,7 +7,9 @@ The last lines of the file give `Tensor` its operators.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,7 @@ def as_tensor(value: Any, like: Tensor) -> Tensor:
     """Return `value` as a tensor: a number takes the dtype and device of `like`, an array keeps its dtype."""
     if isinstance(value, Tensor):
         return value
-    number = isinstance(value, int | float) and not isinstance(value, bool)
+    number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
     return Tensor(value, device=like.device, dtype=like.dtype if number and is_float(like.dtype) else None)
 
 
@@ -28,12 +30,13 @@ class Broadcasting(Function):
     """A binary operation on shapes that broadcast as in NumPy."""
 
     broadcasts = True
+    inner = 0  # how many of the last axes do not take part
 
     @classmethod
     def _check(cls, arrays: tuple[Array | None, ...]) -> str:
         a, b = (x.shape for x in arrays)  # type: ignore[union-attr]
         try:
-            np.broadcast_shapes(a, b)
+            np.broadcast_shapes(a[: len(a) - cls.inner], b[: len(b) - cls.inner])
         except ValueError:
             raise ValueError(f"{cls.__name__} cannot broadcast shapes {a} and {b}") from None
         return super()._check(arrays)
@@ -109,10 +112,10 @@ class Negate(Function):
         return -dy
 
 
-class MatMul(Function):
+class MatMul(Broadcasting):
     """y = a b over the last two axes,  da = dy bᵀ,  db = aᵀ dy. Leading axes broadcast."""
 
-    broadcasts = True
+    inner = 2
 
     def forward(self, a: Array, b: Array) -> Array:
         self.a, self.b = a, b
@@ -157,16 +160,36 @@ class Sqrt(Function):
         return dy / (2 * self.y)
 
 
-def as_axes(axis: int | Sequence[int] | None, ndim: int) -> tuple[int, ...]:
-    """Return `axis` as a tuple of distinct axes counted from the front; None means all. Raises ValueError otherwise."""
-    axes = tuple(range(ndim)) if axis is None else (axis,) if isinstance(axis, int) else tuple(axis)
+def as_axes(axis: Any, ndim: int) -> tuple[int, ...]:
+    """Return `axis` as a tuple of distinct axes counted from the front; None means all. Raises where it is not."""
+    axes = tuple(range(ndim)) if axis is None else tuple(axis) if isinstance(axis, tuple | list) else (axis,)
     for a in axes:
+        if not isinstance(a, int | np.integer):
+            raise TypeError(f"an axis is an integer, got {a!r}")
         if not -ndim <= a < ndim:
             raise ValueError(f"axis {a} is out of range for a tensor with {ndim} axes")
-    axes = tuple(a % ndim for a in axes)
+    axes = tuple(int(a) % ndim for a in axes)
     if len(set(axes)) < len(axes):
         raise ValueError(f"axis {axis} names an axis twice")
     return axes
+
+
+def one_axis(axis: Any, x: Tensor) -> int:
+    """Return a single axis of x counted from the front. Raises where it is none, or no value lies along it."""
+    axes = as_axes(axis, x.ndim)
+    if len(axes) != 1 or not x.shape[axes[0]]:
+        raise ValueError(f"one axis with values along it is needed, got axis {axis} of shape {x.shape}")
+    return axes[0]
+
+
+def as_pair(value: Any, name: str, minimum: int) -> tuple[int, int]:
+    """Return an int or a pair of ints as a pair (rows, columns); ValueError below `minimum`, TypeError otherwise."""
+    pair = value if isinstance(value, tuple | list) else (value, value)
+    if len(pair) != 2 or not all(isinstance(n, int | np.integer) and not isinstance(n, bool) for n in pair):
+        raise TypeError(f"{name} is an integer or a pair of integers, got {value!r}")
+    if min(pair) < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {value!r}")
+    return int(pair[0]), int(pair[1])
 
 
 class Sum(Function):
@@ -186,7 +209,7 @@ class Max(Function):
 
     def forward(self, x: Array, *, axes: tuple[int, ...], keepdims: bool) -> Array:
         y = x.max(axis=axes, keepdims=True)
-        largest = x == y
+        largest = (x == y) | (x != x)  # NaN is passed on, not hidden
         self.share = largest / largest.sum(axis=axes, keepdims=True).astype(x.dtype)
         self.kept = y.shape
         return y if keepdims else y.reshape(tuple(n for i, n in enumerate(x.shape) if i not in axes))
@@ -227,7 +250,7 @@ class Index(Function):
     any_dtype = True
 
     def forward(self, x: Array, *, index: Any) -> Array:
-        self.index, self.shape = index, x.shape
+        self.index, self.shape = deepcopy(index), x.shape  # the caller may go on to change an index array
         return x[index]
 
     def backward(self, dy: Array) -> Array:
@@ -360,8 +383,10 @@ def max(x: Tensor, axis: int | Sequence[int] | None = None, keepdims: bool = Fal
 
 def reshape(x: Tensor, *shape: Any) -> Tensor:
     """The same values, in row-major order, in another shape; one size may be -1. ValueError if it does not fit."""
-    wanted = tuple(shape[0]) if len(shape) == 1 and not isinstance(shape[0], int) else shape
-    known = int(np.prod([n for n in wanted if n != -1]))
+    wanted = tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape
+    if not all(isinstance(n, int | np.integer) for n in wanted):
+        raise TypeError(f"a shape is made of integers, got {wanted}")
+    known = math.prod(n for n in wanted if n != -1)
     holes = wanted.count(-1)
     fits = x.size == known if not holes else known and holes == 1 and x.size % known == 0
     if not fits or min(wanted, default=0) < -1:
@@ -371,10 +396,11 @@ def reshape(x: Tensor, *shape: Any) -> Tensor:
 
 def transpose(x: Tensor, *axes: Any) -> Tensor:
     """The axes in another order (reversed if none is given). Raises ValueError if they are no permutation."""
-    order = tuple(axes[0]) if len(axes) == 1 and not isinstance(axes[0], int) else axes or tuple(range(x.ndim))[::-1]
-    if sorted(as_axes(order, x.ndim)) != list(range(x.ndim)):
+    given = axes[0] if len(axes) == 1 and isinstance(axes[0], tuple | list) else axes
+    order = as_axes(given, x.ndim) or tuple(range(x.ndim))[::-1]
+    if len(order) != x.ndim:
         raise ValueError(f"transpose needs each of the {x.ndim} axes once, got {order}")
-    return Transpose.apply(x, axes=as_axes(order, x.ndim))
+    return Transpose.apply(x, axes=order)
 
 
 def index(x: Tensor, index: Any) -> Tensor:
@@ -385,10 +411,10 @@ def index(x: Tensor, index: Any) -> Tensor:
 
 def concat(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """Join tensors along an axis; all other sizes must be equal, or ValueError names the shapes."""
-    if not tensors:
-        raise ValueError("concat needs at least one tensor, got none")
+    if not isinstance(tensors, tuple | list) or not tensors:
+        raise TypeError(f"concat needs a list of at least one tensor, got {type(tensors).__name__}")
     first = tensors[0]
-    (a,) = as_axes(axis, first.ndim)
+    a = one_axis(axis, first)
     for t in tensors:
         if t.ndim != first.ndim or t.shape[:a] + t.shape[a + 1 :] != first.shape[:a] + first.shape[a + 1 :]:
             raise ValueError(f"concat along axis {axis} needs equal other sizes, got {first.shape} and {t.shape}")
@@ -397,9 +423,9 @@ def concat(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
 
 def pad(x: Tensor, widths: Sequence[tuple[int, int]]) -> Tensor:
     """Put `widths[i] = (before, after)` zeros around axis i. Raises ValueError for negative or missing widths."""
-    pairs = tuple((int(before), int(after)) for before, after in widths)
-    if len(pairs) != x.ndim or min((n for pair in pairs for n in pair), default=0) < 0:
-        raise ValueError(f"pad needs {x.ndim} pairs of sizes that are not negative, got {pairs}")
+    if not isinstance(widths, tuple | list) or len(widths) != x.ndim:
+        raise ValueError(f"pad needs a pair (before, after) for each of the {x.ndim} axes, got {widths!r}")
+    pairs = tuple(as_pair(pair, "a width of pad", 0) for pair in widths)
     return Pad.apply(x, widths=pairs) if pairs else x
 
 

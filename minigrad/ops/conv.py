@@ -14,12 +14,11 @@ In a product over groups, c = C/G and o = O/G are the channels and filters of on
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from ..backend import Array, array_module, matmul
 from ..tensor import Function, Tensor
+from .basic import as_pair
 
 Pair = tuple[int, int]
 
@@ -156,18 +155,6 @@ class Conv2d(Function):
         (N, *_), (_, c, KH, KW), (OH, OW) = self.x.shape, self.w.shape, self.out
         windows = im2col(pad_image(self.x, self.padding), (KH, KW), self.out, self.stride, self.dilation)
         return windows.transpose(1, 2, 3, 0, 4, 5).reshape(self.groups, c * KH * KW, N * OH * OW)
-
-
-def as_pair(value: Any, name: str, minimum: int) -> Pair:
-    """Return an int or a pair of ints as a pair (rows, columns); ValueError below `minimum`, TypeError otherwise."""
-    pair = (value, value) if isinstance(value, int | np.integer) else value
-    if not isinstance(pair, tuple | list) or len(pair) != 2:
-        raise TypeError(f"{name} is an integer or a pair of integers, got {value!r}")
-    if not all(isinstance(n, int | np.integer) and not isinstance(n, bool) for n in pair):
-        raise TypeError(f"{name} is an integer or a pair of integers, got {value!r}")
-    if min(pair) < minimum:
-        raise ValueError(f"{name} must be at least {minimum}, got {value!r}")
-    return int(pair[0]), int(pair[1])
 
 
 def check_images(x: Tensor, operation: str) -> None:

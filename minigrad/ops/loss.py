@@ -28,21 +28,22 @@ class CrossEntropy(Function):
     """loss = -1/N Σₙ Σₖ q[n, k] log p[n, k]  with p = softmax(logits) and the target distribution q.
 
     q is 1 at the label and 0 elsewhere, or with label smoothing s (Szegedy et al., CVPR 2016, Section 7):
-    q[n, k] = (1 - s) [k = label n] + s/K. Since Σₖ q = 1, dlogits = (p - q) / N · dloss.
+    q[n, k] = (1 - s) [k = label n] + s/K. So the loss is the mean of -log p at the labels, mixed with the mean
+    of -log p everywhere; and since Σₖ q = 1, dlogits = (p - q) / N · dloss.
     """
 
     def forward(self, logits: Array, *, labels: Array, label_smoothing: float) -> Array:
-        N, K = logits.shape
         xp = array_module(logits)
-        log_p = log_softmax_array(logits, axis=1)
-        q = xp.full((N, K), label_smoothing / K, logits.dtype)
-        q[xp.arange(N), labels] += 1 - label_smoothing
-        self.log_p, self.q = log_p, q
-        return -(q * log_p).sum() / N
+        self.at_labels, self.smoothing = (xp.arange(len(logits)), xp.array(labels)), label_smoothing
+        self.log_p = log_softmax_array(logits, axis=1)
+        loss = -(1 - label_smoothing) * self.log_p[self.at_labels].mean()
+        return loss - label_smoothing * self.log_p.mean() if label_smoothing else loss
 
     def backward(self, dy: Array) -> Array:
-        p = array_module(dy).exp(self.log_p)
-        return (p - self.q) * (dy / len(p))
+        N, K = self.log_p.shape
+        p_minus_q = array_module(dy).exp(self.log_p) - self.smoothing / K
+        p_minus_q[self.at_labels] -= 1 - self.smoothing
+        return p_minus_q * (dy / N)
 
 
 def as_labels(labels: Any, shape: tuple[int, ...], device: str) -> Array:

@@ -104,8 +104,12 @@ def _arguments(
     C = x.shape[1]
     mean, var = (r.data if isinstance(r, Tensor) else r for r in (running_mean, running_var))
     for name, value in (("weight", weight), ("bias", bias), ("running_mean", mean), ("running_var", var)):
-        if value is not None and tuple(value.shape) != (C,):
-            raise ValueError(f"batch_norm: {C} channels need a {name} of shape ({C},), got {tuple(value.shape)}")
+        shape = getattr(value, "shape", value)
+        if shape != (C,) and (value is not None or name in ("weight", "bias")):
+            raise ValueError(f"batch_norm: {C} channels need a {name} of shape ({C},), got {shape}")
+    momentum, eps = options["momentum"], options["eps"]
+    if not (0 <= momentum <= 1 and eps >= 0):
+        raise ValueError(f"batch_norm needs 0 <= momentum <= 1 and eps >= 0, got momentum {momentum} and eps {eps}")
     if training and x.size == C:
         raise ValueError(f"batch_norm in training needs more than one value per channel, got shape {x.shape}")
     if not training and (mean is None or var is None):
