@@ -3,8 +3,8 @@
 `create("resnext29_8x64d")` builds a network by name; `names()` lists the names.
 """
 
-from .blocks import Bottleneck, convert
+from .blocks import Bottleneck, convert, convert_network
 from .model import ResNeXt
 from .zoo import create, names
 
-__all__ = ["Bottleneck", "ResNeXt", "convert", "create", "names"]
+__all__ = ["Bottleneck", "ResNeXt", "convert", "convert_network", "create", "names"]

@@ -119,6 +119,15 @@ def convert(block: Bottleneck, form: str) -> Bottleneck:
     return other
 
 
+def convert_network(network: Module, form: str) -> Module:
+    """Replace every block of a network, in place, by its equivalent of another form; return the network."""
+    for parent in list(network.modules()):
+        for name, child in list(parent.children()):
+            if isinstance(child, Bottleneck):
+                setattr(parent, name, convert(child, form))
+    return network
+
+
 # Which axis of a weight in form (c) runs over the paths. In conv3 it is the input: path i feeds columns i d ... of it.
 PATH_AXIS = {"conv1": 0, "bn1": 0, "conv2": 0, "bn2": 0, "conv3": 1}
 
