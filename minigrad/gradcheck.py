@@ -174,6 +174,10 @@ def _outputs(value: Any) -> list[Tensor]:
     for y in outputs:
         if not isinstance(y, Tensor):
             raise ValueError(f"gradcheck: fn must return a Tensor or several, it returned a {type(y).__name__}")
+        if is_float(y.dtype) and y.dtype != np.float64:
+            raise ValueError(
+                f"gradcheck needs float64, fn returned {y.dtype}: does it use a module? module.to(dtype=...)"
+            )
     return outputs
 
 
@@ -192,7 +196,7 @@ def _by_tape(outputs: list[Tensor], cotangents: list[np.ndarray], tensors: list[
         total = total + part
     total.backward()
     if all(t.grad is None for t in tensors):
-        raise ValueError("gradcheck: fn's output depends on other tensors, on none of the inputs: pass them as float64")
+        raise ValueError("gradcheck: fn's output depends on other tensors, on none of the inputs")
     gradients = [np.zeros(t.shape) if t.grad is None else to_numpy(t.grad).copy() for t in tensors]
     for t, grad in zip(tensors, kept, strict=True):
         t.grad = grad
