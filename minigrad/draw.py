@@ -70,7 +70,7 @@ def graph(y: Tensor, names: Module | Mapping[str, Tensor] | None = None) -> str:
                 source = declare(parent)
             label = f' [label="{shape}"]' if isinstance(parent, Function) else ""
             lines.append(f"  {source} -> {ids[node]}{label};")
-    lines.append(f'  y [shape=plain, fillcolor="transparent", label="{y.shape}"];\n  {root} -> y;')
+    lines.append(f'  y [shape=plain, style="", fontcolor="#7d8894", label="{y.shape}"];\n  {root} -> y;')
     return HEAD + "\n".join(lines) + "\n}\n"
 
 

@@ -10,6 +10,7 @@ import doctest
 import io
 import os
 import re
+import runpy
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -70,7 +71,9 @@ def test_snippets(page, tmp_path, monkeypatch):
                 exec(code, namespace)
             output = stream.getvalue()
         elif block.language == "text" and block.follows:
-            assert same(block.text, output), f"{name(page)}:{block.line} shows\n{block.text}\nbut this came out:\n{output}"
+            assert same(block.text, output), (
+                f"{name(page)}:{block.line} shows\n{block.text}\nbut this came out:\n{output}"
+            )
 
 
 def commands(block: Block) -> list[tuple[str, str]]:
@@ -120,7 +123,7 @@ def test_commands_that_take_long_exist(page, block):
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_links(page):
-    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    text = FENCE.sub("", page.read_text())
     targets = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'(?:src|srcset|href)="([^"]+)"', text)
     for target in targets:
         if not re.match(r"[a-z]+:", target):
@@ -133,5 +136,15 @@ def test_links(page):
 
 def anchors(page: Path) -> set[str]:
     """The anchors that a page's headings get on GitHub."""
-    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    headings = re.findall(r"^#+ (.*)$", FENCE.sub("", page.read_text()), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_pictures_are_what_their_command_draws(tmp_path, monkeypatch):
+    namespace = runpy.run_path(str(ROOT / "docs" / "draw_pictures.py"), run_name="pictures")
+    monkeypatch.setitem(namespace["Picture"].save.__globals__, "IMAGES", tmp_path)
+    for picture, draw in namespace["PICTURES"].items():
+        if picture != "tape":  # drawn by Graphviz, whose versions differ
+            draw()
+            drawn, committed = (folder / f"guide_{picture}.svg" for folder in (tmp_path, ROOT / "docs" / "images"))
+            assert drawn.read_text() == committed.read_text(), f"run python docs/draw_pictures.py {picture}"
