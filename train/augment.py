@@ -67,8 +67,10 @@ def crop_and_flip(
     N, C, H, W = batch.shape
     if mode not in ("zero", "reflect"):
         raise ValueError(f"the padding mode must be 'zero' or 'reflect', got {mode!r}.")
-    if padding < 0 or (mode == "reflect" and padding >= min(H, W)):
-        raise ValueError(f"padding must lie in 0..{min(H, W) - 1} for {H} x {W} images, got {padding}.")
+    if padding < 0:
+        raise ValueError(f"padding must be at least 0, got {padding}.")
+    if mode == "reflect" and padding >= min(H, W):
+        raise ValueError(f"reflecting needs a padding below {min(H, W)} for {H} x {W} images, got {padding}.")
     shifts = rng.integers(0, 2 * padding + 1, (2, N))
     if flips is None:
         flips = rng.random(N) < 0.5

@@ -24,17 +24,36 @@ from train.download import DataError, Remote, fetch, verify
 __all__ = ["DataError", "Dataset", "channel_statistics", "load"]
 
 
-@dataclass
+@dataclass(eq=False)
 class Dataset:
-    """Labelled images of one split."""
+    """Labelled images of one split, and what normalises them: the statistics of the training split in both."""
 
     images: np.ndarray  # (N, 3, H, W) uint8
     labels: np.ndarray  # (N,) int64, each in 0..len(classes) - 1
     classes: list[str]
     name: str  # cifar10, cifar100, shapes or the folder's name
+    mean: np.ndarray  # (3,) float64, of each channel, in the 0..255 scale
+    std: np.ndarray  # (3,) float64, positive
 
     def __len__(self) -> int:
         return len(self.images)
+
+
+def channel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each channel of (N, 3, H, W) uint8 images, (3,) float64 each, in one pass.
+
+    From the histogram of the channel's 256 values: mean = sum_v p_v v, std = sqrt(sum_v p_v (v - mean)^2). A channel of
+    one single value gets the deviation one.
+    """
+    counts = np.zeros((3, 256))
+    for start in range(0, len(images), 1000):  # bincount widens its input to int64: a thousand images at a time
+        for channel in range(3):
+            counts[channel] += np.bincount(images[start : start + 1000, channel].ravel(), minlength=256)
+    p = counts / counts.sum(axis=1, keepdims=True)
+    v = np.arange(256)
+    mean = (p * v).sum(axis=1)
+    std = np.sqrt((p * (v - mean[:, None]) ** 2).sum(axis=1))
+    return mean, np.where(std > 0, std, 1.0)
 
 
 # ---- CIFAR's binary files -------------------------------------------------------------------------------------------
@@ -57,6 +76,8 @@ class BinaryFormat:
     test_records: int
     label_bytes: int
     classes: tuple[str, ...]
+    mean: tuple[float, float, float]  # of the training images' channels, in the 0..255 scale
+    std: tuple[float, float, float]
     side: int = 32
 
     @property
@@ -84,6 +105,8 @@ CIFAR10 = BinaryFormat(
     test_records=10_000,
     label_bytes=1,
     classes=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+    mean=(125.3, 123.0, 113.9),  # the constants of the authors' code
+    std=(63.0, 62.1, 66.7),
 )
 
 CIFAR100_CLASSES = """
@@ -110,6 +133,8 @@ CIFAR100 = BinaryFormat(
     test_records=10_000,
     label_bytes=2,
     classes=tuple(CIFAR100_CLASSES.split()),
+    mean=(129.3, 124.1, 112.4),  # as published with many CIFAR-100 recipes
+    std=(68.2, 65.4, 70.4),
 )
 
 FORMATS = (CIFAR10, CIFAR100)
@@ -123,9 +148,10 @@ def read_folder(folder: Path, format: BinaryFormat) -> dict[str, bytes]:
         if not path.is_file():
             raise DataError(f"{path} is missing; {format.name} needs {', '.join(format.file_bytes)} in this folder.")
         try:
-            with open(path, "rb") as file:
-                contents[name] = file.read(size + 1)
-                found = max(len(contents[name]), path.stat().st_size)
+            found = path.stat().st_size
+            if found == size:  # else not a byte is read
+                contents[name] = path.read_bytes()
+                found = len(contents[name])
         except OSError as error:
             raise DataError(f"cannot read {path}: {error.strerror}.") from None
         if found != size:
@@ -203,7 +229,8 @@ def decode(
             f"outside 0..{len(format.classes) - 1} of {format.name}."
         )
     images = records[:, format.label_bytes :].reshape(-1, 3, format.side, format.side)
-    return Dataset(np.ascontiguousarray(images), labels, list(format.classes), format.name)
+    mean, std = np.array(format.mean), np.array(format.std)
+    return Dataset(np.ascontiguousarray(images), labels, list(format.classes), format.name, mean, std)
 
 
 def find_folder(folder: Path, format: BinaryFormat) -> Path | None:
@@ -291,13 +318,13 @@ def take_turns(classes: dict[str, list[Path]]) -> Iterable[tuple[Path, int]]:
 
 
 def read_split(
-    classes: dict[str, list[Path]], limit: int | None, shape: tuple[int, int] | None, name: str, progress: bool
-) -> Dataset:
-    """Decode the images of one split; `shape` (H, W) is what they must have, None takes it from the first."""
+    classes: dict[str, list[Path]], limit: int | None, shape: tuple[int, ...] | None, split: str, progress: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Images and labels of one split; `shape` (H, W) is what the images must have, None takes it from the first."""
     files = list(take_turns(classes))[:limit]
     images = np.empty(0, np.uint8)
     for i, (path, _) in enumerate(
-        tqdm(files, desc=f"{name} images", unit=" images", disable=None if progress else True)
+        tqdm(files, desc=f"{split} images", unit=" images", disable=None if progress else True)
     ):
         pixels = read_image(path)
         if shape is None:
@@ -310,7 +337,7 @@ def read_split(
         if i == 0:
             images = np.empty((len(files), 3, *shape), np.uint8)
         images[i] = pixels.transpose(2, 0, 1)
-    return Dataset(images, np.array([label for _, label in files], np.int64), list(classes), name)
+    return images, np.array([label for _, label in files], np.int64)
 
 
 def load_class_folder(
@@ -330,10 +357,14 @@ def load_class_folder(
             f"{folder}: train/ has {len(train_classes)} classes and {test_folder.name}/ has {len(test_classes)}, "
             f"and {odd[0]!r} is only in one of them."
         )
-    name = folder.resolve().name
-    train = read_split(train_classes, limit_train, None, name, progress)
-    H, W = train.images.shape[2:]
-    return train, read_split(test_classes, limit_test, (H, W), name, progress)
+    images, labels = read_split(train_classes, limit_train, None, "training", progress)
+    test_images, test_labels = read_split(test_classes, limit_test, images.shape[2:], "test", progress)
+    classes, name = list(train_classes), folder.resolve().name
+    mean, std = channel_statistics(images)
+    return (
+        Dataset(images, labels, classes, name, mean, std),
+        Dataset(test_images, test_labels, classes, name, mean, std),
+    )
 
 
 # ---- the way in -----------------------------------------------------------------------------------------------------
@@ -366,7 +397,8 @@ def load(
         splits = []
         for split, number, limit in ((0, SHAPES_TRAIN, limit_train), (1, SHAPES_TEST, limit_test)):
             images, labels = shapes.draw_shapes(min(number, limit or number), seed, split)
-            splits.append(Dataset(images, labels, list(shapes.CLASSES), "shapes"))
+            mean, std = np.array(shapes.MEAN), np.array(shapes.STD)
+            splits.append(Dataset(images, labels, list(shapes.CLASSES), "shapes", mean, std))
         return splits[0], splits[1]
 
     found = find_binary(data, root, mirror, progress)
@@ -388,22 +420,3 @@ def load(
             "cifar-100-binary/, nor train/<class>/ with images."
         )
     raise DataError(f"data {data!r} is not cifar10, cifar100 or shapes, and there is no such folder or file.")
-
-
-def channel_statistics(train: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each channel over a training set, in the 0..255 scale: (3,) float64 each.
-
-    CIFAR-10's are the constants of the authors' code; others follow from the histogram of the channel's 256 values:
-    mean = sum_v p_v v, std = sqrt(sum_v p_v (v - mean)^2). A channel of one single value gets the deviation one.
-    """
-    if train.name == CIFAR10.name:
-        return np.array([125.3, 123.0, 113.9]), np.array([63.0, 62.1, 66.7])
-    counts = np.zeros((3, 256))
-    for start in range(0, len(train), 1000):  # bincount widens its input to int64: a thousand images at a time
-        for channel in range(3):
-            counts[channel] += np.bincount(train.images[start : start + 1000, channel].ravel(), minlength=256)
-    p = counts / counts.sum(axis=1, keepdims=True)
-    v = np.arange(256)
-    mean = (p * v).sum(axis=1)
-    std = np.sqrt((p * (v - mean[:, None]) ** 2).sum(axis=1))
-    return mean, np.where(std > 0, std, 1.0)

@@ -17,7 +17,8 @@ SIDE = 32  # pixels
 SUPERSAMPLING = 4  # polygons are drawn this much larger and averaged down, which gives smooth edges
 STROKES = 2  # the clutter in each image
 CANVAS = SIDE * SUPERSAMPLING
-CHUNK = 500  # images drawn from one random stream and coloured at once; bounds the memory of the float arrays
+MEAN, STD = (123.0, 123.0, 123.0), (58.0, 58.0, 58.0)  # of the channels, rounded; the same for every seed and size
+CHUNK = 250  # images drawn from one random stream and coloured at once; bounds the memory of the float arrays
 
 
 # ---- the ten outlines -----------------------------------------------------------------------------------------------
@@ -59,9 +60,9 @@ def centred(points: list) -> np.ndarray:
 
 OUTLINES = {
     "arrow": centred([(-9, -3), (1, -3), (1, -8), (10, 0), (1, 8), (1, 3), (-9, 3)]),
-    "bolt": centred([(2, 10), (-6, -1), (-1, -1), (-3, -10), (6, 3), (1, 3), (5, 10)]),
+    "bolt": centred([(-1, 7), (-7, -1.5), (-1, -1.5), (-3, -7), (7, 2), (1, 2), (5, 7)]),
     "circle": centred(arc(1, 0, 360)[:-1]),
-    "crescent": centred(arc(1, 50, 310) + arc(0.86, 297, 63, x=0.26)),
+    "crescent": centred(arc(1, 58, 302) + arc(0.85, 276, 84, x=0.45)),
     "cross": centred(
         [(-1, -3), (1, -3), (1, -1), (3, -1), (3, 1), (1, 1), (1, 3), (-1, 3), (-1, 1), (-3, 1), (-3, -1), (-1, -1)]
     ),
@@ -83,14 +84,13 @@ def place(outline: np.ndarray, rng: np.random.Generator) -> list[tuple[float, fl
     cos, sin = math.cos(angle), math.sin(angle)
     stretch = rng.uniform(0.9, 1.1)  # x * stretch, y / stretch: the area stays as it is
     shear = rng.uniform(-0.1, 0.1)
-    scale = SUPERSAMPLING * math.sqrt(rng.uniform(140, 250))  # the area in pixels of the finished image
+    scale = SUPERSAMPLING * math.sqrt(rng.uniform(140, 230))  # the area in pixels of the finished image
     x = outline[:, 0] * stretch + outline[:, 1] * shear
     y = outline[:, 1] / stretch
     points = np.stack([x * cos - y * sin, x * sin + y * cos], axis=1) * scale
     low, high = points.min(axis=0), points.max(axis=0)
-    margin = SUPERSAMPLING
-    room = np.maximum(CANVAS - 2 * margin - (high - low), 0)
-    return [tuple(p) for p in points - low + margin + room * rng.random(2)]
+    room = CANVAS - (high - low)
+    return [tuple(p) for p in points - low + room * rng.uniform(0.15, 0.85, 2)]
 
 
 def draw_masks(label: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -115,19 +115,26 @@ def clouds(number: int, cells: int, rng: np.random.Generator) -> np.ndarray:
     return rows[:, :, cell] + (rows[:, :, cell + 1] - rows[:, :, cell]) * t[:, None]
 
 
-def contrasting(colours: np.ndarray, distance: float, rng: np.random.Generator) -> np.ndarray:
-    """A random colour for each of `colours` (N, 3), at least `distance` away from it where one of 16 tries is."""
-    tries = rng.uniform(10, 245, (len(colours), 16, 3)).astype(np.float32)
-    far = ((tries - colours[:, None]) ** 2).sum(axis=2) >= distance**2  # (N, 16)
-    return tries[np.arange(len(colours)), far.argmax(axis=1)]
+def contrasting(colours: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A random colour for each of `colours` (N, 3): lighter than it four times in five, else darker, by 45 or more.
+
+    If all shapes were lighter than their ground, a linear classifier could match templates; if half of them were, it
+    would be at a loss, but a network would also learn much more slowly that the sign does not matter.
+    """
+    number = len(colours)
+    tries = rng.uniform(0, 255, (number, 32, 3)).astype(np.float32)
+    gap = (tries - colours[:, None]).mean(axis=2)  # (N, 32), in brightness
+    gap *= np.where(rng.random((number, 1)) < 0.8, 1, -1)
+    choice = np.where((gap >= 45).any(axis=1), (gap >= 45).argmax(axis=1), gap.argmax(axis=1))
+    return tries[np.arange(number), choice]
 
 
 def paint(masks: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Colour masks (N, 2, 32, 32) uint8 into images (N, 3, 32, 32) uint8: background, layers over it, noise."""
     number = len(masks)
-    ground = rng.uniform(30, 225, (number, 3)).astype(np.float32)
-    front = contrasting(ground, 150, rng)
-    canvas = ground[:, None, None] + 35 * clouds(number, 2, rng) + 15 * clouds(number, 8, rng)
+    ground = rng.uniform(30, 200, (number, 3)).astype(np.float32)
+    front = contrasting(ground, rng)
+    canvas = ground[:, None, None] + 28 * clouds(number, 2, rng) + 12 * clouds(number, 8, rng)
     surface = front[:, None, None] + 20 * clouds(number, 2, rng)
     scribble = rng.uniform(10, 245, (number, 1, 1, 3)).astype(np.float32)
     for layer, colour in enumerate((scribble, surface)):
