@@ -91,8 +91,8 @@ class Module:
         return self
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """Return copies of all parameters and buffers as NumPy arrays, by name."""
-        return {name: np.array(t.numpy()) for name, t in self.named_tensors()}
+        """Return copies of all parameters and buffers as contiguous NumPy arrays, by name."""
+        return {name: np.array(t.numpy(), order="C") for name, t in self.named_tensors()}
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> tuple[list[str], list[str]]:
         """Copy arrays into the parameters and buffers of the same name; return (missing, unexpected) names.
@@ -115,7 +115,7 @@ class Module:
         for n, array in arrays.items():
             if array.shape != own[n].shape:
                 raise ValueError(f"{n} has shape {array.shape} in the weights and {own[n].shape} in the model")
-            if (array.dtype.kind in "iub") != (own[n].dtype.kind in "iub"):
+            if (array.dtype.kind in "iub") != (own[n].dtype.kind in "iub") or array.dtype.kind in "cmMOSU":
                 raise TypeError(f"{n} has dtype {array.dtype} in the weights and {own[n].dtype} in the model")
         for n, array in arrays.items():
             own[n].data = to_device(array.astype(own[n].dtype), own[n].device)

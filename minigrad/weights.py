@@ -5,14 +5,21 @@ The names are torchvision's, so a file saved from torchvision's or timm's ResNet
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors import SafetensorError, deserialize
+from safetensors.numpy import save
 
 from .nn import Module
+
+# The names that safetensors has for little-endian types, and NumPy's.
+DTYPES = {
+    "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "BOOL": "?",
+    "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1",
+}  # fmt: skip
 
 
 def save_weights(module: Module, path: str | os.PathLike[str]) -> None:
@@ -30,13 +37,28 @@ def load_weights(module: Module, path: str | os.PathLike[str], strict: bool = Tr
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Return the arrays of a safetensors file by name; ValueError names the file if it is none."""
+    """Return the arrays of a safetensors file by name, bfloat16 as float32; ValueError names the file if it is none."""
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
+    content = path.read_bytes()
     try:
-        return load_file(path)
+        entries = deserialize(content)
     except SafetensorError as error:
         raise ValueError(f"{path} is not a complete safetensors file: {error}") from None
+    names = [
+        name for name, _ in json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")], object_pairs_hook=list)
+    ]
+    arrays = {}
+    for name, entry in entries:
+        if names.count(name) > 1:
+            raise ValueError(f"{path} has {names.count(name)} arrays of the name {name}")
+        if entry["dtype"] not in DTYPES:
+            raise ValueError(f"{path}: {name} is of type {entry['dtype']}, which cannot be read")
+        array = np.frombuffer(entry["data"], DTYPES[entry["dtype"]]).reshape(entry["shape"])
+        if entry["dtype"] == "BF16":  # the upper half of a float32
+            array = (array.astype(np.uint32) << 16).view(np.float32)
+        arrays[name] = array
+    return arrays
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -44,6 +66,8 @@ def write_atomically(path: Path, content: bytes) -> None:
 
     The bytes go to a neighbour in the same folder, are flushed to the disk, and the neighbour replaces the target.
     """
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} to")
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with part.open("wb") as file:

@@ -28,7 +28,7 @@ def positive(seed, *shape):
 
 
 def distinct(seed, *shape):
-    """Values at least 0.25 from each other and 0.125 from 0: no ties, no kinks within the step of a finite difference."""
+    """Values at least 0.25 from each other and 0.125 from 0: no ties, no kink within a finite difference's step."""
     rng = np.random.default_rng(seed)
     count = prod(shape)
     return (rng.permutation(count) - count // 2 + 0.5).reshape(shape) * 0.25
