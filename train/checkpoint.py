@@ -23,7 +23,7 @@ METADATA = "minigrad"
 
 def write(path: Path, arrays: dict[str, np.ndarray], state: dict[str, Any]) -> None:
     """Write arrays and state to a file that appears whole or not at all."""
-    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     write_atomically(path, save(contiguous, metadata={METADATA: json.dumps(state)}))
 
 

@@ -27,7 +27,7 @@ from minigrad.nn import Module
 from resnext import create
 
 from . import augment, checkpoint, plots
-from .data import Dataset, channel_statistics, load
+from .data import Dataset, load
 from .recipes import RECIPES, Recipe
 
 FAILED, USAGE = 1, 2  # exit codes; 128 + n after signal n
@@ -106,7 +106,7 @@ class Run:
         if plain:
             groups.append({"params": plain, "weight_decay": 0.0})
         optimizer = optim.SGD(groups, r.lr, r.momentum, r.weight_decay, r.nesterov)
-        mean, std = channel_statistics(train_set)
+        mean, std = train_set.mean, train_set.std
         train_set, test_set = _on_device(train_set, config.device), _on_device(test_set, config.device)
         run = cls(config, model, optimizer, train_set, test_set, mean, std)
         if r.average:
@@ -126,6 +126,7 @@ class Run:
             "classes": self.train_set.classes,
             "mean": self.mean.tolist(),
             "std": self.std.tolist(),
+            "size": list(self.train_set.images.shape[2:]),
             "epoch": self.epoch,
             "step": self.step,
             "best_error": self.best_error,
