@@ -1,0 +1,310 @@
+// Grouped 3x3 convolution on tensor cores, bf16 in and out, float32 sums: forward, input gradient and weight gradient
+// as implicit matrix products. The columns of im2col are never written: a tap is the same tile read from another row.
+//
+//   forward   y[p, o]     = sum over taps t, channels i of  x[p + t, i] * w[o, t, i]
+//   dgrad     dx[p, i]    = sum over taps t, filters o of  dy[p - t, o] * w[o, t, i]      (forward with other weights)
+//   wgrad     dw[o, t, i] = sum over pixels p of           dy[p, o] * x[p + t, i]
+//
+// Groups narrower than 64 channels are packed: 64 / c neighbouring groups form one "pack" whose weights stand
+// block-diagonally in a 64 x 64 matrix per tap, zeros elsewhere, because a tensor core's time is the same for zeros.
+// Wider groups (multiples of 64) are a pack of their own. CI and CO are a pack's input and output channels.
+//
+// Tile, forward and dgrad: 256 (or 128) pixels (TI images x TH rows x TW columns) by 64 or 128 filters of one pack, a warp for
+// each 64 x 64. Input channels go by 64 at a time: the patch of pixels that the tile's taps touch is loaded once into
+// shared memory, 128 bytes a pixel, and serves all taps; the weights of one tap stream through a ring of three buffers.
+// Tile, wgrad: 64 filters by 64 input channels by nine taps, all in the registers of eight warps, over a share of the
+// pixels, 128 at a time. Each share leaves its partial sums; wgrad_finish adds the shares in a fixed order.
+// Both kernels XOR a row's number into the position of its 16-byte pieces, so that ldmatrix meets no bank conflict.
+// Bytes: x once (a border of 1.3 to 1.6 times the tile comes from the cache), y once, weights once per tile (cache).
+// Operations: 2 * 9 * CI * CO a pixel and pack, the zeros of packed groups included.
+// No atomics anywhere: the same input gives the same bits.
+// Held to the book by tests/test_cuda_shim.py::test_conv3x3_is_the_books (CPU, with mma.sync, ldmatrix and cp.async
+// imitated) and tests/test_fast_cuda.py::test_convolution_on_the_gpu (GPU).
+
+#include "ptx.cuh"
+#include "device.cuh"
+
+constexpr int K = 64;  // channels in one row of shared memory: 128 bytes, one line of all 32 banks
+
+constexpr int RING = 3;  // weight buffers: one in use, two on their way
+constexpr int WGRAD_PIXELS = 128;
+
+// What a launch computes: y[n, OS * i + OH0, OS * j + OW0] = sum over taps of x[n, S * i + dh, S * j + dw] * w[..., tap, :]
+// for the pixels (i, j) of a grid of OH x OW, where x is 0 outside H x W. Forward: OS = 1, S = 2^S_log the stride, nine taps with
+// dh, dw in -1..1. The input gradient of stride 2 is four such launches, OS = 2, one for each parity of (h, w).
+struct Conv {
+    int N, H, W, C;              // x
+    int YH, YW, YC;              // y
+    int OH, OW, OS, OH0, OW0;    // the grid of pixels and where it lies in y
+    int S_log;                   // log2 of the stride in x: 0 or 1
+    int CI, CO, packs;           // input and output channels of a pack
+    int TI_log, TH_log, TW_log;  // the tile: 2^TI_log images, 2^TH_log rows, 2^TW_log columns
+    int tiles_h, tiles_w;        // how many tiles cover OH and OW
+    int taps, top, left;         // smallest dh and dw: where the patch starts
+    int PH, PW;                  // rows and columns of the patch, one image
+    int dh[9], dw[9], tap[9];    // offsets from (top, left), and the place of the tap in w
+};
+
+// Where piece `piece` (16 bytes, 8 channels) of row `row` lies in a buffer of 128-byte rows.
+__device__ inline int swizzled(int row, int key, int piece) { return row * K + ((piece ^ (key & 7)) << 3); }
+
+// The position of pixel m of a tile.
+struct Pixel {
+    int image, row, column;
+    __device__ Pixel(int m, const Conv& s)
+        : image(m >> (s.TH_log + s.TW_log)),
+          row((m >> s.TW_log) & ((1 << s.TH_log) - 1)),
+          column(m & ((1 << s.TW_log) - 1)) {}
+};
+
+// Which images, rows and columns a tile starts at.
+struct Tile {
+    int image, row, column;
+    __device__ Tile(int tile, const Conv& s)
+        : image(tile / (s.tiles_h * s.tiles_w) << s.TI_log),
+          row(tile / s.tiles_w % s.tiles_h << s.TH_log),
+          column(tile % s.tiles_w << s.TW_log) {}
+};
+
+// Start copying the patch of x under a tile: (TI, PH, PW) rows of 64 channels from `channel` on, zeros outside the image.
+__device__ inline void load_patch(bf16* patch, const bf16* x, const Conv& s, const Tile& tile, int channel,
+                                  int threads) {
+    const int piece = threadIdx.x & 7, rows = s.PH * s.PW << s.TI_log;
+    const int h0 = (tile.row << s.S_log) + s.top, w0 = (tile.column << s.S_log) + s.left;
+    for (int row = threadIdx.x >> 3; row < rows; row += threads >> 3) {
+        const int column = row % s.PW, line = row / s.PW, image = line / s.PH;
+        const int n = tile.image + image, h = h0 + line - image * s.PH, w = w0 + column;
+        const bool inside = n < s.N && h >= 0 && h < s.H && w >= 0 && w < s.W;
+        const bf16* from = x + ((n * s.H + h) * s.W + w) * static_cast<long long>(s.C) + channel + piece * 8;
+        copy_async(patch + swizzled(row, row >> s.S_log, piece), inside ? from : x, inside);
+    }
+}
+
+// One block: PIXELS pixels by FILTERS filters of one pack; blockIdx.x = (tile, pack, block of filters), the last one
+// fastest, so that blocks that run together read the same pixels. 64 pixels by 64 filters a warp.
+template <int PIXELS, int FILTERS>
+__device__ void conv3x3(const bf16* x, const bf16* w, bf16* y, const Conv& s) {
+    constexpr int THREADS = PIXELS / 64 * FILTERS / 64 * 32;
+    DYNAMIC_SHARED(shared_bytes);
+    const int chunks = s.CI / K, patch_size = (s.PH * s.PW << s.TI_log) * K;
+    bf16* patches = reinterpret_cast<bf16*>(shared_bytes);
+    bf16* ring = patches + patch_size * (chunks > 1 ? 2 : 1);
+
+    const int filter_blocks = s.CO / FILTERS, filter_block = blockIdx.x % filter_blocks;
+    const int pack = blockIdx.x / filter_blocks % s.packs;
+    const Tile tile(blockIdx.x / (filter_blocks * s.packs), s);
+    // w is (packs, CO, 9, CI).
+    const bf16* filters = w + (pack * s.CO + filter_block * FILTERS) * 9LL * s.CI;
+
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+    const int warp_pixel = warp % (PIXELS / 64) * 64, warp_filter = warp / (PIXELS / 64) * 64;
+
+    auto load_weights = [&](int step) {
+        const int chunk = step / s.taps, tap = s.tap[step % s.taps];
+        bf16* to = ring + step % RING * FILTERS * K;
+        const int piece = threadIdx.x & 7;
+        for (int row = threadIdx.x >> 3; row < FILTERS; row += THREADS >> 3)
+            copy_async(to + swizzled(row, row, piece), filters + (row * 9LL + tap) * s.CI + chunk * K + piece * 8,
+                       true);
+    };
+
+    // The patch row under each of this lane's ldmatrix rows, at the first tap.
+    int patch_row[4];
+    for (int m = 0; m < 4; ++m) {
+        const Pixel pixel(warp_pixel + 16 * m + (lane & 15), s);
+        patch_row[m] = (pixel.image * s.PH + (pixel.row << s.S_log)) * s.PW + (pixel.column << s.S_log);
+    }
+
+    float sums[4][8][4] = {};  // (16 pixels) x (8 filters) x the lane's four values of a product
+    const int steps = chunks * s.taps;
+    load_patch(patches, x, s, tile, pack * s.CI, THREADS);
+    for (int step = 0; step < RING - 1; ++step) {
+        if (step < steps) load_weights(step);
+        copy_commit();
+    }
+    for (int step = 0; step < steps; ++step) {
+        const int chunk = step / s.taps, t = step % s.taps;
+        // All but the youngest group: this step's weights are here, and its patch, which left a chunk's taps ago. With a
+        // single tap that is the youngest group itself.
+        if (s.taps == 1)
+            copy_wait<0>();
+        else
+            copy_wait<RING - 2>();
+
+        __syncthreads();  // for every thread, and nobody reads the buffers that are filled next
+        if (step + RING - 1 < steps) load_weights(step + RING - 1);
+        if (t == 0 && chunk + 1 < chunks)
+            load_patch(patches + (chunk + 1) % 2 * patch_size, x, s, tile, pack * s.CI + (chunk + 1) * K, THREADS);
+        copy_commit();
+
+        const bf16* patch = patches + chunk % 2 * patch_size;
+        const bf16* weights = ring + step % RING * FILTERS * K;
+        const int shift = s.dh[t] * s.PW + s.dw[t];
+#pragma unroll
+        for (int k = 0; k < K / 16; ++k) {
+            unsigned int a[4][4], b[4][4];
+#pragma unroll
+            for (int m = 0; m < 4; ++m) {
+                const int row = patch_row[m] + shift;
+                load_matrices(a[m], patch + swizzled(row, row >> s.S_log, 2 * k + (lane >> 4)));
+            }
+#pragma unroll
+            for (int n = 0; n < 4; ++n) {
+                const int row = warp_filter + 16 * n + (lane & 7) + (lane >> 4) * 8;
+                load_matrices(b[n], weights + swizzled(row, row, 2 * k + ((lane >> 3) & 1)));
+            }
+#pragma unroll
+            for (int m = 0; m < 4; ++m)
+#pragma unroll
+                for (int n = 0; n < 8; ++n)
+                    multiply_accumulate(sums[m][n], a[m], b[n / 2][n % 2 * 2], b[n / 2][n % 2 * 2 + 1]);
+        }
+    }
+
+    // Through shared memory, so that each pixel's 64 filters leave as one 128-byte line. Each warp has rows of its own.
+    copy_wait<0>();
+    __syncthreads();
+    bf16* staged = reinterpret_cast<bf16*>(shared_bytes) + warp * 64 * K;
+#pragma unroll
+    for (int m = 0; m < 4; ++m)
+#pragma unroll
+        for (int n = 0; n < 8; ++n)
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                const int row = 16 * m + 8 * half + (lane >> 2);
+                auto* pair = reinterpret_cast<unsigned int*>(staged + swizzled(row, row, n) + (lane & 3) * 2);
+                *pair = pack_bf16(sums[m][n][2 * half], sums[m][n][2 * half + 1]);
+            }
+    __syncwarp();
+    const int channel = pack * s.CO + filter_block * FILTERS + warp_filter;
+    for (int row = lane >> 3; row < 64; row += 4) {
+        const Pixel pixel(warp_pixel + row, s);
+        const int n = tile.image + pixel.image, i = tile.row + pixel.row, j = tile.column + pixel.column;
+        if (n >= s.N || i >= s.OH || j >= s.OW) continue;
+        const int h = i * s.OS + s.OH0, v = j * s.OS + s.OW0;
+        store(y + ((n * s.YH + h) * s.YW + v) * static_cast<long long>(s.YC) + channel + (lane & 7) * 8,
+              load(staged + swizzled(row, row, lane & 7)));
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(128) conv3x3_256x64(const bf16* x, const bf16* w, bf16* y, Conv conv) {
+    conv3x3<256, 64>(x, w, y, conv);
+}
+extern "C" __global__ void __launch_bounds__(256) conv3x3_256x128(const bf16* x, const bf16* w, bf16* y, Conv conv) {
+    conv3x3<256, 128>(x, w, y, conv);
+}
+extern "C" __global__ void __launch_bounds__(64) conv3x3_128x64(const bf16* x, const bf16* w, bf16* y, Conv conv) {
+    conv3x3<128, 64>(x, w, y, conv);
+}
+extern "C" __global__ void __launch_bounds__(128) conv3x3_128x128(const bf16* x, const bf16* w, bf16* y, Conv conv) {
+    conv3x3<128, 128>(x, w, y, conv);
+}
+
+// partial[share] (shares, packs, CO, 9, CI), float32: the sums over the tiles of one share. blockIdx.x = (share, pack, block
+// of filters, block of channels), the last one fastest. Here the tile's pixels are K, and ldmatrix transposes both operands:
+// a warp's 32 filters are rows of dy turned, its 16 channels rows of x turned.
+extern "C" __global__ void __launch_bounds__(256)
+    conv3x3_wgrad(const bf16* x, const bf16* dy, float* partial, Conv s, int tiles, int shares) {
+    DYNAMIC_SHARED(stage_bytes);
+    const int patch_size = (s.PH * s.PW << s.TI_log) * K, stage_size = patch_size + WGRAD_PIXELS * K;
+    bf16* stages = reinterpret_cast<bf16*>(stage_bytes);
+
+    const int channel_blocks = s.CI / K, filter_blocks = s.CO / K;
+    const int channel_block = blockIdx.x % channel_blocks, filter_block = blockIdx.x / channel_blocks % filter_blocks;
+    const int pack = blockIdx.x / (channel_blocks * filter_blocks) % s.packs;
+    const int share = blockIdx.x / (channel_blocks * filter_blocks * s.packs);
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+    const int warp_filter = warp % 2 * 32, warp_channel = warp / 2 * 16;
+
+    auto load_stage = [&](int i) {
+        const Tile tile(share + i * shares, s);
+        bf16* patch = stages + i % 2 * stage_size;
+        load_patch(patch, x, s, tile, pack * s.CI + channel_block * K, 256);
+        const int piece = threadIdx.x & 7, channel = pack * s.CO + filter_block * K + piece * 8;
+        for (int row = threadIdx.x >> 3; row < WGRAD_PIXELS; row += 256 >> 3) {
+            const Pixel pixel(row, s);
+            const int n = tile.image + pixel.image, i = tile.row + pixel.row, j = tile.column + pixel.column;
+            const bool inside = n < s.N && i < s.OH && j < s.OW;
+            const bf16* from = dy + ((n * s.YH + i) * s.YW + j) * static_cast<long long>(s.YC) + channel;
+            copy_async(patch + patch_size + swizzled(row, row, piece), inside ? from : dy, inside);
+        }
+    };
+
+    float sums[9][2][2][4] = {};  // taps x (16 filters) x (8 channels) x the lane's four values
+    const int mine = (tiles - share + shares - 1) / shares;
+    if (mine > 0) load_stage(0);
+    copy_commit();
+    for (int i = 0; i < mine; ++i) {
+        if (i + 1 < mine) load_stage(i + 1);
+        copy_commit();
+        copy_wait<1>();
+        __syncthreads();
+        const bf16* patch = stages + i % 2 * stage_size;
+        const bf16* upstream = patch + patch_size;
+        for (int k = 0; k < WGRAD_PIXELS; k += 16) {
+            unsigned int a[2][4], b[4];
+#pragma unroll
+            for (int m = 0; m < 2; ++m) {
+                const int row = k + (lane & 7) + (lane >> 4) * 8;
+                load_matrices_transposed(a[m],
+                                         upstream + swizzled(row, row, warp_filter / 8 + 2 * m + ((lane >> 3) & 1)));
+            }
+            const Pixel pixel(k + (lane & 15), s);
+            const int first = (pixel.image * s.PH + (pixel.row << s.S_log)) * s.PW + (pixel.column << s.S_log);
+#pragma unroll
+            for (int t = 0; t < 9; ++t) {
+                const int row = first + t / 3 * s.PW + t % 3;
+                load_matrices_transposed(b, patch + swizzled(row, row >> s.S_log, warp_channel / 8 + (lane >> 4)));
+#pragma unroll
+                for (int m = 0; m < 2; ++m)
+#pragma unroll
+                    for (int n = 0; n < 2; ++n) multiply_accumulate(sums[t][m][n], a[m], b[2 * n], b[2 * n + 1]);
+            }
+        }
+        __syncthreads();  // nobody reads this stage any more: the next turn fills it
+    }
+    for (int t = 0; t < 9; ++t)
+        for (int m = 0; m < 2; ++m)
+            for (int n = 0; n < 2; ++n)
+                for (int v = 0; v < 4; ++v) {
+                    const int o = filter_block * K + warp_filter + 16 * m + (lane >> 2) + v / 2 * 8;
+                    const int i = channel_block * K + warp_channel + 8 * n + (lane & 3) * 2 + v % 2;
+                    partial[(((share * s.packs + pack) * static_cast<long long>(s.CO) + o) * 9 + t) * s.CI + i] =
+                        sums[t][m][n][v];
+                }
+}
+
+// dw (O, c, 3, 3) = the sum of the shares, in order, of the block-diagonal part of partial.
+extern "C" __global__ void wgrad_finish(const float* partial, bf16* dw, int O, int c, int CO, int CI, int o,
+                                        int shares) {
+    const long long size = static_cast<long long>(O) * 9 * CI;
+    const int index = blockIdx.x * blockDim.x + threadIdx.x;
+    if (index >= O * c * 9) return;
+    // Along partial's rows, where the reading is (one write for `shares` reads).
+    const int i = index % c, t = index / c % 9, filter = index / (9 * c);
+    const int group_in_pack = filter % CO / o;
+    const float* from = partial + (filter * 9LL + t) * CI + group_in_pack * c + i;
+    float sum = 0.0f;
+#pragma unroll 4
+    for (int share = 0; share < shares; ++share) sum += from[share * size];
+    dw[(static_cast<long long>(filter) * c + i) * 9 + t] = from_float<bf16>(sum);
+}
+
+// w (O, c, 3, 3) -> packed (packs, CO, 9, CI), zeros between the groups of a pack. `transposed` packs the weights of the
+// input gradient: the roles of filter and channel change, and so does the tap's direction.
+extern "C" __global__ void conv3x3_pack(const bf16* w, bf16* packed, int packs, int CO, int CI, int o, int c,
+                                        int transposed) {
+    const int index = blockIdx.x * blockDim.x + threadIdx.x;
+    if (index >= packs * CO * 9 * CI) return;
+    const int i = index % CI, t = index / CI % 9, row = index / (9 * CI) % CO, pack = index / (9 * CI) / CO;
+    // A packed row is one of o outputs of its group, a packed column one of c inputs.
+    bf16 value = {};
+    if (row / o == i / c) {
+        const int group = pack * (CO / o) + row / o;
+        if (transposed)  // w's filter is this product's input
+            value = w[((static_cast<long long>(group) * c + i % c) * o + row % o) * 9 + 8 - t];
+        else
+            value = w[((static_cast<long long>(group) * o + row % o) * c + i % c) * 9 + t];
+    }
+    packed[index] = value;
+}

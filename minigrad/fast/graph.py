@@ -1,0 +1,81 @@
+"""A training step as a CUDA graph: recorded once, then launched as one, without Python or the driver in between.
+
+A small network's step is hundreds of launches of a few microseconds each, which the CPU cannot issue as fast as the GPU
+runs them. A graph holds the launches with all their arguments; a replay costs one call. What a step must keep to:
+
+- It is a function of arrays that returns arrays; whatever changes from step to step (batch, labels, learning rate) comes in
+  as an array. Everything else, addresses included, is frozen.
+- It reads nothing back (no `.item()`, no `if` on a value) and copies nothing from the host.
+- Weights, statistics and velocities are updated in place, in arrays that stay where they are.
+
+The first calls run eagerly: they compile kernels and make workspaces and velocities, which a capture must not. They are real
+steps, so nothing is computed twice and a captured run gives the same numbers as an eager one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from .. import backend
+from ..backend import Array
+
+EAGER_CALLS = 3  # compilation, then velocities and pool in their final state, then one more for certainty
+
+
+class Graph:
+    """`step`, run eagerly three times and as a captured graph from then on.
+
+        graph = Graph(step)
+        loss, logits = graph(batch, labels, lr)
+
+    Arrays of the first call fix shapes and dtypes; later calls copy theirs (from the host or the device) into the same
+    memory. Results are overwritten by the next call. Raises ValueError for inputs of another shape, dtype or number.
+    """
+
+    def __init__(self, step: Callable[..., Sequence[Array]]):
+        cp = backend.cupy()
+        self.step = step
+        # A stream and a memory pool of its own: the default pool may hand the graph's memory to someone else when memory is
+        # short, and the default stream cannot be captured. Both live as long as the graph.
+        self.stream = cp.cuda.Stream(non_blocking=True)
+        self.pool = cp.cuda.MemoryPool()
+        self.inputs: list[Array] | None = None
+        self.outputs: Sequence[Array] = ()
+        self.graph: Any = None
+        self.calls = 0
+
+    def __call__(self, *arrays: Array) -> Sequence[Array]:
+        cp = backend.cupy()
+        caller = cp.cuda.get_current_stream()
+        self.stream.wait_event(caller.record())  # the inputs are ready when the caller's stream has come this far
+        with self.stream, cp.cuda.using_allocator(self.pool.malloc):
+            self._take(arrays)
+            if self.graph is None and self.calls >= EAGER_CALLS:
+                self._capture()
+            if self.graph is None:
+                self.outputs = self.step(*self.inputs or ())
+            else:
+                self.graph.launch(self.stream)
+            self.calls += 1
+        caller.wait_event(self.stream.record())  # and the outputs when this stream has
+        return self.outputs
+
+    def _take(self, arrays: Sequence[Array]) -> None:
+        """Copy the call's arrays to where the graph reads them."""
+        cp = backend.cupy()
+        if self.inputs is None:
+            self.inputs = [cp.array(a) for a in arrays]
+            return
+        ours, theirs = ([(a.shape, a.dtype.name) for a in some] for some in (self.inputs, arrays))
+        if ours != theirs:
+            raise ValueError(f"the graph was captured for inputs {ours}, got {theirs}")
+        for mine, new in zip(self.inputs, arrays, strict=True):
+            mine[...] = cp.asarray(new)
+
+    def _capture(self) -> None:
+        self.stream.begin_capture()
+        try:
+            self.outputs = self.step(*self.inputs or ())
+        finally:
+            self.graph = self.stream.end_capture()

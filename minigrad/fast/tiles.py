@@ -1,0 +1,159 @@
+"""How conv3x3.cu cuts a convolution into launches, packs and tiles: integers only, no arrays, no CUDA.
+
+The kernel computes products over a list of taps; forward, input gradient and weight gradient are the same struct with other
+numbers. Everything here runs and is tested without a GPU.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import NamedTuple
+
+import numpy as np
+
+# Conv in conv3x3.cu, field by field; it is passed to the kernels by value.
+CONV = np.dtype(
+    [(name, "i4") for name in "N H W C YH YW YC OH OW OS OH0 OW0 S_log CI CO packs TI_log TH_log TW_log".split()]
+    + [(name, "i4") for name in "tiles_h tiles_w taps top left PH PW".split()]
+    + [(name, "i4", 9) for name in ("dh", "dw", "tap")]
+)
+ROW = 64  # channels in one row of shared memory: K in conv3x3.cu
+RING = 3  # weight buffers: RING in conv3x3.cu
+WGRAD_PIXELS = 128  # pixels in a tile of the weight gradient: WGRAD_PIXELS in conv3x3.cu
+
+Shape = tuple[int, int, int, int]
+
+
+class Packing(NamedTuple):
+    """How groups of c input and o output channels become packs of CI and CO channels, multiples of 64."""
+
+    packs: int
+    CO: int
+    CI: int
+    o: int
+    c: int
+
+    @classmethod
+    def of(cls, C: int, O: int, groups: int) -> Packing | None:
+        """Return the packing, or None where 64 channels do not hold a whole number of groups."""
+        c, o = C // groups, O // groups
+        together = max(ROW // c, ROW // o, 1)
+        if (c * together) % ROW or (o * together) % ROW or groups % together:
+            return None
+        return cls(groups // together, o * together, c * together, o, c)
+
+    def turned(self) -> Packing:
+        """The packing of the input gradient, where inputs and outputs change places."""
+        return Packing(self.packs, self.CI, self.CO, self.c, self.o)
+
+
+class Launch(NamedTuple):
+    """One launch: its struct (a NumPy array with one element), the tile's pixels, the number of tiles, the patch's rows."""
+
+    struct: np.ndarray
+    pixels: int
+    tiles: int
+    patch_rows: int
+
+    def filters(self) -> int:
+        """The width of a block in filters: 128 where they divide a pack's outputs, so that a patch is loaded less often."""
+        return 128 if self.struct["CO"][0] % 128 == 0 else 64
+
+    def grid(self) -> tuple[int]:
+        return (self.tiles * int(self.struct["packs"][0]) * (int(self.struct["CO"][0]) // self.filters()),)
+
+    def block(self) -> tuple[int]:
+        """A warp for each 64 pixels by 64 filters."""
+        return (self.pixels // 64 * self.filters() // 64 * 32,)
+
+    def shared_bytes(self) -> int:
+        """Shared memory of a block: a patch (two where channels come in several chunks) and the ring of weights."""
+        patches = 1 if self.struct["CI"][0] == ROW else 2
+        filters = self.filters()
+        return 2 * max((patches * self.patch_rows + RING * filters) * ROW, self.pixels * filters)
+
+    def wgrad_bytes(self) -> int:
+        """Shared memory of a block of the weight gradient: two stages of a patch and a tile of dy."""
+        return 2 * 2 * (self.patch_rows + self.pixels) * ROW
+
+
+def best_tile(N: int, OH: int, OW: int, stride: int, reach: tuple[int, int], pixels: int) -> tuple[int, int, int]:
+    """Return log2 of the (images, rows, columns) of the tile of `pixels` pixels that covers N x OH x OW best.
+
+    Fewest tiles first, since a tile costs the same whether it is full or not, then the smallest patch. At least eight
+    columns where the image has them: ldmatrix reads eight neighbours at a time.
+    """
+    bits = pixels.bit_length() - 1
+    narrowest = min(3, (OW - 1).bit_length())
+
+    def cost(logs: tuple[int, int, int]) -> tuple[int, int]:
+        ti, th, tw = (1 << n for n in logs)
+        tiles = -(-N // ti) * -(-OH // th) * -(-OW // tw)
+        return tiles, ti * ((th - 1) * stride + reach[0]) * ((tw - 1) * stride + reach[1])
+
+    choices = [(bits - th - tw, th, tw) for th, tw in itertools.product(range(bits + 1), repeat=2) if th + tw <= bits]
+    return min((logs for logs in choices if logs[2] >= narrowest), key=cost)
+
+
+def output_size(H: int, W: int, stride: int) -> tuple[int, int]:
+    """Output rows and columns of a 3x3 window with padding 1."""
+    return (H - 1) // stride + 1, (W - 1) // stride + 1
+
+
+def forward_launch(shape: Shape, O: int, stride: int, packing: Packing, pixels: int) -> Launch:
+    """The forward convolution (padding 1) of x (N, H, W, C): nine taps around every `stride`-th pixel."""
+    _, H, W, _ = shape
+    OH, OW = output_size(H, W, stride)
+    taps = [(kh - 1, kw - 1, 3 * kh + kw) for kh in range(3) for kw in range(3)]
+    return _launch(shape, (OH, OW, O), (OH, OW, 1, 0, 0), stride, packing, taps, pixels)
+
+
+def input_gradient_launches(shape: Shape, O: int, stride: int, packing: Packing, pixels: int) -> list[Launch]:
+    """The input gradient dx (N, H, W, C) of that convolution from dy: one launch for each parity of dx's rows and columns.
+
+    Output row oh reads row h = S oh - 1 + kh of x, so row h of dx hears of every oh = (h + 1 - kh) / S that is whole. With
+    h = S i + a that is oh = i + (a + 1 - kh) / S: for one a the same offsets in every row, that is, a convolution of dy
+    with some of the taps. The weights are packed turned by 180 degrees, tap kh at place 2 - kh.
+    """
+    N, H, W, C = shape
+    OH, OW = output_size(H, W, stride)
+    launches = []
+    for a, b in itertools.product(range(stride), repeat=2):
+        taps = [
+            ((a + 1 - kh) // stride, (b + 1 - kw) // stride, 3 * (2 - kh) + 2 - kw)
+            for kh in range(3)
+            for kw in range(3)
+            if (a + 1 - kh) % stride == 0 and (b + 1 - kw) % stride == 0
+        ]
+        rows, columns = -(-(H - a) // stride), -(-(W - b) // stride)
+        if rows > 0 and columns > 0:
+            grid = (rows, columns, stride, a, b)
+            launches.append(_launch((N, OH, OW, O), (H, W, C), grid, 1, packing.turned(), taps, pixels))
+    return launches
+
+
+def _launch(
+    x: Shape,
+    y: tuple[int, int, int],
+    grid: tuple[int, int, int, int, int],
+    stride: int,
+    packing: Packing,
+    taps: list[tuple[int, int, int]],
+    pixels: int,
+) -> Launch:
+    """Fill in the struct: x (N, H, W, C), y (H, W, C), grid (OH, OW, OS, OH0, OW0), taps (dh, dw, place in the weights)."""
+    N, (OH, OW, *_) = x[0], grid
+    top, left = min(t[0] for t in taps), min(t[1] for t in taps)
+    reach = max(t[0] for t in taps) - top + 1, max(t[1] for t in taps) - left + 1
+    logs = best_tile(N, OH, OW, stride, reach, pixels)
+    ti, th, tw = (1 << n for n in logs)
+    PH, PW = (th - 1) * stride + reach[0], (tw - 1) * stride + reach[1]
+    tiles_h, tiles_w = -(-OH // th), -(-OW // tw)
+    offsets = np.zeros((3, 9), np.int32)
+    offsets[:, : len(taps)] = np.transpose([(dh - top, dw - left, tap) for dh, dw, tap in taps])
+    struct = np.zeros(1, CONV)
+    struct[0] = (
+        *x, *y, *grid, stride.bit_length() - 1, packing.CI, packing.CO, packing.packs, *logs,
+        tiles_h, tiles_w, len(taps), top, left, PH, PW, *offsets,
+    )  # fmt: skip
+    return Launch(struct, pixels, -(-N // ti) * tiles_h * tiles_w, ti * PH * PW)
