@@ -23,7 +23,10 @@ def as_tensor(value: Any, like: Tensor) -> Tensor:
     if isinstance(value, Tensor):
         return value
     number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
-    return Tensor(value, device=like.device, dtype=like.dtype if number and is_float(like.dtype) else None)
+    if number and is_float(like.dtype):
+        # Written where it is needed: a copy from the host would make the GPU wait, and no captured graph may hold one.
+        return Tensor._of(array_module(like.data).full((), value, like.dtype))
+    return Tensor(value, device=like.device)
 
 
 class Broadcasting(Function):
