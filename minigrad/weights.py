@@ -42,22 +42,22 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         raise FileNotFoundError(f"there is no file {path}")
     content = path.read_bytes()
     try:
-        entries = deserialize(content)
+        entries = dict(deserialize(content))
     except SafetensorError as error:
         raise ValueError(f"{path} is not a complete safetensors file: {error}") from None
-    names = [
-        name for name, _ in json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")], object_pairs_hook=list)
-    ]
-    arrays = {}
-    for name, entry in entries:
-        if names.count(name) > 1:
-            raise ValueError(f"{path} has {names.count(name)} arrays of the name {name}")
-        if entry["dtype"] not in DTYPES:
-            raise ValueError(f"{path}: {name} is of type {entry['dtype']}, which cannot be read")
-        array = np.frombuffer(entry["data"], DTYPES[entry["dtype"]]).reshape(entry["shape"])
-        if entry["dtype"] == "BF16":  # the upper half of a float32
-            array = (array.astype(np.uint32) << 16).view(np.float32)
-        arrays[name] = array
+    header = content[8 : 8 + int.from_bytes(content[:8], "little")]
+    arrays: dict[str, np.ndarray] = {}
+    for name, _ in json.loads(header, object_pairs_hook=list):  # pairs, because a dict would hide a name given twice
+        if name == "__metadata__":
+            continue
+        if name in arrays:
+            raise ValueError(f"{path} has two arrays of the name {name}")
+        dtype, shape, data = (entries[name][key] for key in ("dtype", "shape", "data"))
+        if dtype not in DTYPES:
+            raise ValueError(f"{path}: {name} is of type {dtype}, which cannot be read")
+        array = np.frombuffer(data, DTYPES[dtype]).reshape(shape)
+        # A bfloat16 is the upper half of a float32.
+        arrays[name] = (array.astype(np.uint32) << 16).view(np.float32) if dtype == "BF16" else array
     return arrays
 
 
