@@ -359,6 +359,7 @@ FOLDER_FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "gif": (spoil("train/cat/0.png", lambda p: Image.new("P", (6, 5)).save(p, "gif")), "is no readable PNG or JPEG"),
     "animated": (spoil("train/cat/0.png", animate), "cat/0.png is animated: it has 2 frames"),
     "large": (spoil("train/cat/0.png", save("1", (1100, 1000))), "0.png would unpack to 1100 x 1000 pixels; at most"),
+    "huge": (spoil("train/cat/0.png", lambda p: os.truncate(p, 1 << 40)), "0.png has 1,099,511,627,776 bytes; at most"),
     "bomb": (spoil("train/cat/0.png", bomb), r"0.png (would unpack|is no readable)"),
     "empty class": (spoil("train/owl", Path.mkdir), r"train/owl holds no .png, .jpg or .jpeg file"),
     "classes": (

@@ -262,6 +262,7 @@ def find_binary(data: str, root: Path, mirror: str | None, progress: bool) -> tu
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 MAX_PIXELS = 1 << 20  # of one image; more is taken for a decompression bomb
+MAX_BYTES = 16 * MAX_PIXELS  # of its file: twice the size of such an image uncompressed, in 16 bits with alpha
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -272,8 +273,14 @@ def read_image(path: Path) -> np.ndarray:
     larger than MAX_PIXELS.
     """
     try:
-        # Pillow warns about metadata that does not matter here; its own limit against bombs is above MAX_PIXELS.
-        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=("PNG", "JPEG")) as image:
+        if path.stat().st_size > MAX_BYTES:
+            raise DataError(
+                f"{path} has {path.stat().st_size:,} bytes; at most {MAX_BYTES:,} are accepted for an image."
+            )
+        # Decoded from memory, where a chunk that claims gigabytes gets no more than there is. Pillow warns about metadata
+        # that does not matter here; its own limit against bombs lies above MAX_PIXELS.
+        file = io.BytesIO(path.read_bytes())
+        with warnings.catch_warnings(action="ignore"), Image.open(file, formats=("PNG", "JPEG")) as image:
             if image.width * image.height > MAX_PIXELS:
                 size = f"{image.width} x {image.height}"
                 raise DataError(f"{path} would unpack to {size} pixels; at most {MAX_PIXELS:,} are accepted.")
@@ -290,7 +297,7 @@ def read_image(path: Path) -> np.ndarray:
     except DataError:
         raise
     except Exception as error:  # Pillow's decoders raise a dozen types for damaged files, SyntaxError among them
-        reason = " ".join(str(error).replace(str(path), "the file").split()) or type(error).__name__
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{path} is no readable PNG or JPEG image ({reason}).") from None
 
 

@@ -116,8 +116,9 @@ def clouds(number: int, cells: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def contrasting(colours: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A random colour for each of `colours` (N, 3): lighter than it four times in five, else darker, by 45 or more.
+    """A random colour for each of `colours` (N, 3): lighter than it four times in five, else darker.
 
+    The difference in brightness is 45 or more, or the largest of 32 tries where that is less.
     If all shapes were lighter than their ground, a linear classifier could match templates; if half of them were, it
     would be at a loss, but a network would also learn much more slowly that the sign does not matter.
     """
