@@ -19,8 +19,10 @@ from .blocks import EXPANSION, Bottleneck
 class ResNeXt(Module):
     """A ResNeXt with `blocks[i]` blocks in stage i, of C = `cardinality` paths, d = `width` wide in the first stage.
 
-    (N, 3, H, W) -> logits (N, num_classes). `imagenet` chooses the stem; `form` and `residual` are those of the blocks;
-    C = 1 and d = 64 make it a ResNet. State-dict keys are torchvision's: conv1, bn1, layer1.0.conv1, ..., fc.
+    (N, 3, H, W) -> logits (N, num_classes). `imagenet` chooses the first layers; `form` and `residual` are those of the
+    blocks; C = 1 and d = 64 make it a ResNet. The paper's networks begin with `stem` = 64 channels, and four times as
+    many leave the first stage; fewer make a network for experiments of minutes. State-dict keys are torchvision's:
+    conv1, bn1, layer1.0.conv1, ..., fc.
     """
 
     def __init__(
@@ -32,18 +34,19 @@ class ResNeXt(Module):
         imagenet: bool = False,
         form: str = "c",
         residual: bool = True,
+        stem: int = 64,
     ):
         if num_classes < 1:
             raise ValueError(f"a network needs at least one class, got {num_classes}")
         self.imagenet = imagenet
         self.input_size = 224 if imagenet else 32
         self.conv1 = (
-            Conv2d(3, 64, 7, stride=2, padding=3, bias=False) if imagenet else Conv2d(3, 64, 3, padding=1, bias=False)
+            Conv2d(3, stem, 7, 2, padding=3, bias=False) if imagenet else Conv2d(3, stem, 3, padding=1, bias=False)
         )
-        self.bn1 = BatchNorm2d(64)
-        channels = 64
+        self.bn1 = BatchNorm2d(stem)
+        channels = stem
         for stage, count in enumerate(blocks):
-            out_channels = 64 * EXPANSION * 2**stage
+            out_channels = stem * EXPANSION * 2**stage
             stage_blocks = []
             for i in range(count):
                 stride = 2 if stage > 0 and i == 0 else 1
@@ -71,7 +74,13 @@ class ResNeXt(Module):
 
 
 def cifar(
-    depth: int, cardinality: int, width: int, num_classes: int = 10, form: str = "c", residual: bool = True
+    depth: int,
+    cardinality: int,
+    width: int,
+    num_classes: int = 10,
+    form: str = "c",
+    residual: bool = True,
+    stem: int = 64,
 ) -> ResNeXt:
     """The CIFAR network of a depth 9n + 2: three stages of n blocks of three layers, plus the first and the last layer.
 
@@ -79,7 +88,7 @@ def cifar(
     """
     if depth < 11 or (depth - 2) % 9:
         raise ValueError(f"a CIFAR network has depth 9n + 2 (11, 20, 29, 38, ...), got {depth}")
-    return ResNeXt([(depth - 2) // 9] * 3, cardinality, width, num_classes, False, form, residual)
+    return ResNeXt([(depth - 2) // 9] * 3, cardinality, width, num_classes, False, form, residual, stem)
 
 
 def imagenet(

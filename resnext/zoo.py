@@ -24,7 +24,7 @@ from .inception import Inception
 from .resnet import BasicResNet
 from .vgg import VGG
 
-CIFAR_NAME = re.compile(r"resnext(\d+)_(\d+)x(\d+)d")
+CIFAR_NAME = re.compile(r"resnext(\d+)_(\d+)x(\d+)d(?:_w(\d+))?")
 CIFAR = (
     "resnext29_8x64d",
     "resnext29_16x64d",
@@ -90,9 +90,15 @@ REPORTED = {
 TABLE_2 = ((1, 64), (2, 40), (4, 24), (8, 14), (32, 4))
 
 
-def block_parameters(cardinality: int, d: int) -> int:
-    """The weights of a block with 256 channels outside (Equation 4): C (256 d + 3 · 3 d d + d 256)."""
-    return cardinality * (256 * d + 9 * d * d + d * 256)
+def block_parameters(cardinality: int, d: int, channels: int = 256) -> int:
+    """The weights of a block with `channels` outside (Equation 4, with 256): C (256 d + 3 · 3 d d + d 256)."""
+    return cardinality * (channels * d + 9 * d * d + d * channels)
+
+
+def equal_width(cardinality: int, d: int = 64, channels: int = 256) -> int:
+    """The width of C paths that comes nearest to the cost of one path of width `d`: Table 2 for C = 1, 2, 4, 8, 32."""
+    budget = block_parameters(1, d, channels)
+    return min(range(1, d + 1), key=lambda width: abs(block_parameters(cardinality, width, channels) - budget))
 
 
 def names() -> list[str]:
@@ -114,8 +120,8 @@ def create(name: str, num_classes: int | None = None, **options: Any) -> Module:
     if base in IMAGENET:
         factory, default = IMAGENET[base], 1000
     elif cifar:
-        depth, cardinality, d = map(int, cifar.groups())
-        factory, default = partial(model.cifar, depth, cardinality, d), 10
+        depth, cardinality, d, stem = map(int, cifar.groups(default="64"))
+        factory, default = partial(model.cifar, depth, cardinality, d, stem=stem), 10
     elif name in ROAD:
         factory, default = ROAD[name], 10
     elif road in ROAD and road not in ("hog_linear", "resnet29") and width.isdecimal() and int(width):

@@ -83,7 +83,7 @@ def test_table_2_and_equation_4(C, d, equation):
         block = Bottleneck(256, 256, C, d)
     weights = sum(p.size for p in block.parameters() if p.ndim == 4)
     assert zoo.block_parameters(C, d) == weights == equation
-    assert (C, d) in zoo.TABLE_2
+    assert (C, d) in zoo.TABLE_2 and zoo.equal_width(C) == d
     assert {1: 64, 2: 80, 4: 96, 8: 112, 32: 128}[C] == block.conv2.weight.shape[0]
     assert block.conv2.groups == C
 
@@ -98,9 +98,18 @@ def test_every_name_of_the_list_builds_and_is_there_once():
 
 
 def test_names_that_follow_the_pattern_build():
-    for name in ("resnext20_8x16d", "resnext38_1x8d", "resnext47_3x5d_noresidual", "vgg16_w8", "resnet32_w4"):
+    for name in (
+        "resnext20_8x16d",
+        "resnext38_1x8d",
+        "resnext47_3x5d_noresidual",
+        "resnext11_2x4d_w16_noresidual",
+        "vgg16_w8",
+        "resnet32_w4",
+    ):
         assert counts.parameters(build(name, num_classes=4)) > 0
     assert build("resnext29_4x8d").layer3[2].conv2.weight.shape == (128, 32, 3, 3)
+    slim = build("resnext11_2x4d_w16")
+    assert slim.conv1.weight.shape == (16, 3, 3, 3) and slim.layer3[0].conv3.weight.shape == (256, 32, 1, 1)
     assert build("vgg16_w8").stage5[0].conv.weight.shape == (64, 64, 3, 3)
 
 
