@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from train import shapes
@@ -273,17 +273,16 @@ def read_image(path: Path) -> np.ndarray:
     larger than MAX_PIXELS.
     """
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise DataError(
-                f"{path} has {path.stat().st_size:,} bytes; at most {MAX_BYTES:,} are accepted for an image."
-            )
-        # Decoded from memory, where a chunk that claims gigabytes gets no more than there is. Pillow warns about metadata
-        # that does not matter here; its own limit against bombs lies above MAX_PIXELS.
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise DataError(f"{path} has {size:,} bytes; at most {MAX_BYTES:,} are accepted for an image.")
+        # Decoded from memory, where a chunk that claims gigabytes gets no more than there is. Pillow warns about
+        # metadata that does not matter here; its own limit against bombs lies above MAX_PIXELS.
         file = io.BytesIO(path.read_bytes())
         with warnings.catch_warnings(action="ignore"), Image.open(file, formats=("PNG", "JPEG")) as image:
             if image.width * image.height > MAX_PIXELS:
-                size = f"{image.width} x {image.height}"
-                raise DataError(f"{path} would unpack to {size} pixels; at most {MAX_PIXELS:,} are accepted.")
+                pixels = f"{image.width} x {image.height} pixels"
+                raise DataError(f"{path} would unpack to {pixels}; at most {MAX_PIXELS:,} are accepted.")
             frames = getattr(image, "n_frames", 1)
             if frames != 1:
                 raise DataError(f"{path} is animated: it has {frames} frames.")
@@ -296,6 +295,8 @@ def read_image(path: Path) -> np.ndarray:
             return np.asarray(image.convert("RGB"))
     except DataError:
         raise
+    except UnidentifiedImageError:
+        raise DataError(f"{path} is no readable PNG or JPEG image.") from None
     except Exception as error:  # Pillow's decoders raise a dozen types for damaged files, SyntaxError among them
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{path} is no readable PNG or JPEG image ({reason}).") from None

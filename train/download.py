@@ -160,9 +160,9 @@ def transfer(
         # A link that keeps bringing bytes is allowed to break as often as it likes.
         failures = 1 if received - start > remote.size // 100 else failures + 1
         if failures >= attempts:
+            later = "; the next run goes on from there" if received else ""
             raise DataError(
-                f"{url}: {reason}, given up after {attempts} attempts with {received:,} of {remote.size:,} bytes; "
-                "the next run goes on from there."
+                f"{url}: {reason}, given up after {attempts} attempts with {received:,} of {remote.size:,} bytes{later}."
             )
         time.sleep(backoff * 2 ** (failures - 1))
 
