@@ -135,7 +135,7 @@ def test_a_link_that_keeps_breaking_but_brings_bytes_gets_there(server: Server, 
 
 def test_a_later_run_resumes_what_an_earlier_one_left(server: Server, tmp_path: Path) -> None:
     server.behaviours = [drop(40_000), drop(0)]
-    with pytest.raises(DataError, match=r"closed early, given up after 3 attempts with 40,000 of 100,002 bytes"):
+    with pytest.raises(DataError, match=r"closed early, given up after 3 attempts at 40,000 of 100,002 bytes"):
         get(server, tmp_path)
     assert os.listdir(tmp_path) == [PART]
     server.behaviours = [good]

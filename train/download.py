@@ -162,7 +162,7 @@ def transfer(
         if failures >= attempts:
             later = "; the next run goes on from there" if received else ""
             raise DataError(
-                f"{url}: {reason}, given up after {attempts} attempts with {received:,} of {remote.size:,} bytes{later}."
+                f"{url}: {reason}, given up after {attempts} attempts at {received:,} of {remote.size:,} bytes{later}."
             )
         time.sleep(backoff * 2 ** (failures - 1))
 
