@@ -89,6 +89,12 @@ def synchronize(device: str) -> None:
         cupy().cuda.Device(_cuda_index(device)).synchronize()
 
 
+def capturing(array: Array) -> bool:
+    """True while the current stream of the array's device records a CUDA graph: no value can be read then."""
+    xp = array_module(array)
+    return xp is not np and bool(xp.cuda.get_current_stream().is_capturing())
+
+
 def float_dtype(name: Any, device: str = "cpu") -> np.dtype:
     """Return the NumPy dtype of "float32", "float64" or, on CUDA only, "bfloat16"; raise ValueError otherwise."""
     if str(name) == "bfloat16":

@@ -11,8 +11,10 @@ import numpy as np
 from .backend import Array, array_module, device_of, to_device
 from .tensor import Tensor
 
-# The engine room registers here, by kind of device, a function that does what `sgd_update` does in one pass.
+# The engine room registers here, by kind of device: a function that does what `sgd_update` does in one pass, or one that
+# takes the arguments of all updates, `[(w, dw, velocity, momentum, weight_decay, nesterov), ...], lr`, in one go.
 faster_update: dict[str, Callable[..., None]] = {}
+faster_step: dict[str, Callable[[list[tuple], Any], None]] = {}
 
 
 def sgd_update(
@@ -80,23 +82,24 @@ class SGD:
 
     def step(self) -> None:
         """Change every parameter that has a gradient by one step of the rule."""
+        updates: dict[str, list[tuple]] = {}
         i = 0
         for group in self.groups:
+            options = group["momentum"], group["weight_decay"], group["nesterov"]
             for p in group["params"]:
                 if p.grad is not None:
-                    update = faster_update.get(p.device.partition(":")[0], sgd_update)
                     if self.velocities[i] is None:
                         self.velocities[i] = array_module(p.data).zeros_like(p.data)
-                    update(
-                        p.data,
-                        p.grad,
-                        self.velocities[i],
-                        self.lr,
-                        group["momentum"],
-                        group["weight_decay"],
-                        group["nesterov"],
-                    )
+                    kind = p.device.partition(":")[0]
+                    updates.setdefault(kind, []).append((p.data, p.grad, self.velocities[i], *options))
                 i += 1
+        for kind, some in updates.items():
+            if kind in faster_step:
+                faster_step[kind](some, self.lr)
+                continue
+            update = faster_update.get(kind, sgd_update)
+            for w, dw, velocity, *rest in some:
+                update(w, dw, velocity, self.lr, *rest)
 
     def zero_grad(self) -> None:
         """Forget the gradients; `backward()` would add to them otherwise."""

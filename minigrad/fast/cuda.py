@@ -496,3 +496,4 @@ tensor.faster.update(
         (loss.CrossEntropy, "cuda"): CrossEntropy,
     }
 )
+optim.faster_step["cuda"] = sgd_step

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import Array, array_module, device_of, to_device
+from ..backend import Array, array_module, capturing, device_of, to_device
 from ..tensor import Function, Tensor
 from .activation import log_softmax_array
 
@@ -54,6 +54,8 @@ def as_labels(labels: Any, shape: tuple[int, ...], device: str) -> Array:
         raise TypeError(f"cross_entropy expects integer labels, got {array.dtype}")
     if array.shape != shape[:1]:
         raise ValueError(f"cross_entropy expects {shape[0]} labels of shape {shape[:1]}, got shape {array.shape}")
+    if capturing(array):
+        return array  # while a CUDA graph is recorded nobody can look at a value
     low, high = int(array.min()), int(array.max())
     if low < 0 or high >= shape[1]:
         raise ValueError(
