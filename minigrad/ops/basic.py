@@ -417,7 +417,7 @@ def concat(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     if not isinstance(tensors, tuple | list) or not tensors:
         raise TypeError(f"concat needs a list of at least one tensor, got {type(tensors).__name__}")
     first = tensors[0]
-    a = one_axis(axis, first)
+    (a,) = as_axes((axis,), first.ndim)
     for t in tensors:
         if t.ndim != first.ndim or t.shape[:a] + t.shape[a + 1 :] != first.shape[:a] + first.shape[a + 1 :]:
             raise ValueError(f"concat along axis {axis} needs equal other sizes, got {first.shape} and {t.shape}")
