@@ -1,8 +1,8 @@
 """A GPU made of the CPU: minigrad/fast/cuda.py's own Python on NumPy arrays, its kernels in the host shim.
 
-`install` replaces what reaches for a GPU: launching a kernel, asking for the device's properties, an array's address, and
-cuBLAS's product, which becomes a column-major product on raw memory, written from cuBLAS's documentation. Everything else,
-shapes, strides, argument orders and launch sizes, is the code that runs on a GPU.
+`install` replaces what reaches for a GPU: launching a kernel, asking for the device's properties, an array's address,
+and cuBLAS's product, which becomes a column-major product on raw memory, written from cuBLAS's documentation.
+Everything else, shapes, strides, argument orders and launch sizes, is the code that runs on a GPU.
 """
 
 import ctypes
@@ -26,9 +26,10 @@ def column_major(pointer: int, dtype: np.dtype, rows: int, columns: int, ld: int
 
 
 def gemm_strided_batched(
-    opa, opb, m, n, k, alpha, A, a_type, lda, a_stride, B, b_type, ldb, b_stride, beta, C, c_type, ldc, c_stride, batch, *_
+    opa, opb, m, n, k, alpha, A, a_type, lda, a_stride, B, b_type, ldb, b_stride, beta, C, c_type, ldc, c_stride, batch,
+    *_
 ):  # fmt: skip
-    """cublasGemmStridedBatchedEx as documented: C = alpha op(A) op(B) + beta C, column-major, m x n, for each of a batch."""
+    """cublasGemmStridedBatchedEx as documented: C = alpha op(A) op(B) + beta C, column-major, for each of a batch."""
     a_type, b_type, c_type = TYPES[a_type], TYPES[b_type], TYPES[c_type]
     for i in range(batch):
         a = column_major(A + i * a_stride * a_type.itemsize, a_type, *((k, m) if opa else (m, k)), lda).astype(

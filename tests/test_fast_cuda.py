@@ -1,9 +1,10 @@
 """The CUDA engine room against the book: on the CPU through the host shim, and, marked `cuda`, on a GPU.
 
-The first half runs fast/cuda.py's Python on NumPy arrays with its kernels in the shim (see host_gpu.py); the second half
-runs the same comparisons where CuPy finds a GPU.
+The first half runs fast/cuda.py's Python on NumPy arrays with its kernels in the shim (see host_gpu.py); the second
+half runs the same comparisons where CuPy finds a GPU.
 """
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -23,8 +24,8 @@ ml_dtypes = pytest.importorskip("ml_dtypes", reason="the kernels' bfloat16 array
 import host_gpu  # noqa: E402
 
 BF16, F32 = np.dtype(ml_dtypes.bfloat16), np.dtype(np.float32)
-# |fast - book| <= TOLERANCE * (|book| + largest |book|): one rounding of a result is 2^-9 in bfloat16 (2^-8 spacing); batch
-# norm's input gradient adds three rounded terms. In float32 the sums' order differs.
+# |fast - book| <= TOLERANCE * (|book| + largest |book|): one rounding of a result is 2^-9 in bfloat16 (2^-8 spacing);
+# batch norm's input gradient adds three rounded terms. In float32 the sums' order differs.
 TOLERANCE = {BF16: 2**-7, F32: 1e-5}
 
 
@@ -201,7 +202,7 @@ def test_what_is_left_to_the_book(gpu, monkeypatch):
 
 
 def one_backward(dtype, replaced, monkeypatch):
-    """The gradients of a small ResNeXt on one batch, and its parameters; `replaced` is the table of faster operations."""
+    """The gradients of a small ResNeXt on one batch, and the network; `replaced` is the table of faster operations."""
     minigrad.manual_seed(0)
     rng = np.random.default_rng(10)
     images, labels = rng.standard_normal((8, 3, 8, 8)), np.arange(8)
@@ -221,8 +222,8 @@ def one_backward(dtype, replaced, monkeypatch):
 def test_a_whole_network_learns_as_with_the_book(gpu, monkeypatch, dtype):
     """One backward pass of a small ResNeXt on kernels against the float64 book.
 
-    Eleven layers and batch norm over few values amplify bfloat16's roundings; the measure is what the book's own formulas
-    lose in the same dtype.
+    Eleven layers and batch norm over few values amplify bfloat16's roundings; the measure is what the book's own
+    formulas lose in the same dtype.
     """
     replaced = {(op, "cpu"): fast for (op, where), fast in minigrad.tensor.faster.items() if where == "cuda"}
     truth, _ = one_backward(np.float64, {}, monkeypatch)
@@ -307,6 +308,95 @@ def test_out_of_memory_is_one_sentence(monkeypatch):
         "try a smaller --batch-size"
     )
     assert cuda.out_of_memory(MemoryError()) is None
+
+
+class FakeCuda:
+    """The few parts of CuPy that Graph touches, on NumPy arrays: a captured step runs when its graph is launched."""
+
+    def __init__(self):
+        self.log = []
+        self.recording = None
+        self.cuda = SimpleNamespace(
+            Stream=lambda non_blocking: self.Stream(self),
+            MemoryPool=lambda: SimpleNamespace(malloc=None),
+            using_allocator=lambda malloc: nullcontext(),
+            get_current_stream=lambda: self.Stream(self),
+        )
+        self.array, self.asarray = np.array, np.asarray
+
+    class Stream:
+        def __init__(self, owner):
+            self.owner = owner
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            return False
+
+        def record(self):
+            return "event"
+
+        def wait_event(self, event):
+            self.owner.log.append("wait")
+
+        def begin_capture(self):
+            self.owner.recording = []
+
+        def end_capture(self):
+            recorded, self.owner.recording = self.owner.recording, None
+            return SimpleNamespace(launch=lambda stream: [work() for work in recorded])
+
+
+def test_a_graph_runs_eagerly_then_captures_then_replays(monkeypatch):
+    fake = FakeCuda()
+    monkeypatch.setattr(minigrad.backend, "cupy", lambda: fake)
+    total, python_calls = np.zeros(2), []
+
+    def step(x, scale):
+        python_calls.append("captured" if fake.recording is not None else "eager")
+
+        def work():
+            total[...] += scale * x
+
+        work() if fake.recording is None else fake.recording.append(work)
+        return (total,)
+
+    graph = Graph(step)
+    for i in range(1, 7):
+        (result,) = graph(np.full(2, float(i)), np.full(1, 10.0))
+        assert (result == 10 * sum(range(1, i + 1))).all(), "every call is one step, captured or not"
+    assert python_calls == ["eager"] * 3 + ["captured"]
+    assert fake.log == ["wait", "wait"] * 6, "inputs and outputs are ordered against the caller's stream"
+    with pytest.raises(ValueError, match=r"captured for inputs .* got"):
+        graph(np.zeros(3), np.zeros(1))
+
+
+def test_a_step_that_fails_while_captured_ends_the_capture(monkeypatch):
+    fake = FakeCuda()
+    monkeypatch.setattr(minigrad.backend, "cupy", lambda: fake)
+
+    def step(x):
+        if fake.recording is not None:
+            raise RuntimeError("not allowed while capturing")
+        return (x,)
+
+    graph = Graph(step)
+    for _ in range(3):
+        graph(np.zeros(1))
+    with pytest.raises(RuntimeError, match="not allowed while capturing"):
+        graph(np.zeros(1))
+    assert fake.recording is None and graph.graph is None
+
+
+def test_the_learning_rate_may_be_an_array(gpu, monkeypatch):
+    seen = []
+    update = [(np.ones(4, F32), np.ones(4, F32), np.zeros(4, F32), 0.9, 0.0, False)]
+    rate = np.full(1, 0.25, F32)
+    monkeypatch.setattr(cuda, "launch", lambda *a: seen.append(a[4][1]))
+    cuda.sgd_step(update, rate)
+    cuda.sgd_step(update, np.float64(0.5))
+    assert seen[0] is rate and seen[1].dtype == F32 and seen[1] == 0.5
 
 
 # --- on a GPU ---------------------------------------------------------------------------------------------------------

@@ -9,9 +9,9 @@
 // block-diagonally in a 64 x 64 matrix per tap, zeros elsewhere, because a tensor core's time is the same for zeros.
 // Wider groups (multiples of 64) are a pack of their own. CI and CO are a pack's input and output channels.
 //
-// Tile, forward and dgrad: 256 (or 128) pixels (TI images x TH rows x TW columns) by 64 or 128 filters of one pack, a warp for
-// each 64 x 64. Input channels go by 64 at a time: the patch of pixels that the tile's taps touch is loaded once into
-// shared memory, 128 bytes a pixel, and serves all taps; the weights of one tap stream through a ring of three buffers.
+// Tile, forward and dgrad: 256 or 128 pixels (TI images x TH rows x TW columns) by 64 or 128 filters of one pack, a
+// warp for each 64 x 64. Input channels go by 64 at a time: the patch of pixels that the tile's taps touch is loaded
+// once into shared memory, 128 bytes a pixel, and serves all taps; the weights of a tap stream through three buffers.
 // Tile, wgrad: 64 filters by 64 input channels by nine taps, all in the registers of eight warps, over a share of the
 // pixels, 128 at a time. Each share leaves its partial sums; wgrad_finish adds the shares in a fixed order.
 // Both kernels XOR a row's number into the position of its 16-byte pieces, so that ldmatrix meets no bank conflict.
@@ -24,14 +24,16 @@
 #include "ptx.cuh"
 #include "device.cuh"
 
-constexpr int K = 64;  // channels in one row of shared memory: 128 bytes, one line of all 32 banks
-
+constexpr int K = 64;    // channels in one row of shared memory: 128 bytes, one line of all 32 banks
 constexpr int RING = 3;  // weight buffers: one in use, two on their way
 constexpr int WGRAD_PIXELS = 128;
 
-// What a launch computes: y[n, OS * i + OH0, OS * j + OW0] = sum over taps of x[n, S * i + dh, S * j + dw] * w[..., tap, :]
-// for the pixels (i, j) of a grid of OH x OW, where x is 0 outside H x W. Forward: OS = 1, S = 2^S_log the stride, nine taps with
-// dh, dw in -1..1. The input gradient of stride 2 is four such launches, OS = 2, one for each parity of (h, w).
+// What a launch computes, for the pixels (i, j) of a grid of OH x OW, with x = 0 outside H x W and S = 2^S_log:
+//
+//   y[n, OS i + OH0, OS j + OW0] = sum over the taps of x[n, S i + dh, S j + dw] * w[..., tap, :]
+//
+// Forward: OS = 1, S the stride, nine taps with dh, dw in -1..1. The input gradient of stride 2 is four such launches,
+// OS = 2, one for each parity of (h, w).
 struct Conv {
     int N, H, W, C;              // x
     int YH, YW, YC;              // y
@@ -66,7 +68,7 @@ struct Tile {
           column(tile % s.tiles_w << s.TW_log) {}
 };
 
-// Start copying the patch of x under a tile: (TI, PH, PW) rows of 64 channels from `channel` on, zeros outside the image.
+// Start copying the patch of x under a tile: (TI, PH, PW) rows of 64 channels from `channel` on, zeros outside.
 __device__ inline void load_patch(bf16* patch, const bf16* x, const Conv& s, const Tile& tile, int channel,
                                   int threads) {
     const int piece = threadIdx.x & 7, rows = s.PH * s.PW << s.TI_log;
@@ -124,8 +126,8 @@ __device__ void conv3x3(const bf16* x, const bf16* w, bf16* y, const Conv& s) {
     }
     for (int step = 0; step < steps; ++step) {
         const int chunk = step / s.taps, t = step % s.taps;
-        // All but the youngest group: this step's weights are here, and its patch, which left a chunk's taps ago. With a
-        // single tap that is the youngest group itself.
+        // All but the youngest group: this step's weights are here, and its patch, which left a chunk's taps ago.
+        // With a single tap that is the youngest group itself.
         if (s.taps == 1)
             copy_wait<0>();
         else
@@ -200,9 +202,9 @@ extern "C" __global__ void __launch_bounds__(128) conv3x3_128x128(const bf16* x,
     conv3x3<128, 128>(x, w, y, conv);
 }
 
-// partial[share] (shares, packs, CO, 9, CI), float32: the sums over the tiles of one share. blockIdx.x = (share, pack, block
-// of filters, block of channels), the last one fastest. Here the tile's pixels are K, and ldmatrix transposes both operands:
-// a warp's 32 filters are rows of dy turned, its 16 channels rows of x turned.
+// partial (shares, packs, CO, 9, CI), float32: the sums over each share's tiles. blockIdx.x = (share, pack, block of
+// filters, block of channels), the last one fastest. Here a product sums over pixels, so ldmatrix transposes both
+// operands: a warp's 32 filters are columns of dy's tile, its 16 channels columns of x's patch.
 extern "C" __global__ void __launch_bounds__(256)
     conv3x3_wgrad(const bf16* x, const bf16* dy, float* partial, Conv s, int tiles, int shares) {
     DYNAMIC_SHARED(stage_bytes);
@@ -290,8 +292,8 @@ extern "C" __global__ void wgrad_finish(const float* partial, bf16* dw, int O, i
     dw[(static_cast<long long>(filter) * c + i) * 9 + t] = from_float<bf16>(sum);
 }
 
-// w (O, c, 3, 3) -> packed (packs, CO, 9, CI), zeros between the groups of a pack. `transposed` packs the weights of the
-// input gradient: the roles of filter and channel change, and so does the tap's direction.
+// w (O, c, 3, 3) -> packed (packs, CO, 9, CI), zeros between the groups of a pack. `transposed` packs the weights of
+// the input gradient: the roles of filter and channel change, and so does the tap's direction.
 extern "C" __global__ void conv3x3_pack(const bf16* w, bf16* packed, int packs, int CO, int CI, int o, int c,
                                         int transposed) {
     const int index = blockIdx.x * blockDim.x + threadIdx.x;

@@ -10,8 +10,9 @@ flag is needed. `pixels` gives that memory back as a matrix with one row a pixel
     SGD             sgd.cu, all parameters in one launch
 
 Each class here replaces one of the book's (see the end of the file) where its `accepts` says that it can: float32 and
-bfloat16 on compute capability 8.0 and later; float64 and everything odd is left to the book. No kernel uses atomics, and
-cuBLAS has a workspace for each stream: on one GPU the same input gives the same bits, so `--deterministic` costs nothing.
+bfloat16 on compute capability 8.0 and later; float64 and everything odd is left to the book. No kernel uses atomics,
+and cuBLAS has a workspace for each stream: on one GPU the same input gives the same bits, so `--deterministic` costs
+nothing.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def _like(rows: Array, x: Array) -> Array:
 
 
 class _Sweep:
-    """How norm.cu goes over a matrix (M, C): the grid and block of its passes, and how many chunks of rows there are."""
+    """How norm.cu goes over a matrix (M, C): grid and block of its passes, and the number of chunks of rows."""
 
     def __init__(self, rows: Array):
         self.M, self.C = rows.shape
@@ -126,7 +127,8 @@ class BatchNorm(norm.BatchNorm):
     relu = False
 
     @classmethod
-    def accepts(cls, x: Array, weight: Array, bias: Array, shortcut: Array | None = None, **options: Any) -> bool:
+    def accepts(cls, *arrays: Any, **options: Any) -> bool:
+        x, weight, bias, shortcut = (*arrays, None)[:4]
         statistics = (options["running_mean"], options["running_var"])
         return (
             x.ndim in (2, 4)
@@ -135,7 +137,7 @@ class BatchNorm(norm.BatchNorm):
             and all(a is None or (a.dtype == np.float32 and a.flags.c_contiguous) for a in (weight, bias, *statistics))
         )
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         x: Array,
         weight: Array,
@@ -190,7 +192,7 @@ class BatchNorm(norm.BatchNorm):
         return gradients if len(self.needs) == 3 else (*gradients, None if dz is None else _like(dz, dy))
 
 
-class BatchNormReLU(BatchNorm, norm.BatchNormReLU):
+class BatchNormReLU(BatchNorm, norm.BatchNormReLU):  # type: ignore[misc]
     """norm.BatchNormReLU, in as many passes as the plain one."""
 
     relu = True
@@ -203,10 +205,10 @@ class Conv2d(conv.Conv2d):
     """conv.Conv2d by one of three methods, which `_method` chooses; see the head of the file."""
 
     @classmethod
-    def accepts(cls, x: Array, w: Array, bias: Array | None = None, **options: Any) -> bool:
-        return _supported(x, w, bias)
+    def accepts(cls, *arrays: Any, **options: Any) -> bool:
+        return _supported(*arrays)
 
-    def forward(  # type: ignore[override]
+    def forward(
         self, x: Array, w: Array, bias: Array | None = None, *, stride: Pair, padding: Pair, dilation: Pair, groups: int
     ) -> Array:
         rows = pixels(x)
@@ -298,8 +300,8 @@ class TensorCores:
 class Products:
     """A convolution as matrix products, one for each group, on columns (pixels, G KH KW c); see im2col.cu.
 
-    The columns of a 1x1 convolution with stride 1 are the image itself. Others are built for a few images at a time, and
-    again for the weight gradient. Products of the groups are slices of one strided-batched product:
+    The columns of a 1x1 convolution with stride 1 are the image itself. Others are built for a few images at a time,
+    and again for the weight gradient. Products of the groups are slices of one strided-batched product:
 
         forward   y_g        (M, o) = columns_g (M, K) @ w_gᵀ (K, o)          K = KH KW c
         dgrad     dcolumns_g (M, K) = dy_g (M, o) @ w_g (o, K)
@@ -323,8 +325,9 @@ class Products:
         self.ld, self.weight_dtype = ld, w.dtype
         xp = array_module(w)
         filters = w.transpose(0, 2, 3, 1).reshape(self.O, KH * KW * c)  # (O, KH KW c): a filter's taps as in a column
-        if self.K > filters.shape[1]:
-            filters = xp.pad(filters, ((0, 0), (0, self.K - filters.shape[1])))
+        missing = self.K - filters.shape[1]
+        if missing:
+            filters = xp.pad(filters, ((0, 0), (0, missing)))
         self.filters = xp.ascontiguousarray(filters)
 
     def forward(self, x: Array) -> Array:
@@ -372,7 +375,7 @@ class Products:
         cublas.product(o, self.K, rows, a, b, self._matrix(total, self.K, strides[2]), batch, accumulate=True)
 
     def _shares(self, N: int) -> int:
-        """Into how many equal parts the weight gradient's long sum over N images is cut, to have work for all processors."""
+        """Into how many equal parts the weight gradient's sum over N images is cut, so that all processors work."""
         tiles_of_128 = -(-self.O // 128) * -(-self.K // 128)
         wanted = properties().processors // tiles_of_128 if self.G == 1 else 1
         return max(n for n in range(1, N + 1) if N % n == 0 and n <= max(wanted, 1))
@@ -415,7 +418,8 @@ class MatMul(basic.MatMul):
     """basic.MatMul for two matrices, through cuBLAS: no copies, float32 sums, and allowed in a captured graph."""
 
     @classmethod
-    def accepts(cls, a: Array, b: Array, **options: Any) -> bool:  # type: ignore[override]
+    def accepts(cls, *arrays: Any, **options: Any) -> bool:
+        a, b = arrays
         return a.ndim == b.ndim == 2 and 0 not in (*a.shape, *b.shape) and _supported(a, b)
 
     def forward(self, a: Array, b: Array) -> Array:
@@ -444,7 +448,8 @@ class CrossEntropy(loss.CrossEntropy):
     """loss.CrossEntropy and its gradient in one launch; see loss.cu."""
 
     @classmethod
-    def accepts(cls, logits: Array, *, labels: Array, label_smoothing: float) -> bool:  # type: ignore[override]
+    def accepts(cls, *arrays: Any, **options: Any) -> bool:
+        (logits,) = arrays
         return logits.dtype == np.float32 and _supported(logits)
 
     def forward(self, logits: Array, *, labels: Array, label_smoothing: float) -> Array:
@@ -465,10 +470,11 @@ class CrossEntropy(loss.CrossEntropy):
 def sgd_step(updates: Sequence[tuple[Array, Array, Array, float, float, bool]], lr: float | Array) -> None:
     """One step of optim.sgd_update on many parameters: (w, dw, velocity, momentum, weight decay, nesterov) each.
 
-    `lr` is a number, or a float32 array with one element on the device, which a captured graph reads anew at each replay.
+    `lr` is a number, or a float32 array with one element on the device, which a captured graph reads anew at each
+    replay.
     """
-    plain = []
-    ours = []
+    plain: list[tuple] = []
+    ours: list[tuple] = []
     for update in updates:
         fits = all(a.dtype == np.float32 and a.flags.c_contiguous for a in update[:3])
         (ours if fits else plain).append(update)
@@ -476,7 +482,8 @@ def sgd_step(updates: Sequence[tuple[Array, Array, Array, float, float, bool]], 
         optim.sgd_update(w, dw, velocity, lr, *options)
     if not ours:
         return
-    rate = lr if hasattr(lr, "dtype") else array_module(ours[0][0]).full(1, lr, np.float32)
+    xp = array_module(ours[0][0])
+    rate = lr if isinstance(lr, xp.ndarray) else xp.full(1, lr, np.float32)
     limit = PARAMETERS["list"].shape[0]
     for begin in range(0, len(ours), limit):
         some = ours[begin : begin + limit]

@@ -3,18 +3,20 @@
 A small network's step is hundreds of launches of a few microseconds each, which the CPU cannot issue as fast as the GPU
 runs them. A graph holds the launches with all their arguments; a replay costs one call. What a step must keep to:
 
-- It is a function of arrays that returns arrays; whatever changes from step to step (batch, labels, learning rate) comes in
-  as an array. Everything else, addresses included, is frozen.
-- It reads nothing back (no `.item()`, no `if` on a value) and copies nothing from the host.
+- It is a function of arrays that returns arrays; whatever changes from step to step (batch, labels, learning rate)
+  comes in as an array. Everything else, addresses included, is frozen.
+- It reads nothing back (no `.item()`, no `if` on a value), copies nothing from the host and draws no random numbers.
 - Weights, statistics and velocities are updated in place, in arrays that stay where they are.
 
-The first calls run eagerly: they compile kernels and make workspaces and velocities, which a capture must not. They are real
-steps, so nothing is computed twice and a captured run gives the same numbers as an eager one.
+The first calls run eagerly: they compile kernels and make workspaces and velocities, which a capture must not. They are
+real steps, so nothing is computed twice and a captured run gives the same numbers as an eager one. What Python counts,
+like batch norm's `num_batches_tracked`, stands still during replays.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from .. import backend
@@ -36,8 +38,8 @@ class Graph:
     def __init__(self, step: Callable[..., Sequence[Array]]):
         cp = backend.cupy()
         self.step = step
-        # A stream and a memory pool of its own: the default pool may hand the graph's memory to someone else when memory is
-        # short, and the default stream cannot be captured. Both live as long as the graph.
+        # A stream and a memory pool of its own: the default pool may hand the graph's memory to someone else when
+        # memory is short, and the default stream cannot be captured. Both live as long as the graph.
         self.stream = cp.cuda.Stream(non_blocking=True)
         self.pool = cp.cuda.MemoryPool()
         self.inputs: list[Array] | None = None
@@ -77,5 +79,8 @@ class Graph:
         self.stream.begin_capture()
         try:
             self.outputs = self.step(*self.inputs or ())
-        finally:
-            self.graph = self.stream.end_capture()
+        except BaseException:
+            with suppress(Exception):  # a spoilt capture must be closed, and says once more that it is spoilt
+                self.stream.end_capture()
+            raise
+        self.graph = self.stream.end_capture()

@@ -14,7 +14,7 @@
 //
 // Tile: a thread owns one piece of V neighbouring channels, 16 bytes where c allows, else one channel, and walks down
 // the pixels: what a piece is (group, tap, channel) is worked out once. Neighbouring threads write neighbouring pieces.
-// Bytes: im2col reads x once from memory (its repeats hit the cache) and writes KH KW times its size; col2im reverses it.
+// Bytes: im2col reads x once from memory (its repeats hit the cache) and writes KH KW times its size; col2im reverses.
 // Operations: col2im KH KW / (SH SW) additions a value; memory decides.
 // Held to the book by tests/test_cuda_shim.py::test_im2col_is_the_books (CPU) and
 // tests/test_fast_cuda.py::test_convolution_on_the_gpu (GPU).

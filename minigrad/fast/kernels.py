@@ -19,12 +19,9 @@ FOLDER = Path(__file__).parent
 OPTIONS = ("-std=c++17",)
 
 # The structs that kernels take by value, field by field as in the .cu files (Conv, of conv3x3.cu, is in tiles.py).
-PARAMETER = np.dtype(
-    [("w", "u8"), ("dw", "u8"), ("velocity", "u8"), ("size", "i8")]
-    + [("momentum", "f4"), ("weight_decay", "f4"), ("nesterov", "i4"), ("padding", "i4")]
-)
+PARAMETER = np.dtype("u8, u8, u8, i8, f4, f4, i4, i4")  # w, dw, velocity; size; momentum, weight decay; nesterov, gap
 PARAMETERS = np.dtype([("list", PARAMETER, 64)])  # sgd.cu
-WINDOW = np.dtype([(name, "i4") for name in "N H W C G KH KW OH OW SH SW PH PW DH DW ld".split()])  # im2col.cu
+WINDOW = np.dtype(", ".join(["i4"] * 16))  # im2col.cu: N H W C G KH KW OH OW SH SW PH PW DH DW ld
 
 
 def kernel_source(name: str, first: Path | None = None) -> str:
@@ -41,11 +38,11 @@ def kernel_source(name: str, first: Path | None = None) -> str:
 
 
 @cache
-def _kernel(file: str, name: str, shared: int) -> Any:
-    """The compiled kernel, allowed to use `shared` bytes of dynamic shared memory."""
+def _kernel(file: str, name: str, much_shared: bool) -> Any:
+    """The compiled kernel, allowed as much dynamic shared memory as the GPU has if it needs more than the usual 48 KiB."""
     kernel = _module(file).get_function(name)
-    if shared > 48 << 10:  # more has to be asked for
-        kernel.max_dynamic_shared_size_bytes = shared
+    if much_shared:
+        kernel.max_dynamic_shared_size_bytes = properties().shared_bytes - kernel.shared_size_bytes
     return kernel
 
 
@@ -59,10 +56,10 @@ def launch(
 ) -> None:
     """Launch a kernel on the current stream.
 
-    Arguments are CuPy arrays (their addresses are passed), NumPy scalars of exactly the parameter's type, structured arrays
-    with one element (passed by value) and None for a null pointer.
+    Arguments are CuPy arrays (their addresses are passed), NumPy scalars of exactly the parameter's type, structured
+    arrays with one element (passed by value) and None for a null pointer.
     """
-    _kernel(file, name, shared)(
+    _kernel(file, name, shared > 48 << 10)(
         grid, block, tuple(np.uint64(0) if a is None else a for a in arguments), shared_mem=shared
     )
 

@@ -5,7 +5,7 @@
 //
 // A label that is no class makes the loss NaN: inside a captured graph nobody can look at labels and complain.
 //
-// Tile: one block of 32 warps; a warp takes a row at a time, its lanes stride over the classes and combine with shuffles.
+// Tile: one block of 32 warps; a warp takes a row at a time; its lanes stride over the classes and combine by shuffle.
 // The warps' sums are added in a fixed order, so the loss is the same bits every time.
 // Bytes: reads the logits three times (once from memory, then from the cache) and writes the gradient once.
 // Operations: one exponential a logit and pass; with 128 rows of 10 classes the launch itself takes longest.
@@ -50,7 +50,7 @@ extern "C" __global__ void __launch_bounds__(1024)
         const float log_sum = logf(sum_of_warp(exponentials));
         sum = sum_of_warp(sum) + sum_of_warp(finite);
         const bool known = label >= 0 && label < K;
-        // -sum q log p = log_sum - (1 - s) * (logit of the label) - s / K * (sum of the logits), logits less the largest
+        // -sum q log p = log_sum - (1 - s) * (logit of the label) - s / K * (sum of logits), logits less their largest
         const float of_label = known ? row[label] - most : not_a_number();
         total += log_sum - (1.0f - smoothing) * of_label - smoothing / K * sum;
         for (int k = lane; k < K; k += 32) {

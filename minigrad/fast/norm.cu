@@ -10,10 +10,10 @@
 //
 // Tile: a block is (bx, by) threads, bx * by = 256. A thread owns one 16-byte vector of channels (8 bf16 or 4 float32)
 // and walks down its rows by by, so that its coefficients stay in registers and a warp reads whole 128-byte lines.
-// Sums take two stages: each block leaves one partial per channel in `partial` (chunks, 2, C), then bn_finish_* adds the
-// chunks in a fixed order, in float64. No atomics: the same input gives the same bits.
+// Sums take two stages: each block leaves one partial per channel in `partial` (chunks, 2, C), then bn_finish_* adds
+// the chunks in a fixed order, in float64. No atomics: the same input gives the same bits.
 // Bytes, with Y = M * C * sizeof(T): forward 3Y (sums 1, apply 2), + 1Y with a shortcut. Backward without shortcut 5Y
-// (sums 2, apply 3, the mask recomputed from x); with it 7Y (sums read dy, x, y and write g; apply reads g, x, writes dx).
+// (sums 2, apply 3, the mask recomputed from x); with it 7Y (sums read dy, x, y, write g; apply reads g, x, writes dx).
 // Operations: about 4 a value forward, 8 backward, so memory decides.
 // Held to the book by tests/test_cuda_shim.py::test_batch_norm_is_the_books (CPU) and
 // tests/test_fast_cuda.py::test_batch_norm_on_the_gpu (GPU).

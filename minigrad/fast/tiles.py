@@ -1,7 +1,7 @@
 """How conv3x3.cu cuts a convolution into launches, packs and tiles: integers only, no arrays, no CUDA.
 
-The kernel computes products over a list of taps; forward, input gradient and weight gradient are the same struct with other
-numbers. Everything here runs and is tested without a GPU.
+The kernel computes products over a list of taps; forward, input gradient and weight gradient are the same struct with
+other numbers. Everything here runs and is tested without a GPU.
 """
 
 from __future__ import annotations
@@ -12,11 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 # Conv in conv3x3.cu, field by field; it is passed to the kernels by value.
-CONV = np.dtype(
-    [(name, "i4") for name in "N H W C YH YW YC OH OW OS OH0 OW0 S_log CI CO packs TI_log TH_log TW_log".split()]
-    + [(name, "i4") for name in "tiles_h tiles_w taps top left PH PW".split()]
-    + [(name, "i4", 9) for name in ("dh", "dw", "tap")]
-)
+FIELDS = "N H W C YH YW YC OH OW OS OH0 OW0 S_log CI CO packs TI_log TH_log TW_log tiles_h tiles_w taps top left PH PW"
+CONV = np.dtype([(name, "i4") for name in FIELDS.split()] + [(name, "i4", 9) for name in ("dh", "dw", "tap")])
 ROW = 64  # channels in one row of shared memory: K in conv3x3.cu
 RING = 3  # weight buffers: RING in conv3x3.cu
 WGRAD_PIXELS = 128  # pixels in a tile of the weight gradient: WGRAD_PIXELS in conv3x3.cu
@@ -48,7 +45,7 @@ class Packing(NamedTuple):
 
 
 class Launch(NamedTuple):
-    """One launch: its struct (a NumPy array with one element), the tile's pixels, the number of tiles, the patch's rows."""
+    """One launch: its struct (an array with one element), a tile's pixels, how many tiles, the rows of a patch."""
 
     struct: np.ndarray
     pixels: int
@@ -56,7 +53,7 @@ class Launch(NamedTuple):
     patch_rows: int
 
     def filters(self) -> int:
-        """The width of a block in filters: 128 where they divide a pack's outputs, so that a patch is loaded less often."""
+        """The filters of a block: 128 where they divide a pack's outputs, so that a patch is loaded less often."""
         return 128 if self.struct["CO"][0] % 128 == 0 else 64
 
     def grid(self) -> tuple[int]:
@@ -109,11 +106,12 @@ def forward_launch(shape: Shape, O: int, stride: int, packing: Packing, pixels: 
 
 
 def input_gradient_launches(shape: Shape, O: int, stride: int, packing: Packing, pixels: int) -> list[Launch]:
-    """The input gradient dx (N, H, W, C) of that convolution from dy: one launch for each parity of dx's rows and columns.
+    """The input gradient dx (N, H, W, C) of that convolution from dy: one launch for each parity of dx's rows and
+    columns.
 
-    Output row oh reads row h = S oh - 1 + kh of x, so row h of dx hears of every oh = (h + 1 - kh) / S that is whole. With
-    h = S i + a that is oh = i + (a + 1 - kh) / S: for one a the same offsets in every row, that is, a convolution of dy
-    with some of the taps. The weights are packed turned by 180 degrees, tap kh at place 2 - kh.
+    Output row oh reads row h = S oh - 1 + kh of x, so row h of dx hears of every oh = (h + 1 - kh) / S that is whole.
+    With h = S i + a that is oh = i + (a + 1 - kh) / S: for one a the same offsets in every row, that is, a convolution
+    of dy with some of the taps. The weights are packed turned by 180 degrees, tap kh at place 2 - kh.
     """
     N, H, W, C = shape
     OH, OW = output_size(H, W, stride)
@@ -141,7 +139,7 @@ def _launch(
     taps: list[tuple[int, int, int]],
     pixels: int,
 ) -> Launch:
-    """Fill in the struct: x (N, H, W, C), y (H, W, C), grid (OH, OW, OS, OH0, OW0), taps (dh, dw, place in the weights)."""
+    """Fill in the struct: x (N, H, W, C), y (H, W, C), grid (OH, OW, OS, OH0, OW0), taps (dh, dw, place in w)."""
     N, (OH, OW, *_) = x[0], grid
     top, left = min(t[0] for t in taps), min(t[1] for t in taps)
     reach = max(t[0] for t in taps) - top + 1, max(t[1] for t in taps) - left + 1

@@ -1,10 +1,12 @@
 """Run the CUDA kernels of minigrad/fast on the CPU: g++ compiles the .cu file with cuda_shim.h, ctypes launches it.
 
     module = compile_host("norm.cu")
-    module.launch("bn_sums_float32", grid=(1, 4), block=(16, 16), arguments=[x, partial, np.int64(M), np.int32(C), np.int64(8)])
+    module.launch("bn_sums_float32", grid=(1, 4), block=(16, 16), arguments=[x, partial, np.int64(M), np.int32(C),
+    np.int64(8)])
 
-Arguments are what CuPy's RawKernel takes: arrays (here NumPy's, written in place), NumPy scalars of the parameter's exact type,
-structured scalars for structs passed by value, or None for a null pointer. The memory that an array argument views must be its own.
+Arguments are what CuPy's RawKernel takes: arrays (here NumPy's, written in place), NumPy scalars of the parameter's
+exact type, structured scalars for structs passed by value, or None for a null pointer. The memory that an array
+argument views must be its own.
 """
 
 import ctypes
@@ -52,7 +54,7 @@ class HostModule:
         """Run one kernel over its whole grid; RuntimeError with the shim's reason where it went wrong."""
         holders = [_by_pointer(argument) for argument in arguments]
         pointers = (ctypes.c_void_p * len(holders))(*(holder.ctypes.data for holder in holders))
-        dims = [(ctypes.c_uint * 3)(*(tuple(d) + (1, 1, 1))[:3]) for d in (grid, block)]
+        dims = [(ctypes.c_uint * 3)(*(*d, 1, 1, 1)[:3]) for d in (grid, block)]
         function = getattr(self.library, f"launch_{kernel}")
         function.restype = ctypes.c_char_p
         message = function(len(holders), *dims, ctypes.c_ulonglong(shared), schedule, pointers)
@@ -78,13 +80,13 @@ def compile_host(name: str) -> HostModule:
 
 
 def compile_text(name: str, text: str, kernels: Sequence[str]) -> HostModule:
-    """Compile a kernel file's text with the shim and load it; RuntimeError with the compiler's messages if it cannot."""
+    """Compile a kernel file's text with the shim and load it; RuntimeError with the compiler's messages."""
     exports = "\n".join(f"SHIM_EXPORT({kernel})" for kernel in kernels)
     with tempfile.TemporaryDirectory() as folder:
         source, library = Path(folder, f"{name}.cpp"), Path(folder, f"{name}.so")
         source.write_text(f'#include "cuda_shim.h"\n{text}\n{exports}\n')
-        # -ffp-contract=off: a fused multiply-add happens where the kernel says fmaf, nowhere else. No fortified longjmp: it
-        # takes a jump to another stack for an attack.
+        # -ffp-contract=off: a fused multiply-add happens where the kernel says fmaf, nowhere else. No fortified
+        # longjmp: it takes a jump to another stack for an attack.
         flags = [
             "-std=c++17",
             "-O1",

@@ -4,8 +4,8 @@
 // __syncwarp or a warp-wide instruction), then the next one runs; when all that the barrier needs have arrived, they go
 // on. Blocks run one after the other, so `__shared__` is simply `static`. Dynamic shared memory is filled with NaN
 // before each block and has a guard behind it. Two schedules bring out what real hardware's freedom would:
-//   schedule 0: warps side by side in rising order; asynchronous copies land at the last permitted moment (when waited for)
-//   schedule 1: warps in falling order, each as far ahead as the block's barriers let it; asynchronous copies land at once
+//   schedule 0: warps side by side in rising order; asynchronous copies land as late as permitted (when waited for)
+//   schedule 1: warps in falling order, each as far ahead as barriers let it; asynchronous copies land at once
 // A missing barrier or wait shows as a difference between the two or as NaN. What this cannot show: memory coalescing,
 // speed, instructions whose real behaviour differs from the PTX ISA's text, races that neither schedule provokes.
 #pragma once
