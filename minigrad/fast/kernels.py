@@ -39,7 +39,7 @@ def kernel_source(name: str, first: Path | None = None) -> str:
 
 @cache
 def _kernel(file: str, name: str, much_shared: bool) -> Any:
-    """The compiled kernel, allowed as much dynamic shared memory as the GPU has if it needs more than the usual 48 KiB."""
+    """The compiled kernel; one that needs more than the usual 48 KiB of shared memory may take all that there is."""
     kernel = _module(file).get_function(name)
     if much_shared:
         kernel.max_dynamic_shared_size_bytes = properties().shared_bytes - kernel.shared_size_bytes
