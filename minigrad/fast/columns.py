@@ -1,0 +1,184 @@
+"""Convolution as im2col and one product per group, image by image, in buffers that stay in the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+
+from ..ops.conv import Pair, tap
+from .channels import Moments, pixels
+from .conv_work import ROWS, Geometry, Gradient, Source, add_weight_gradients
+from .pool import Span, pool, scratch
+
+
+def pad(x: np.ndarray, padding: Pair) -> np.ndarray:
+    """Copy images (n, H, W, c) into a buffer with a border of zeros."""
+    (n, H, W, c), (PH, PW) = x.shape, padding
+    padded = scratch("padded", (n, H + 2 * PH, W + 2 * PW, c), x.dtype)
+    for border in (padded[:, :PH], padded[:, PH + H :], padded[:, :, :PW], padded[:, :, PW + W :]):
+        border.fill(0)
+    np.copyto(padded[:, PH : PH + H, PW : PW + W], x)
+    return padded
+
+
+def im2col(padded: np.ndarray, kernel: Pair, rows: Span, OW: int, stride: Pair, dilation: Pair) -> np.ndarray:
+    """The windows of output rows h0 ... h1 as a matrix (n·(h1 - h0)·OW, KH·KW·c).
+
+    One strided copy: neighbouring taps of a row are neighbours in memory, so its inner loop moves KW·c numbers.
+    """
+    n, c = padded.shape[0], padded.shape[3]
+    sn, sh, sw, sc = padded.strides
+    shape = (n, rows[1] - rows[0], OW, *kernel, c)
+    strides = (sn, stride[0] * sh, stride[1] * sw, dilation[0] * sh, dilation[1] * sw, sc)
+    columns = scratch("columns", shape, padded.dtype)
+    np.copyto(columns, as_strided(padded[:, rows[0] * stride[0] :], shape, strides))
+    return columns.reshape(shape[0] * shape[1] * OW, -1)
+
+
+def bands(images: Span, H: int, W: int) -> Iterator[Span]:
+    """The output rows to unfold at once: all rows of several small images, or a band of a single large one."""
+    height = max(1, ROWS // W) if images[1] - images[0] == 1 else H
+    for h in range(0, H, height):
+        yield h, min(H, h + height)
+
+
+def merged_filters(s: Geometry, w: np.ndarray) -> np.ndarray:
+    """The weights (O, C/groups, KH, KW) as (G, KH, KW, c, o): block-diagonal where groups are merged."""
+    c, o = s.c // s.merge, s.o // s.merge
+    matrices = np.zeros((s.G, s.KH, s.KW, s.merge, c, s.merge, o), w.dtype)
+    filters = w.reshape(s.G, s.merge, o, c, s.KH, s.KW)
+    for j in range(s.merge):
+        matrices[:, :, :, j, :, j] = filters[:, j].transpose(0, 3, 4, 2, 1)
+    return matrices.reshape(s.G, s.KH, s.KW, s.c, s.o)
+
+
+class Columns:
+    """im2col and one product per merged group.
+
+    The backward pass of a stride-1 convolution needs the columns of dy only. With dy padded by D (K - 1) - P zeros and
+    the taps in reverse order,
+
+        dx = columns(dy) · flipped w        dw[k] = xᵀ · columns(dy)[flipped k]
+
+    so both products read one matrix, and x is not unfolded again. Otherwise dw is made from the columns of x, and the
+    columns' gradient is added back into the image.
+    """
+
+    def forward(self, s: Geometry, x: Source, w: np.ndarray, y: np.ndarray, moments: Moments | None) -> None:
+        matrices = merged_filters(s, w).reshape(s.G, -1, s.o)
+        out = pixels(y)
+
+        def work(cell: tuple[int, Span, Span]) -> None:
+            i, groups, images = cell
+            for n in s.images(images):
+                for g in range(*groups):
+                    padded = pad(x.x[slice(*n), :, :, g * s.c : (g + 1) * s.c], s.padding)
+                    for h in bands(n, s.OH, s.OW):
+                        columns = im2col(padded, (s.KH, s.KW), h, s.OW, s.stride, s.dilation)
+                        rows = out[s.rows(n, h, s.OH, s.OW), g * s.o : (g + 1) * s.o]
+                        np.matmul(columns, matrices[g], out=rows)
+                        if moments is not None:
+                            moments.measure(rows, i, g * s.o)
+
+        pool().run(work, s.grid())
+
+    def backward(
+        self, s: Geometry, x: Source, w: np.ndarray, dy: np.ndarray, grad: Gradient | None, dw: np.ndarray | None
+    ) -> None:
+        reach = (s.dilation[0] * (s.KH - 1) - s.padding[0], s.dilation[1] * (s.KW - 1) - s.padding[1])
+        if s.stride == (1, 1) and min(reach) >= 0:
+            self.backward_from_dy(s, x, w, dy, grad, dw, reach)
+        else:
+            self.backward_from_x(s, x, w, dy, grad, dw)
+
+    def backward_from_dy(
+        self,
+        s: Geometry,
+        x: Source,
+        w: np.ndarray,
+        dy: np.ndarray,
+        grad: Gradient | None,
+        dw: np.ndarray | None,
+        padding: Pair,
+    ) -> None:
+        flipped = merged_filters(s, w)[:, ::-1, ::-1].transpose(0, 1, 2, 4, 3).reshape(s.G, -1, s.c)
+        cells = s.grid()
+        parts = [np.zeros((g[1] - g[0], s.c, s.KH * s.KW * s.o), w.dtype) for _, g, _ in cells] if dw is not None else []
+
+        def work(cell: tuple[int, Span, Span]) -> None:
+            i, groups, images = cell
+            mine = slice(groups[0] * s.c, groups[1] * s.c)
+            for n in s.images(images):
+                a, h = x.images(n, mine)
+                a = a.reshape(-1, a.shape[-1])
+                for g in range(*groups):
+                    padded = pad(dy[slice(*n), :, :, g * s.o : (g + 1) * s.o], padding)
+                    j = g - groups[0]
+                    for band in bands(n, s.H, s.W):
+                        columns = im2col(padded, (s.KH, s.KW), band, s.W, (1, 1), s.dilation)
+                        if grad is not None:
+                            rows = s.rows(n, band, s.H, s.W)
+                            np.matmul(columns, flipped[g], out=pixels(grad.dx)[rows, g * s.c : (g + 1) * s.c])
+                        if dw is not None:
+                            local = s.rows((0, n[1] - n[0]), band, s.H, s.W)
+                            parts[i][j] += np.matmul(
+                                a[local, j * s.c : (j + 1) * s.c].T, columns, out=scratch("dw", parts[i][j].shape, w.dtype)
+                            )
+                if grad is not None:
+                    grad.finish(i, pixels(grad.dx)[s.rows(n, (0, s.H), s.H, s.W), mine], a, h, mine)
+
+        pool().run(work, cells)
+        if dw is not None:
+            shape = (-1, s.c, s.KH, s.KW, s.o)
+            add_weight_gradients(s, parts, dw, lambda d: d.reshape(shape)[:, :, ::-1, ::-1].transpose(0, 2, 3, 1, 4))
+
+    def backward_from_x(
+        self, s: Geometry, x: Source, w: np.ndarray, dy: np.ndarray, grad: Gradient | None, dw: np.ndarray | None
+    ) -> None:
+        matrices = merged_filters(s, w).reshape(s.G, -1, s.o)
+        cells = s.grid()
+        parts = [np.zeros((g[1] - g[0], s.KH * s.KW * s.c, s.o), w.dtype) for _, g, _ in cells] if dw is not None else []
+        dy_rows = pixels(dy)
+
+        def work(cell: tuple[int, Span, Span]) -> None:
+            i, groups, images = cell
+            mine = slice(groups[0] * s.c, groups[1] * s.c)
+            for n in s.images(images):
+                a, h = x.images(n, mine)
+                for g in range(*groups):
+                    j = g - groups[0]
+                    padded = pad(a[..., j * s.c : (j + 1) * s.c], s.padding)
+                    dpadded = scratch("dpadded", padded.shape, dy.dtype)
+                    dpadded.fill(0)
+                    for band in bands(n, s.OH, s.OW):
+                        d = dy_rows[s.rows(n, band, s.OH, s.OW), g * s.o : (g + 1) * s.o]
+                        if dw is not None:
+                            columns = im2col(padded, (s.KH, s.KW), band, s.OW, s.stride, s.dilation)
+                            parts[i][j] += np.matmul(columns.T, d, out=scratch("dw", parts[i][j].shape, w.dtype))
+                        if grad is not None:
+                            self.col2im(s, d, matrices[g], band, dpadded)
+                    if grad is not None:
+                        (PH, PW), to = s.padding, slice(g * s.c, (g + 1) * s.c)
+                        np.copyto(grad.dx[slice(*n), :, :, to], dpadded[:, PH : PH + s.H, PW : PW + s.W])
+                if grad is not None:
+                    rows = pixels(grad.dx)[s.rows(n, (0, s.H), s.H, s.W), mine]
+                    grad.finish(i, rows, a.reshape(rows.shape), h, mine)
+
+        pool().run(work, cells)
+        if dw is not None:
+            add_weight_gradients(s, parts, dw, lambda d: d.reshape(-1, s.KH, s.KW, s.c, s.o))
+
+    @staticmethod
+    def col2im(s: Geometry, d: np.ndarray, matrix: np.ndarray, band: Span, dpadded: np.ndarray) -> None:
+        """Add the gradient of a band's columns, d (R, o) @ matrixᵀ (o, KH·KW·c), into the padded images."""
+        n = dpadded.shape[0]
+        shape = (n, band[1] - band[0], s.OW, s.KH, s.KW, s.c)
+        dcolumns = scratch("dcolumns", shape, d.dtype)
+        np.matmul(d, matrix.T, out=dcolumns.reshape(len(d), -1))
+        lower = dpadded[:, band[0] * s.stride[0] :]
+        for kh in range(s.KH):
+            for kw in range(s.KW):
+                rows, cols = tap(kh, kw, shape[1:3], s.stride, s.dilation)
+                lower[:, rows, cols] += dcolumns[:, :, :, kh, kw]

@@ -1,0 +1,64 @@
+"""The CPU's fast operations: what is registered with the tape, and how many threads they use.
+
+    cpu_conv.py    convolution, with winograd.py and columns.py; conv_work.py cuts it into parts
+    cpu_norm.py    batch norm with ReLU and shortcut
+    channels.py    channels-last memory, sums per channel          notes.py  what one operation tells the next
+    pool.py        threads, scratch memory, heap
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .. import optim, tensor
+from ..backend import Array
+from ..ops.conv import Conv2d
+from ..ops.norm import BatchNorm, BatchNormReLU
+from .cpu_conv import FastConv2d
+from .cpu_norm import FastBatchNorm, FastBatchNormReLU
+from .pool import parts_for, pool, scratch, set_threads, spans, threads
+
+__all__ = ["register", "set_threads", "threads"]
+
+CHUNK = 1 << 16
+
+
+def sgd_update(
+    w: Array, dw: Array, velocity: Array, lr: float, momentum: float, weight_decay: float, nesterov: bool
+) -> None:
+    """`optim.sgd_update` block by block and in place: every array is read once, and nothing is allocated."""
+    if not (w.flags.c_contiguous and dw.flags.c_contiguous and velocity.flags.c_contiguous):
+        optim.sgd_update(w, dw, velocity, lr, momentum, weight_decay, nesterov)
+        return
+    flat = w.reshape(-1), dw.reshape(-1), velocity.reshape(-1)
+
+    def work(span: tuple[int, int]) -> None:
+        for start in range(*span, CHUNK):
+            w, dw, v = (a[start : min(start + CHUNK, span[1])] for a in flat)
+            d = scratch("d", w.shape, w.dtype)
+            if weight_decay:
+                np.multiply(w, weight_decay, out=d)
+                d += dw
+            else:
+                np.copyto(d, dw)
+            if momentum:
+                v *= momentum
+                v += d
+                if nesterov:
+                    d += np.multiply(v, momentum, out=scratch("ahead", w.shape, w.dtype))
+                else:
+                    np.copyto(d, v)
+            d *= lr
+            w -= d
+
+    pool().run(work, spans(w.size, parts_for(w.size), 16))
+
+
+def register() -> None:
+    """Put the fast operations in the tape's table, in place of the book's, for arrays on the CPU."""
+    for book, fast in ((Conv2d, FastConv2d), (BatchNorm, FastBatchNorm), (BatchNormReLU, FastBatchNormReLU)):
+        tensor.faster[book, "cpu"] = fast
+    optim.faster_update["cpu"] = sgd_update
+
+
+register()

@@ -1,0 +1,142 @@
+"""Convolution on a CPU: three ways to make matrix products of it, all on channels-last memory.
+
+    Pointwise   1x1: the image already is the matrix; rows (N·OH·OW, C) @ (C, O)
+    Winograd    3x3, stride 1: winograd.py; 2.25 times fewer multiplications
+    Columns     everything else: im2col into a buffer that stays in the cache, then one product per group
+
+Narrow groups are merged first: a product 4 columns wide runs at a few per cent of a core's speed, so neighbouring
+groups become one product with a block-diagonal matrix. Its zeros are multiplied too, and it is still far faster.
+
+The work is cut over threads by groups where their number allows (then every thread owns its part of dw), and by images
+otherwise (then the parts' dw are added in order). A thread walks over its images a few at a time, so that a product has
+several hundred rows and everything it touches fits in the cache.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..backend import Array
+from ..ops.conv import Conv2d, Pair
+from . import notes
+from .channels import Moments, pixels, to_nchw, to_nhwc
+from .columns import Columns
+from .conv_work import ROWS, Geometry, Gradient, Source, geometry
+from .cpu_norm import Recipe
+from .pool import Span, parts_for, pool, scratch, spans, steps
+from .winograd import Winograd
+
+
+class Method(Protocol):
+    """One way to compute a convolution; `x`, `y` and `dy` are channels-last."""
+
+    def forward(self, s: Geometry, x: Source, w: np.ndarray, y: np.ndarray, moments: Moments | None) -> None: ...
+
+    def backward(
+        self, s: Geometry, x: Source, w: np.ndarray, dy: np.ndarray, grad: Gradient | None, dw: np.ndarray | None
+    ) -> None: ...
+
+
+class FastConv2d(Conv2d):
+    """Conv2d, fast."""
+
+    @classmethod
+    def accepts(cls, x: Array, w: Array, bias: Array | None = None, **options: Any) -> bool:
+        return x.dtype == w.dtype and x.dtype in (np.float32, np.float64)
+
+    def forward(  # type: ignore[override]
+        self, x: Array, w: Array, bias: Array | None = None, *, stride: Pair, padding: Pair, dilation: Pair, groups: int
+    ) -> Array:
+        self.geometry = s = geometry(x.shape, w.shape, stride, padding, dilation, groups)
+        self.w = w
+        recipe = None if s.pointwise and s.stride != (1, 1) else notes.find(x, Recipe)
+        y = np.empty((s.N, s.OH, s.OW, s.O), x.dtype)
+        # A batch norm that trains will want the statistics; without a tape there is nobody to want them.
+        moments = Moments(s.O) if bias is None and any(self.needs) else None
+        method(s).forward(s, Source(x, None), w, y, moments)
+        if any(self.needs):
+            self.x = Source(x, recipe)
+        if bias is not None:
+            y += bias
+        out = to_nchw(y)
+        if moments is not None:
+            notes.attach(out, moments)
+        return out
+
+    def backward(self, dy: Array) -> tuple[Array | None, Array | None, Array | None]:  # type: ignore[override]
+        s, dy = self.geometry, to_nhwc(dy)
+        grad = None
+        if self.needs[0]:
+            recipe = self.x.recipe
+            # Only the batch norm itself may be handed a masked gradient, not a leaf that shares its array.
+            direct = recipe is not None and self.parents is not None and self.parents[0] is recipe.node
+            grad = Gradient(self.x.x.shape, dy.dtype, recipe if direct else None, parts_for(s.operations))
+        dw = np.empty(self.w.shape, self.w.dtype) if self.needs[1] else None
+        if grad is not None or dw is not None:
+            method(s).backward(s, self.x, self.w, dy, grad, dw)
+        dbias = pixels(dy).sum(axis=0) if self.needs[2] else None
+        return (None if grad is None else grad.result()), dw, dbias
+
+
+def add_parts(parts: list[np.ndarray]) -> np.ndarray:
+    """The sum of the parts, in order, in the first one."""
+    for part in parts[1:]:
+        parts[0] += part
+    return parts[0]
+
+
+class Pointwise:
+    """y = x w with rows of pixels; dx = dy wᵀ, dw = xᵀ dy. A stride takes every SH-th row and SW-th column of pixels."""
+
+    def forward(self, s: Geometry, x: Source, w: np.ndarray, y: np.ndarray, moments: Moments | None) -> None:
+        matrix = np.ascontiguousarray(w.reshape(s.O, s.C).T)
+        taken = pixels(np.ascontiguousarray(x.x[:, :: s.stride[0], :: s.stride[1]]))
+        out = pixels(y)
+
+        def work(part: tuple[int, Span]) -> None:
+            i, span = part
+            for start, stop in steps(span, ROWS):
+                np.dot(taken[start:stop], matrix, out=out[start:stop])
+                if moments is not None:
+                    moments.measure(out[start:stop], i)
+
+        pool().run(work, list(enumerate(spans(len(out), parts_for(s.operations), 16))))
+
+    def backward(
+        self, s: Geometry, x: Source, w: np.ndarray, dy: np.ndarray, grad: Gradient | None, dw: np.ndarray | None
+    ) -> None:
+        matrix, dy_rows = w.reshape(s.O, s.C), pixels(dy)
+        strided = s.stride != (1, 1)
+        if strided:
+            x = Source(to_nchw(x.images((0, s.N), slice(None))[0][:, :: s.stride[0], :: s.stride[1]]), None)
+        dx = None if grad is None else np.empty((len(dy_rows), s.C), dy.dtype) if strided else pixels(grad.dx)
+        parts = spans(len(dy_rows), parts_for(s.operations), 16)
+        sums: list[Any] = [None] * len(parts)
+
+        def work(part: tuple[int, Span]) -> None:
+            i, span = part
+            for start, stop in steps(span, ROWS):
+                d = dy_rows[start:stop]
+                a, h = x.rows(start, stop)
+                if dw is not None:
+                    if sums[i] is None:
+                        sums[i] = np.dot(d.T, a)
+                    else:
+                        sums[i] += np.dot(d.T, a, out=scratch("dw", matrix.shape, d.dtype))
+                if grad is not None and dx is not None:
+                    np.dot(d, matrix, out=dx[start:stop])
+                    grad.finish(i, dx[start:stop], a, h, slice(None))
+
+        pool().run(work, list(enumerate(parts)))
+        if dw is not None:
+            dw.reshape(s.O, s.C)[:] = add_parts(sums)
+        if strided and grad is not None and dx is not None:
+            grad.dx.fill(0)
+            grad.dx[:, :: s.stride[0], :: s.stride[1]] = dx.reshape(dy.shape[0], s.OH, s.OW, s.C)
+
+
+def method(s: Geometry) -> Method:
+    """The fastest way to compute a convolution of this geometry."""
+    return Pointwise() if s.pointwise else Winograd() if s.winograd else Columns()
