@@ -1,0 +1,65 @@
+#!/usr/bin/env bash
+# Everything that needs a GPU, in one go and within ten minutes: tests, memory checks, kernel times, networks against
+# PyTorch, a short run on CIFAR-10. For a machine with an NVIDIA GPU (Ampere or later), CuPy and PyTorch; no network.
+#
+#   bash benchmarks/gpu.sh [--dry-run] [OUT]
+#
+# OUT (default: gpu-results) receives log.txt, *.json and gpu.md, the table for benchmarks/gpu.md. A step that fails or
+# runs out of time is noted there and the next one starts. MINIGRAD_CIFAR10 names a folder with CIFAR-10's binary files.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+
+dry_run=false
+if [ "${1:-}" = --dry-run ]; then
+    dry_run=true
+    shift
+fi
+out=${1:-gpu-results}
+python=${PYTHON:-python3}
+export PYTHONUNBUFFERED=1
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
+unset OPENBLAS_CORETYPE OPENBLAS_L2_SIZE OPENBLAS_NUM_THREADS
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+
+# step NAME SECONDS COMMAND...: run it with a time limit, note its exit status and seconds in steps.tsv.
+step() {
+    local name=$1 limit=$2 begin=$SECONDS status
+    shift 2
+    if $dry_run; then
+        echo "$name (at most $limit s): $*"
+        return
+    fi
+    echo "=== $name" | tee -a "$out/log.txt"
+    timeout --kill-after=10 "$limit" "$@" 2>&1 | tee -a "$out/log.txt" | tail -n 15
+    status=${PIPESTATUS[0]}
+    printf '%s\t%s\t%s\n' "$name" "$status" "$((SECONDS - begin))" >>"$out/steps.tsv"
+}
+
+if ! $dry_run; then
+    mkdir -p "$out"
+    rm -f "$out"/steps.tsv "$out"/log.txt "$out"/*.json "$out"/*.jsonl
+fi
+
+step environment 20 "$python" benchmarks/gpu_kernels.py --environment "$out/environment.json"
+step tests 100 "$python" -m pytest -m cuda -p no:cacheprovider tests/test_fast_cuda.py
+step kernels 100 "$python" benchmarks/gpu_kernels.py --json "$out/kernels.json"
+for model in resnext29_8x64d resnext29_4x16d; do
+    step "bench-$model" 65 "$python" -m train.bench --device cuda --model "$model" --batch-size 128 --dtype bfloat16 \
+        --versus torch --json "$out/$model.json"
+done
+if [ -n "${MINIGRAD_CIFAR10:-}" ]; then
+    step cifar10 60 "$python" -m train.cifar --device cuda --dtype bfloat16 --model resnext29_4x16d \
+        --data "$MINIGRAD_CIFAR10" --epochs 5 --out "$scratch/run"
+    $dry_run || cp "$scratch/run/metrics.jsonl" "$out/cifar10.jsonl" 2>/dev/null
+fi
+step suite 40 "$python" -m pytest -m cuda -p no:cacheprovider tests --ignore tests/test_fast_cuda.py
+# Only the small cases: under the sanitizer a kernel runs a hundred times slower.
+if command -v compute-sanitizer >/dev/null || $dry_run; then
+    small="on_the_gpu and not stage and not ImageNet and not shortcut and not float32 and not captured"
+    step memcheck 50 compute-sanitizer --tool memcheck --error-exitcode 9 \
+        "$python" -m pytest -m cuda -p no:cacheprovider tests/test_fast_cuda.py -k "$small"
+    step racecheck 40 compute-sanitizer --tool racecheck --error-exitcode 9 \
+        "$python" -m pytest -m cuda -p no:cacheprovider tests/test_fast_cuda.py -k "$small and tensor"
+fi
+step report 10 "$python" benchmarks/gpu_report.py "$out"
