@@ -72,21 +72,38 @@ __device__ void bn_sums(const T* x, float* partial, long long M, int C, long lon
     write_partial<T>(sum, square, partial, C);
 }
 
-// One thread a channel: stats (4, C) = mean, 1 / sqrt(var + eps), scale, beta. In training the moments are the batch's,
+// Both sums of channel c over all chunks, for the threads with threadIdx.y = 0: a block of (32, 32) threads works on 32
+// channels, its rows share the chunks, and their sums are added in the order of the rows.
+__device__ void add_chunks(const float* partial, int C, int chunks, int c, double& first, double& second) {
+    __shared__ double sums[2][32][32];
+    first = second = 0.0;
+    if (c < C) {
+#pragma unroll 4
+        for (int chunk = threadIdx.y; chunk < chunks; chunk += 32) {
+            first += partial[2LL * chunk * C + c];
+            second += partial[(2LL * chunk + 1) * C + c];
+        }
+    }
+    sums[0][threadIdx.y][threadIdx.x] = first;
+    sums[1][threadIdx.y][threadIdx.x] = second;
+    __syncthreads();
+    for (int row = 1; row < 32; ++row) {
+        first += sums[0][row][threadIdx.x];
+        second += sums[1][row][threadIdx.x];
+    }
+}
+
+// For each channel: stats (4, C) = mean, 1 / sqrt(var + eps), scale, beta. In training the moments are the batch's,
 // and running_mean and running_var are updated in place, the variance unbiased, as PyTorch does; otherwise they are the
 // moments.
 template <typename T>
 __device__ void bn_finish_forward(const T* x, const float* partial, const float* gamma, const float* beta,
                                   float* running_mean, float* running_var, float* stats, long long M, int C, int chunks,
                                   float momentum, float eps, int training) {
-    int c = blockIdx.x * blockDim.x + threadIdx.x;
-    if (c >= C) return;
-    double sum = 0.0, square = 0.0;
-#pragma unroll 8
-    for (int chunk = 0; chunk < chunks; ++chunk) {
-        sum += partial[(2LL * chunk) * C + c];
-        square += partial[(2LL * chunk + 1) * C + c];
-    }
+    int c = blockIdx.x * 32 + threadIdx.x;
+    double sum, square;
+    add_chunks(partial, C, training ? chunks : 0, c, sum, square);
+    if (c >= C || threadIdx.y) return;
     double mean = running_mean[c], variance = running_var[c];
     if (training) {
         double shifted = sum / M;
@@ -173,18 +190,14 @@ __device__ void bn_backward_sums(const T* dy, const T* x, const T* y, const floa
     write_partial<T>(sum, product, partial, C);
 }
 
-// One thread a channel: dgamma, dbeta and the coefficients (3, C) of dx = a * g + b * (x - mean) + c. In evaluation
+// For each channel: dgamma, dbeta and the coefficients (3, C) of dx = a * g + b * (x - mean) + c. In evaluation
 // mode the statistics are constants, so dx = scale * g.
 extern "C" __global__ void bn_finish_backward(const float* partial, const float* stats, float* dgamma, float* dbeta,
                                               float* coefficients, long long M, int C, int chunks, int training) {
-    int c = blockIdx.x * blockDim.x + threadIdx.x;
-    if (c >= C) return;
-    double sum = 0.0, product = 0.0;
-#pragma unroll 8
-    for (int chunk = 0; chunk < chunks; ++chunk) {
-        sum += partial[(2LL * chunk) * C + c];
-        product += partial[(2LL * chunk + 1) * C + c];
-    }
+    int c = blockIdx.x * 32 + threadIdx.x;
+    double sum, product;
+    add_chunks(partial, C, chunks, c, sum, product);
+    if (c >= C || threadIdx.y) return;
     double inverse = stats[C + c], scale = stats[2 * C + c];
     dgamma[c] = static_cast<float>(product * inverse);
     dbeta[c] = static_cast<float>(sum);
