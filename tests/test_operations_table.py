@@ -9,6 +9,7 @@ from strategies import normal
 import minigrad.functional as F
 from minigrad import Tensor, gradcheck
 from minigrad.backend import to_numpy
+from minigrad.ops.basic import Multiply
 
 EVERY = list(OPERATIONS)
 DIFFERENTIABLE = [name for name in EVERY if OPERATIONS[name].gradient]
@@ -164,6 +165,20 @@ def test_float32_stays_near_float64(device, name):
     for actual, exact in pairs:
         if actual is not None and exact.dtype.kind == "f":
             assert abs(actual - exact).max() <= operation.error * np.finfo(np.float32).eps * abs(exact).max()
+
+
+def test_a_gradient_that_is_wrong_only_in_float32_would_be_noticed(monkeypatch):
+    """The gradient check computes in float64, so it cannot see such a mistake; the comparison above does."""
+    right = Multiply.backward
+
+    def backward(self, dy):
+        da, db = right(self, dy)
+        return da * (1 + 1e-5 * (da.dtype == np.float32)), db
+
+    monkeypatch.setattr(Multiply, "backward", backward)
+    test_gradient("__mul__")
+    with pytest.raises(AssertionError):
+        test_float32_stays_near_float64("cpu", "__mul__")
 
 
 BAD = [(name, i) for name in EVERY for i in range(len(OPERATIONS[name].bad))]
