@@ -4,3 +4,4 @@ Nothing here has to be read to understand minigrad, and nothing breaks without i
 """
 
 from . import cpu as cpu
+from . import cuda as cuda  # touches CuPy only when an operation meets a CuPy array
