@@ -264,10 +264,12 @@ def test_conv3x3_is_the_books(case, schedule):
     y_book = book.forward(*exact, stride=(stride, stride), padding=(1, 1), dilation=(1, 1), groups=G)
     dx_book, dw_book, _ = book.backward(dy.transpose(0, 3, 1, 2).astype(np.float64))
 
-    def pack(packing, transposed):
-        packed = np.full((packing.packs, packing.CO, 9, packing.CI), np.nan, BF16)
-        arguments = [w, packed, *map(i32, packing), i32(transposed)]
-        module.launch("conv3x3_pack", (-(-packed.size // 256),), (256,), arguments)
+    def pack(transposed):
+        q = packing.turned() if transposed else packing
+        packed = np.zeros((q.packs, q.CO, 9, q.CI), BF16)
+        blocks = G * -(-packing.o // 32) * -(-packing.c // 32)
+        arguments = [w, packed, *map(i32, (packing.CO, packing.CI, packing.o, packing.c, transposed))]
+        module.launch("conv3x3_pack", (blocks,), (256,), arguments)
         return packed
 
     def convolve(launch, source, weights, target):
@@ -276,11 +278,11 @@ def test_conv3x3_is_the_books(case, schedule):
         module.launch(name, launch.grid(), launch.block(), arguments, shared=launch.shared_bytes(), schedule=schedule)
 
     y = np.full((N, OH, OW, O), np.nan, BF16)
-    convolve(forward_launch(x.shape, O, stride, packing, pixels), x, pack(packing, False), y)
+    convolve(forward_launch(x.shape, O, stride, packing, pixels), x, pack(False), y)
     close(y, y_book.transpose(0, 2, 3, 1), BF16)
 
     dx = np.full((N, H, W, C), np.nan, BF16)
-    turned = pack(packing.turned(), True)
+    turned = pack(True)
     for launch in input_gradient_launches(x.shape, O, stride, packing, pixels):
         convolve(launch, dy, turned, dx)
     close(dx, dx_book.transpose(0, 2, 3, 1), BF16)

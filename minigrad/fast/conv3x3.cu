@@ -292,21 +292,31 @@ extern "C" __global__ void wgrad_finish(const float* partial, bf16* dw, int O, i
     dw[(static_cast<long long>(filter) * c + i) * 9 + t] = from_float<bf16>(sum);
 }
 
-// w (O, c, 3, 3) -> packed (packs, CO, 9, CI), zeros between the groups of a pack. `transposed` packs the weights of
-// the input gradient: the roles of filter and channel change, and so does the tap's direction.
-extern "C" __global__ void conv3x3_pack(const bf16* w, bf16* packed, int packs, int CO, int CI, int o, int c,
-                                        int transposed) {
-    const int index = blockIdx.x * blockDim.x + threadIdx.x;
-    if (index >= packs * CO * 9 * CI) return;
-    const int i = index % CI, t = index / CI % 9, row = index / (9 * CI) % CO, pack = index / (9 * CI) / CO;
-    // A packed row is one of o outputs of its group, a packed column one of c inputs.
-    bf16 value = {};
-    if (row / o == i / c) {
-        const int group = pack * (CO / o) + row / o;
-        if (transposed)  // w's filter is this product's input
-            value = w[((static_cast<long long>(group) * c + i % c) * o + row % o) * 9 + 8 - t];
-        else
-            value = w[((static_cast<long long>(group) * o + row % o) * c + i % c) * 9 + t];
+// w (G o, c, 3, 3) -> packed (packs, CO, 9, CI), the groups of a pack along the diagonal; or, `transposed`, (packs, CI,
+// 9, CO) for the input gradient: filter and channel change places, and so do the ends of each tap. What lies off the
+// diagonal is left alone: the caller has cleared it. A block turns 32 filters x 32 channels of one group in shared
+// memory, so that both sides are read and written along their rows.
+extern "C" __global__ void __launch_bounds__(256)
+    conv3x3_pack(const bf16* w, bf16* packed, int CO, int CI, int o, int c, int transposed) {
+    constexpr int SIDE = 32;
+    __shared__ bf16 tile[SIDE][SIDE * 9 + 2];  // the two spread the rows over the banks
+    const int blocks_c = (c + SIDE - 1) / SIDE, blocks_o = (o + SIDE - 1) / SIDE;
+    const int i0 = blockIdx.x % blocks_c * SIDE, f0 = blockIdx.x / blocks_c % blocks_o * SIDE;
+    const int group = blockIdx.x / (blocks_c * blocks_o), pack = group / (CO / o), place = group % (CO / o);
+    const int filters = o - f0 < SIDE ? o - f0 : SIDE, channels = c - i0 < SIDE ? c - i0 : SIDE;
+    const int size = filters * channels * 9;
+    for (int n = threadIdx.x; n < size; n += blockDim.x) {
+        const int f = n / (channels * 9), rest = n % (channels * 9);
+        tile[f][rest] = w[((group * o + f0 + f) * static_cast<long long>(c) + i0) * 9 + rest];
     }
-    packed[index] = value;
+    __syncthreads();
+    for (int n = threadIdx.x; n < size; n += blockDim.x) {
+        if (transposed) {
+            const int f = n % filters, t = n / filters % 9, i = n / (filters * 9);
+            packed[((pack * CI + place * c + i0 + i) * 9LL + t) * CO + place * o + f0 + f] = tile[f][i * 9 + 8 - t];
+        } else {
+            const int i = n % channels, t = n / channels % 9, f = n / (channels * 9);
+            packed[((pack * CO + place * o + f0 + f) * 9LL + t) * CI + place * c + i0 + i] = tile[f][i * 9 + t];
+        }
+    }
 }

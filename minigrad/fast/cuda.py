@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import backend, optim, tensor
+from .. import optim, tensor
 from ..backend import Array, array_module
 from ..ops import basic, conv, loss, norm
 from ..ops.conv import Pair
@@ -32,24 +32,6 @@ from .kernels import PARAMETERS, WINDOW, launch, properties
 VECTOR_BYTES = 16  # what a thread of norm.cu and im2col.cu moves at once
 COLUMN_BYTES = 64 << 20  # columns built at a time: more fill the GPU, fewer stay in its cache. Not measured yet
 i32, i64, f32 = np.int32, np.int64, np.float32
-
-
-class OutOfMemory(MemoryError):
-    """The GPU's memory is full; the sentence says how much the pool holds and what to try."""
-
-
-def out_of_memory(error: Exception) -> OutOfMemory | None:
-    """Turn CuPy's OutOfMemoryError into one sentence with the pool's use; None for any other exception."""
-    if type(error).__name__ != "OutOfMemoryError" or not type(error).__module__.startswith("cupy"):
-        return None
-    cp = backend.cupy()
-    pool = cp.get_default_memory_pool()
-    free, total = cp.cuda.runtime.memGetInfo()
-    used, held, free, total = (n / 2**30 for n in (pool.used_bytes(), pool.total_bytes(), free, total))
-    return OutOfMemory(
-        f"the GPU's memory is full: arrays take {used:.1f} GiB of the {held:.1f} GiB that CuPy's pool holds, "
-        f"{free:.1f} of {total:.1f} GiB are free; try a smaller --batch-size"
-    )
 
 
 def _suffix(array: Array) -> str:
@@ -258,12 +240,12 @@ class TensorCores:
     def forward(self, x: Array) -> Array:
         N, H, W, _ = self.shape
         y = array_module(x).empty((N, *tiles.output_size(H, W, self.stride), self.w.shape[0]), x.dtype)
-        self._convolve(self.forward_launch, x, self._packed(self.packing, False), y)
+        self._convolve(self.forward_launch, x, self._packed(False), y)
         return y
 
     def input_gradient(self, dy: Array) -> Array:
         dx = array_module(dy).empty(self.shape, dy.dtype)
-        packed = self._packed(self.packing.turned(), True)
+        packed = self._packed(True)
         for part in self.dgrad_launches:
             self._convolve(part, dy, packed, dx)
         return dx
@@ -283,12 +265,15 @@ class TensorCores:
         launch("conv3x3.cu", "wgrad_finish", (-(-dw.size // 256),), (256,), [partial, dw, *sizes])
         return dw
 
-    def _packed(self, p: tiles.Packing, transposed: bool) -> Array:
+    def _packed(self, transposed: bool) -> Array:
         """The weights as the kernel reads them, (packs, CO, 9, CI); turned for the input gradient."""
-        xp = array_module(self.w)
-        packed = xp.empty((p.packs, p.CO, 9, p.CI), self.w.dtype)
-        arguments = [xp.ascontiguousarray(self.w), packed, *map(i32, p), i32(transposed)]
-        launch("conv3x3.cu", "conv3x3_pack", (-(-packed.size // 256),), (256,), arguments)
+        xp, p = array_module(self.w), self.packing
+        q = p.turned() if transposed else p
+        # Narrow groups leave zeros between them.
+        packed = (xp.empty if p.c == p.CI else xp.zeros)((q.packs, q.CO, 9, q.CI), self.w.dtype)
+        blocks = p.packs * (p.CO // p.o) * -(-p.o // 32) * -(-p.c // 32)
+        arguments = [xp.ascontiguousarray(self.w), packed, *map(i32, (p.CO, p.CI, p.o, p.c, transposed))]
+        launch("conv3x3.cu", "conv3x3_pack", (blocks,), (256,), arguments)
         return packed
 
     @staticmethod

@@ -32,7 +32,8 @@ class Graph:
         loss, logits = graph(batch, labels, lr)
 
     Arrays of the first call fix shapes and dtypes; later calls copy theirs (from the host or the device) into the same
-    memory. Results are overwritten by the next call. Raises ValueError for inputs of another shape, dtype or number.
+    memory. A call with others, like an epoch's smaller last batch, runs eagerly. Results are overwritten by the next
+    call.
     """
 
     def __init__(self, step: Callable[..., Sequence[Array]]):
@@ -49,6 +50,8 @@ class Graph:
 
     def __call__(self, *arrays: Array) -> Sequence[Array]:
         cp = backend.cupy()
+        if self.inputs is not None and _shapes(arrays) != _shapes(self.inputs):
+            return self.step(*(cp.asarray(a) for a in arrays))
         caller = cp.cuda.get_current_stream()
         self.stream.wait_event(caller.record())  # the inputs are ready when the caller's stream has come this far
         with self.stream, cp.cuda.using_allocator(self.pool.malloc):
@@ -69,9 +72,6 @@ class Graph:
         if self.inputs is None:
             self.inputs = [cp.array(a) for a in arrays]
             return
-        ours, theirs = ([(a.shape, a.dtype.name) for a in some] for some in (self.inputs, arrays))
-        if ours != theirs:
-            raise ValueError(f"the graph was captured for inputs {ours}, got {theirs}")
         for mine, new in zip(self.inputs, arrays, strict=True):
             mine[...] = cp.asarray(new)
 
@@ -84,3 +84,7 @@ class Graph:
                 self.stream.end_capture()
             raise
         self.graph = self.stream.end_capture()
+
+
+def _shapes(arrays: Sequence[Array]) -> list[tuple]:
+    return [(a.shape, a.dtype.name) for a in arrays]
