@@ -121,6 +121,13 @@ def matmul(a: Array, b: Array) -> Array:
     return (a.astype(np.float32) @ b.astype(np.float32)).astype(a.dtype)
 
 
+def total(array: Array, axis: Any, keepdims: bool = False) -> Array:
+    """Return the sum along `axis`; half precision is added up in float32, or a sum of ones in bfloat16 stops at 256."""
+    if array.dtype.name != "bfloat16":
+        return array.sum(axis=axis, keepdims=keepdims)
+    return array.sum(axis=axis, keepdims=keepdims, dtype=np.float32).astype(array.dtype)
+
+
 # Random numbers are drawn on the host, whatever the device: the same seed gives the same run on a CPU and on a GPU.
 _generator = np.random.default_rng(0)
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .backend import Array, array_module, device_of, float_dtype, is_float, to_device, to_numpy, unsupported
+from .backend import Array, array_module, device_of, float_dtype, is_float, to_device, to_numpy, total, unsupported
 
 _thread = threading.local()
 
@@ -143,7 +143,7 @@ def unbroadcast(dx: Array, shape: tuple[int, ...]) -> Array:
     """Sum `dx` over the axes along which an input of `shape` was repeated: the transpose of broadcasting."""
     lead = max(dx.ndim - len(shape), 0)
     repeated = tuple(i for i in range(dx.ndim) if i < lead or (shape[i - lead] == 1 and dx.shape[i] != 1))
-    dx = dx.sum(axis=repeated, keepdims=True)
+    dx = total(dx, repeated, keepdims=True)
     return dx.reshape(dx.shape[lead:])
 
 

@@ -267,6 +267,14 @@ def test_sgd_leaves_other_dtypes_to_the_book(gpu):
     assert not gpu and (w == 0.5).all()
 
 
+def test_sums_of_bfloat16_have_float32_digits():
+    """In bfloat16 256 + 1 is 256: a running sum of ones would stop there."""
+    ones = np.ones((4, 1000), BF16)
+    assert (minigrad.backend.total(ones, 1).astype(float) == 1000).all()
+    assert minigrad.backend.total(ones, (0, 1), keepdims=True).shape == (1, 1)
+    assert minigrad.tensor.unbroadcast(ones, (1000,)).dtype == BF16
+
+
 def test_cublas_is_asked_for_row_major_products():
     """The translation to column-major, checked on memory with gaps: (A or Aᵀ) times (B or Bᵀ), a batch of three."""
     rng = np.random.default_rng(11)

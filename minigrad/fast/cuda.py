@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from .. import optim, tensor
-from ..backend import Array, array_module
+from ..backend import Array, array_module, total
 from ..ops import basic, conv, loss, norm
 from ..ops.conv import Pair
 from . import cublas, kernels, tiles
@@ -206,7 +206,7 @@ class Conv2d(conv.Conv2d):
         upstream = pixels(dy)
         dx = images(self.method.input_gradient(upstream)) if self.needs[0] else None
         dw = self.method.weight_gradient(self.rows, upstream) if self.needs[1] else None
-        dbias = upstream.sum(axis=(0, 1, 2), dtype=np.float32).astype(dy.dtype) if self.needs[2] else None
+        dbias = total(upstream, (0, 1, 2)) if self.needs[2] else None
         return dx, dw, dbias
 
 

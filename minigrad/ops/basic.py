@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import Array, array_module, device_of, float_dtype, is_float, matmul, to_device
+from ..backend import Array, array_module, device_of, float_dtype, is_float, matmul, to_device, total
 from ..tensor import Function, Tensor
 
 
@@ -200,7 +200,7 @@ class Sum(Function):
 
     def forward(self, x: Array, *, axes: tuple[int, ...], keepdims: bool) -> Array:
         self.axes, self.shape = axes, x.shape
-        return x.sum(axis=axes, keepdims=keepdims)
+        return total(x, axes, keepdims)
 
     def backward(self, dy: Array) -> Array:
         kept = tuple(1 if i in self.axes else n for i, n in enumerate(self.shape))

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..backend import Array, array_module, matmul
+from ..backend import Array, array_module, matmul, total
 from ..tensor import Function, Tensor
 from .basic import as_pair
 
@@ -139,7 +139,7 @@ class Conv2d(Function):
             dcolumns = dcolumns.reshape(C, KH, KW, N, OH, OW).transpose(3, 0, 1, 2, 4, 5)  # (N, C, KH, KW, OH, OW)
             dpadded = col2im(dcolumns, (N, C, H + 2 * PH, W + 2 * PW), self.stride, self.dilation)
             dx = dpadded[:, :, PH : PH + H, PW : PW + W]
-        return dx, dw, dy.sum(axis=(0, 2, 3)) if self.needs[2] else None
+        return dx, dw, total(dy, (0, 2, 3)) if self.needs[2] else None
 
     def filters(self) -> Array:
         """The weights as one matrix per group: (O, c, KH, KW) -> (G, o, c·KH·KW)."""
