@@ -225,7 +225,7 @@ def test_a_whole_network_learns_as_with_the_book(gpu, monkeypatch, dtype):
     Eleven layers and batch norm over few values amplify bfloat16's roundings; the measure is what the book's own
     formulas lose in the same dtype.
     """
-    replaced = {(op, "cpu"): fast for (op, where), fast in minigrad.tensor.faster.items() if where == "cuda"}
+    replaced = {(book, "cpu"): fast for book, fast in cuda.OPERATIONS.items()}
     truth, _ = one_backward(np.float64, {}, monkeypatch)
     book, _ = one_backward(dtype, {}, monkeypatch)
     gpu.clear()

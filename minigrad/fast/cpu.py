@@ -59,6 +59,3 @@ def register() -> None:
     for book, fast in ((Conv2d, FastConv2d), (BatchNorm, FastBatchNorm), (BatchNormReLU, FastBatchNormReLU)):
         tensor.faster[book, "cpu"] = fast
     optim.faster_update["cpu"] = sgd_update
-
-
-register()

@@ -479,13 +479,16 @@ def sgd_step(updates: Sequence[tuple[Array, Array, Array, float, float, bool]], 
         launch("sgd.cu", "sgd", (properties().processors, len(some)), (256,), [table, rate])
 
 
-tensor.faster.update(
-    {
-        (conv.Conv2d, "cuda"): Conv2d,
-        (norm.BatchNorm, "cuda"): BatchNorm,
-        (norm.BatchNormReLU, "cuda"): BatchNormReLU,
-        (basic.MatMul, "cuda"): MatMul,
-        (loss.CrossEntropy, "cuda"): CrossEntropy,
-    }
-)
-optim.faster_step["cuda"] = sgd_step
+OPERATIONS: dict[type[tensor.Function], type[tensor.Function]] = {
+    conv.Conv2d: Conv2d,
+    norm.BatchNorm: BatchNorm,
+    norm.BatchNormReLU: BatchNormReLU,
+    basic.MatMul: MatMul,
+    loss.CrossEntropy: CrossEntropy,
+}
+
+
+def register() -> None:
+    """Put the fast operations in the tape's table, in place of the book's, for arrays on a GPU."""
+    tensor.faster.update({(book, "cuda"): fast for book, fast in OPERATIONS.items()})
+    optim.faster_step["cuda"] = sgd_step
