@@ -365,21 +365,31 @@ def test_a_graph_runs_eagerly_then_captures_then_replays(monkeypatch):
     assert (result == 10 * (sum(range(1, 7)) + 3)).all() and python_calls[-1] == "eager" and len(python_calls) == 5
 
 
-def test_a_step_that_fails_while_captured_ends_the_capture(monkeypatch):
+@pytest.mark.parametrize("error", [RuntimeError, MemoryError])
+def test_a_step_that_cannot_be_captured_goes_on_eagerly(monkeypatch, error):
     fake = FakeCuda()
     monkeypatch.setattr(minigrad.backend, "cupy", lambda: fake)
+    calls = []
 
     def step(x):
         if fake.recording is not None:
-            raise RuntimeError("not allowed while capturing")
-        return (x,)
+            raise error("not allowed while capturing")
+        calls.append(x)
+        return (x + 1,)
 
     graph = Graph(step)
     for _ in range(3):
         graph(np.zeros(1))
-    with pytest.raises(RuntimeError, match="not allowed while capturing"):
-        graph(np.zeros(1))
-    assert fake.recording is None and graph.graph is None
+    if error is MemoryError:
+        with pytest.raises(MemoryError):
+            graph(np.zeros(1))
+        assert fake.recording is None and graph.graph is None
+        return
+    with pytest.warns(RuntimeWarning, match="runs eagerly.*not allowed while capturing"):
+        (result,) = graph(np.zeros(1))
+    assert result == 1 and len(calls) == 4 and fake.recording is None
+    (result,) = graph(np.ones(1))  # without another try, and without another warning
+    assert result == 2 and len(calls) == 5
 
 
 def test_the_learning_rate_may_be_an_array(gpu, monkeypatch):

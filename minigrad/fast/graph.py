@@ -15,6 +15,7 @@ like batch norm's `num_batches_tracked`, stands still during replays.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -33,7 +34,7 @@ class Graph:
 
     Arrays of the first call fix shapes and dtypes; later calls copy theirs (from the host or the device) into the same
     memory. A call with others, like an epoch's smaller last batch, runs eagerly. Results are overwritten by the next
-    call.
+    call. A step that CUDA refuses to capture goes on eagerly, with a RuntimeWarning that says why.
     """
 
     def __init__(self, step: Callable[..., Sequence[Array]]):
@@ -46,6 +47,7 @@ class Graph:
         self.inputs: list[Array] | None = None
         self.outputs: Sequence[Array] = ()
         self.graph: Any = None
+        self.capturable = True  # until a capture has failed
         self.calls = 0
 
     def __call__(self, *arrays: Array) -> Sequence[Array]:
@@ -56,7 +58,7 @@ class Graph:
         self.stream.wait_event(caller.record())  # the inputs are ready when the caller's stream has come this far
         with self.stream, cp.cuda.using_allocator(self.pool.malloc):
             self._take(arrays)
-            if self.graph is None and self.calls >= EAGER_CALLS:
+            if self.graph is None and self.capturable and self.calls >= EAGER_CALLS:
                 self._capture()
             if self.graph is None:
                 self.outputs = self.step(*self.inputs or ())
@@ -79,11 +81,16 @@ class Graph:
         self.stream.begin_capture()
         try:
             self.outputs = self.step(*self.inputs or ())
-        except BaseException:
+        except Exception as error:
             with suppress(Exception):  # a spoilt capture must be closed, and says once more that it is spoilt
                 self.stream.end_capture()
-            raise
-        self.graph = self.stream.end_capture()
+            if isinstance(error, MemoryError):
+                raise
+            # Nothing of the step has run, so it can still be run eagerly.
+            self.capturable = False
+            warnings.warn(f"the step runs eagerly, it cannot be a CUDA graph: {error}", RuntimeWarning, stacklevel=3)
+        else:
+            self.graph = self.stream.end_capture()
 
 
 def _shapes(arrays: Sequence[Array]) -> list[tuple]:
