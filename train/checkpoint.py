@@ -1,13 +1,21 @@
 """The state of a run in one safetensors file, from which it goes on as if it had never stopped.
 
 Weights and batch-norm statistics stand under their own names, as in a file of plain weights; what else there is has a
-prefix: "velocity:" for momentum, "average:" for averaged weights. Numbers that are no arrays (epoch, step, configuration,
-random generators) are JSON in the file's metadata.
+prefix: "velocity:" for momentum, "average:" for averaged weights. What is no array (epoch, step, configuration, random
+generators, the log so far) is JSON in the file's metadata. A SHA-256 over everything tells a damaged file.
+
+A run folder keeps two states, `last.safetensors` and the one before, `previous.safetensors`; a file appears whole or
+not at all. So there is a state to go on from at every moment, whatever happens to the process.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
+import math
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,32 +25,147 @@ from safetensors.numpy import save
 
 from minigrad.weights import read_arrays, write_atomically
 
+LAST, PREVIOUS, BEST, DAMAGED = (f"{name}.safetensors" for name in ("last", "previous", "best", "damaged"))
 VELOCITY, AVERAGE = "velocity:", "average:"
-METADATA = "minigrad"
+STATE, CHECKSUM = "minigrad", "sha256"  # keys of the metadata
+
+State = dict[str, Any]
 
 
-def write(path: Path, arrays: dict[str, np.ndarray], state: dict[str, Any]) -> None:
+# ---- one file -------------------------------------------------------------------------------------------------------
+
+
+def write(path: Path, arrays: Mapping[str, np.ndarray], state: State) -> None:
     """Write arrays and state to a file that appears whole or not at all."""
     contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-    write_atomically(path, save(contiguous, metadata={METADATA: json.dumps(state)}))
+    text = json.dumps(state, allow_nan=False)
+    write_atomically(path, save(contiguous, metadata={STATE: text, CHECKSUM: checksum(contiguous, text)}))
 
 
-def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Return arrays and state; the state is empty for a plain weights file. Raises ValueError for a damaged file."""
+def read(path: Path) -> tuple[dict[str, np.ndarray], State]:
+    """Return arrays and state; the state is empty for a file of plain weights.
+
+    Raises FileNotFoundError, and ValueError for a file that is damaged, no safetensors file, or whose state is not of
+    the form that a run writes. The file may come from anywhere: nothing in it is executed.
+    """
     arrays = read_arrays(path)
     try:
         with safe_open(path, "numpy") as file:
-            text = (file.metadata() or {}).get(METADATA, "{}")
-        return arrays, json.loads(text)
-    except (SafetensorError, json.JSONDecodeError) as error:
+            metadata = file.metadata() or {}
+    except SafetensorError as error:
         raise ValueError(f"{path} has damaged metadata: {error}") from None
+    if STATE not in metadata:
+        return arrays, {}
+    text = metadata[STATE]
+    if metadata.get(CHECKSUM) != checksum(arrays, text):
+        raise ValueError(f"{path} is damaged: its content does not have the SHA-256 that was saved with it")
+    try:
+        state = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} has a state that is no JSON: {error}") from None
+    if not isinstance(state, dict):
+        raise ValueError(f"{path} has a state that is no JSON object")
+    for name, valid in FIELDS.items():
+        if not valid(state.get(name)):
+            raise ValueError(f"{path} has a state that train.cifar does not write: {name} is {brief(state.get(name))}")
+    return arrays, state
 
 
-def select(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+def checksum(arrays: Mapping[str, np.ndarray], text: str) -> str:
+    """SHA-256 over the state's text and every array's name, type, shape and bytes."""
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(arrays):
+        array = arrays[name]
+        digest.update(f"\n{name} {array.dtype.str} {array.shape}\n".encode())
+        digest.update(np.asarray(array, order="C").reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def select(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
     """The arrays whose name starts with `prefix`, without it."""
     return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
 
-def weights(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def weights(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The weights to evaluate: the averaged ones if the run keeps an average, else the plain ones."""
     return select(arrays, AVERAGE) or {name: array for name, array in arrays.items() if ":" not in name}
+
+
+# ---- the form of a state --------------------------------------------------------------------------------------------
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 62
+
+
+def _list_of(valid: Callable[[Any], bool], length: int | None = None) -> Callable[[Any], bool]:
+    return lambda value: (
+        isinstance(value, list) and len(value) == (length or len(value)) and all(valid(item) for item in value)
+    )
+
+
+# What a state holds, and of what form each part must be.
+FIELDS: dict[str, Callable[[Any], bool]] = {
+    "config": lambda value: isinstance(value, dict) and isinstance(value.get("recipe"), dict),
+    "classes": _list_of(lambda value: isinstance(value, str)),
+    "mean": _list_of(_number, 3),
+    "std": _list_of(lambda value: _number(value) and value > 0, 3),
+    "size": _list_of(lambda value: _count(value) and 0 < value <= 1 << 16, 2),
+    "images": _count,
+    "epoch": _count,
+    "step": _count,
+    "best_error": lambda value: value is None or _number(value),
+    "totals": lambda value: isinstance(value, dict) and all(_number(total) for total in value.values()),
+    "history": _list_of(lambda value: isinstance(value, dict)),
+    "generator": lambda value: isinstance(value, dict),
+}
+
+
+def brief(value: Any) -> str:
+    """A value as it appears in a sentence, however long it is."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+# ---- a run folder ---------------------------------------------------------------------------------------------------
+
+
+def write_last(folder: Path, arrays: Mapping[str, np.ndarray], state: State) -> None:
+    """Write `last.safetensors`; what was the last state becomes the previous one."""
+    last, previous = folder / LAST, folder / PREVIOUS
+    if last.exists():
+        part = folder / f".{PREVIOUS}.part"
+        part.unlink(missing_ok=True)
+        try:
+            os.link(last, part)  # a second name for the same file: at no moment is there no last state
+            os.replace(part, previous)
+        except OSError:  # a file system without hard links
+            os.replace(last, previous)
+    write(last, arrays, state)
+
+
+def read_last(folder: Path, warn: Callable[[str], None]) -> tuple[dict[str, np.ndarray], State] | None:
+    """The state to go on from: the last one or, with a warning, the previous one where the last is damaged.
+
+    None where there is neither. A damaged file is renamed to `damaged.safetensors`, out of the way of the next save.
+    Raises ValueError where there is no state but a damaged one.
+    """
+    problem = ""
+    for path in (folder / LAST, folder / PREVIOUS):
+        with contextlib.suppress(FileNotFoundError):
+            try:
+                found = read(path)
+            except ValueError as error:
+                problem = problem or str(error)
+                continue
+            if problem:
+                warn(f"{problem}; going on from {path}")
+                os.replace(folder / LAST, folder / DAMAGED)
+            return found
+    if problem:
+        raise ValueError(f"{problem}, and there is no other state to go on from")
+    return None

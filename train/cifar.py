@@ -6,35 +6,44 @@ Read from top to bottom: configuration, a run's state, one step, one epoch, eval
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import math
+import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 import minigrad
-from minigrad import Tensor, no_grad, optim
+from minigrad import Parameter, Tensor, no_grad, optim
 from minigrad import functional as F
-from minigrad.backend import Array, cupy, float_dtype, synchronize, to_device, to_numpy
+from minigrad.backend import Array, DeviceError, float_dtype, is_float, synchronize, to_device, to_numpy
 from minigrad.nn import Module
+from minigrad.weights import write_atomically
 from resnext import create
+from resnext.counts import outlines
 
-from . import augment, checkpoint, plots
+from . import augment, checkpoint, faults, parallel, plots
 from .data import Dataset, load
+from .faults import Guard, Interrupted, TrainingError
+from .parallel import ALONE, Ranks
 from .recipes import RECIPES, Recipe
 
 FAILED, USAGE = 1, 2  # exit codes; 128 + n after signal n
 
 
-class TrainingError(RuntimeError):
-    """A run that cannot go on; the sentence says why and what is left of it."""
+class UsageError(ValueError):
+    """A command line that asks for something that cannot be."""
 
 
 # ------------------------------------------------------------------------------------------------- configuration
@@ -61,6 +70,30 @@ class Config:
             return optim.multi_step(r.lr, (0.5 * r.epochs, 0.75 * r.epochs))
         decay = optim.cosine if r.schedule == "cosine" else optim.linear
         return decay(r.lr, r.epochs, r.warmup * r.epochs)
+
+    @classmethod
+    def stored(cls, values: Mapping[str, Any]) -> Config:
+        """The configuration that a checkpoint holds. Raises ValueError for one that this version does not know."""
+        kinds = {"str": str, "int": int, "float": int | float, "bool": bool, "int | None": int | NoneType}
+        try:
+            config = cls(**{**values, "recipe": Recipe(**values["recipe"])})
+        except TypeError as error:
+            raise ValueError(f"the checkpoint has a configuration of another version: {error}") from None
+        for part in (config, config.recipe):
+            for f in fields(part):
+                value = getattr(part, f.name)
+                if not isinstance(value, kinds.get(str(f.type), Recipe)):
+                    raise ValueError(f"the checkpoint has {f.name} = {checkpoint.brief(value)} in its configuration")
+        return config
+
+    def differences(self, other: Config) -> list[str]:
+        """The options, the data aside, by which another configuration makes another run, with both values."""
+        old, new = ({**asdict(c), **asdict(c.recipe)} for c in (self, other))
+        return [
+            f"--{name.replace('_', '-')} was {old[name]} and is {new[name]}"
+            for name in old
+            if name not in ("recipe", "device", "data") and old[name] != new[name]
+        ]
 
 
 # What a machine can do in minutes: without a GPU, a small network on images that need no download.
@@ -92,9 +125,13 @@ class Run:
         default_factory=lambda: dict.fromkeys(("loss", "errors", "images", "seconds"), 0.0)
     )
     average: dict[str, Array] = field(default_factory=dict)  # averaged weights and statistics, if the recipe asks
+    history: list[dict[str, float]] = field(default_factory=list)  # the lines of metrics.jsonl, one an epoch
+    fingerprint: int = 0  # of the training images and labels, by which other data is noticed
+    saved: tuple[int, int] | None = None  # epoch and step of the last state that was saved
+    ranks: Ranks = ALONE  # the processes that train this network together
 
     @classmethod
-    def start(cls, config: Config, train_set: Dataset, test_set: Dataset) -> Run:
+    def start(cls, config: Config, train_set: Dataset, test_set: Dataset, ranks: Ranks = ALONE) -> Run:
         """A run at its beginning: fresh weights from the seed, on the device, with their optimiser."""
         minigrad.manual_seed(config.seed)
         model = create(config.model, num_classes=len(train_set.classes))
@@ -107,54 +144,86 @@ class Run:
             groups.append({"params": plain, "weight_decay": 0.0})
         optimizer = optim.SGD(groups, r.lr, r.momentum, r.weight_decay, r.nesterov)
         mean, std = train_set.mean, train_set.std
+        fingerprint = zlib.crc32(train_set.labels.data, zlib.crc32(train_set.images.data))
         train_set, test_set = _on_device(train_set, config.device), _on_device(test_set, config.device)
-        run = cls(config, model, optimizer, train_set, test_set, mean, std)
+        run = cls(config, model, optimizer, train_set, test_set, mean, std, fingerprint=fingerprint, ranks=ranks)
         if r.average:
             run.average = {name: t.data.copy() for name, t in model.named_tensors()}
         return run
 
-    def save(self, path: Path) -> None:
-        """Write the run's state to a file; see checkpoint.py."""
-        arrays: dict[str, Array] = dict(self.model.state_dict())
+    def state(self) -> tuple[dict[str, np.ndarray], checkpoint.State]:
+        """All that changes: arrays by name, and what is no array. Raises TrainingError if a number is not finite."""
+        arrays = self.model.state_dict()
         names = {id(p): name for name, p in self.model.named_parameters()}
         for p, v in zip(self.optimizer.parameters(), self.optimizer.velocities, strict=True):
             if v is not None:
                 arrays[checkpoint.VELOCITY + names[id(p)]] = to_numpy(v)
         arrays.update({checkpoint.AVERAGE + name: to_numpy(a) for name, a in self.average.items()})
-        state = {
+        faults.check_finite(arrays)
+        return arrays, {
             "config": asdict(self.config),
             "classes": self.train_set.classes,
             "mean": self.mean.tolist(),
             "std": self.std.tolist(),
             "size": list(self.train_set.images.shape[2:]),
+            "images": self.fingerprint,
             "epoch": self.epoch,
             "step": self.step,
-            "best_error": self.best_error,
+            "best_error": self.best_error if math.isfinite(self.best_error) else None,
             "totals": self.totals,
+            "history": self.history,
             "generator": minigrad.backend.generator().bit_generator.state,
         }
-        checkpoint.write(path, arrays, state)
 
-    def restore(self, path: Path) -> None:
-        """Go on from a file that `save` wrote. Raises ValueError if it belongs to another configuration."""
-        arrays, state = checkpoint.read(path)
-        theirs, ours = state.get("config"), json.loads(json.dumps(asdict(self.config)))
-        if theirs != ours:
-            changed = [k for k in ours if theirs is None or theirs.get(k) != ours[k]]
-            raise ValueError(
-                f"{path} belongs to a run with other settings ({', '.join(changed)}): choose another --out"
-            )
+    def save(self, path: Path) -> None:
+        """Write the run's state to a file, see checkpoint.py; rank 0 writes, for all."""
+        if self.ranks.rank > 0:
+            return
+        arrays, state = self.state()
+        try:
+            if path.name == checkpoint.LAST:
+                checkpoint.write_last(path.parent, arrays, state)
+                self.saved = (self.epoch, self.step)
+            else:
+                checkpoint.write(path, arrays, state)
+        except OSError as error:
+            raise TrainingError(f"{path} cannot be saved: {error.strerror or error}") from error
+
+    def restore(self, arrays: Mapping[str, np.ndarray], state: checkpoint.State) -> None:
+        """Go on from what `state` returned. Raises ValueError, with both values, for the state of another run."""
+        old = Config.stored(state["config"])
+        changed = old.differences(self.config)
+        if state["images"] != self.fingerprint and not changed:
+            same = old.data == self.config.data
+            changed = [
+                f"the images of {old.data} are others" if same else f"--data was {old.data} and is {self.config.data}"
+            ]
+        if changed:
+            raise ValueError(f"the run has other settings, {', '.join(changed)}")
         self.model.load_state_dict({name: a for name, a in arrays.items() if ":" not in name})
         names = {id(p): name for name, p in self.model.named_parameters()}
         velocities = checkpoint.select(arrays, checkpoint.VELOCITY)
         self.optimizer.load_state_dict(
             {"lr": self.optimizer.lr, "velocities": [velocities.get(names[id(p)]) for p in self.optimizer.parameters()]}
         )
-        average = checkpoint.select(arrays, checkpoint.AVERAGE)
-        self.average = {name: to_device(a, self.config.device) for name, a in average.items()}
-        self.epoch, self.step, self.best_error = state["epoch"], state["step"], state["best_error"]
-        self.totals = state["totals"]
+        for name, a in checkpoint.select(arrays, checkpoint.AVERAGE).items():
+            if name not in self.average or self.average[name].shape != a.shape:
+                raise ValueError(f"the average of {name} does not fit the network")
+            self.average[name] = to_device(np.array(a), self.config.device)
+        self.epoch, self.step, self.history = state["epoch"], state["step"], state["history"]
+        self.best_error = math.inf if state["best_error"] is None else state["best_error"]
+        self.totals = {name: state["totals"][name] for name in self.totals}
         minigrad.backend.generator().bit_generator.state = state["generator"]
+        self.saved = (self.epoch, self.step)
+
+
+def fingerprint(model: Module) -> int:
+    """A number that two networks share if, and practically only if, all their weights and statistics are the same."""
+    number = 0
+    for _, t in model.named_tensors():
+        if is_float(t.dtype):
+            number = zlib.crc32(np.ascontiguousarray(to_numpy(t.data)).data, number)
+    return number
 
 
 def _on_device(dataset: Dataset, device: str) -> Dataset:
@@ -166,7 +235,10 @@ def _on_device(dataset: Dataset, device: str) -> Dataset:
 
 
 def prepare(run: Run, indices: np.ndarray) -> Array:
-    """The augmented batch of one step, (N, 3, H, W). Its random numbers depend on seed, epoch and step alone."""
+    """This rank's share of the augmented batch of one step, (N, 3, H, W).
+
+    Random numbers depend on seed, epoch and step alone: every rank augments the whole batch, then takes its share.
+    """
     config, r, train_set = run.config, run.config.recipe, run.train_set
     rng = np.random.default_rng((config.seed, run.epoch, run.step))
     images = train_set.images[to_device(indices, config.device)]
@@ -175,11 +247,12 @@ def prepare(run: Run, indices: np.ndarray) -> Array:
     if r.flip == "alternating":
         flips = augment.alternating_flips(len(train_set), run.epoch, config.seed)[indices]
     batch = augment.crop_and_flip(batch, rng, padding=4, mode=r.padding, flips=flips)
-    return augment.cutout(batch, r.cutout, rng) if r.cutout else batch
+    batch = augment.cutout(batch, r.cutout, rng) if r.cutout else batch
+    return run.ranks.share(batch)
 
 
-def train_step(run: Run, batch: Array, labels: np.ndarray, lr: float) -> tuple[float, int]:
-    """One step of gradient descent; return the batch's mean loss and its number of errors."""
+def train_step(run: Run, batch: Array, labels: np.ndarray, lr: float, share: float = 1.0) -> tuple[float, int]:
+    """One step of gradient descent; return mean loss and number of errors of this rank's `share` of the batch."""
     run.optimizer.lr = lr
     run.optimizer.zero_grad()
     logits = run.model(Tensor._of(batch))
@@ -187,11 +260,24 @@ def train_step(run: Run, batch: Array, labels: np.ndarray, lr: float) -> tuple[f
         logits = logits.to(dtype="float32")  # the loss needs more digits than bfloat16 has
     loss = F.cross_entropy(logits, labels, run.config.recipe.label_smoothing)
     loss.backward()
+    if run.ranks.size > 1:
+        average_over_ranks(run, share)
     run.optimizer.step()
     if run.average:
         update_average(run)
     errors = int((to_numpy(logits.data).argmax(axis=1) != labels).sum())
     return loss.item(), errors
+
+
+def average_over_ranks(run: Run, share: float) -> None:
+    """Make gradients those of the whole batch, and running statistics the same on all ranks; see parallel.py."""
+    parameters = list(run.model.parameters())
+    tensors = [t for _, t in run.model.named_tensors() if not isinstance(t, Parameter) and is_float(t.dtype)]
+    averages = run.ranks.average([p.grad for p in parameters] + [t.data for t in tensors], share)
+    for p, dw in zip(parameters, averages, strict=False):
+        p.grad = dw
+    for t, statistic in zip(tensors, averages[len(parameters) :], strict=True):
+        t.data[...] = statistic
 
 
 def update_average(run: Run) -> None:
@@ -220,21 +306,24 @@ def train_epoch(run: Run, after_step: Callable[[Run], None]) -> dict[str, float]
     schedule = config.schedule()
     run.model.train()
     title = f"epoch {run.epoch + 1}/{config.recipe.epochs}"
-    with tqdm(total=steps, initial=run.step, desc=title, unit="step", disable=None, leave=False) as bar:
+    quiet = None if run.ranks.rank == 0 else True  # None: no bar where standard error is no terminal
+    with tqdm(total=steps, initial=run.step, desc=title, unit="step", disable=quiet, leave=False) as bar:
         while run.step < steps:
             begin = time.perf_counter()
             indices = order[run.step * config.batch_size : (run.step + 1) * config.batch_size]
             lr = schedule(run.epoch + run.step / steps)
-            labels = train_set.labels[indices]
-            loss, errors = train_step(run, prepare(run, indices), labels, lr)
-            if not math.isfinite(loss):
+            labels = run.ranks.share(train_set.labels[indices])
+            mine = run.ranks.count(len(indices))
+            mean_loss, errors = train_step(run, prepare(run, indices), labels, lr, mine / len(indices))
+            total_loss, total_errors = run.ranks.add(mean_loss * mine, errors if mine else 0)
+            if not math.isfinite(total_loss):
                 raise TrainingError(
-                    f"the loss is {loss} in epoch {run.epoch + 1}, step {run.step + 1}, at learning rate {lr:.4g}: "
-                    "try a smaller --lr"
+                    f"the loss is {total_loss / len(indices)} in epoch {run.epoch + 1}, step {run.step + 1}, "
+                    f"at learning rate {lr:.4g}: try a smaller --lr"
                 )
             run.step += 1
-            run.totals["loss"] += loss * len(indices)
-            run.totals["errors"] += errors
+            run.totals["loss"] += total_loss
+            run.totals["errors"] += total_errors
             run.totals["images"] += len(indices)
             run.totals["seconds"] += time.perf_counter() - begin
             seen = run.totals["images"]
@@ -248,7 +337,7 @@ def train_epoch(run: Run, after_step: Callable[[Run], None]) -> dict[str, float]
     synchronize(config.device)
     totals = run.totals
     return {
-        "lr": lr if steps else schedule(run.epoch),
+        "lr": schedule(run.epoch + (steps - 1) / steps),  # of the last step
         "train_loss": totals["loss"] / totals["images"],
         "train_error": 100 * totals["errors"] / totals["images"],
         "images_per_second": totals["images"] / totals["seconds"],
@@ -267,33 +356,48 @@ class Evaluation:
     confusion: np.ndarray
 
 
-def evaluate(model: Module, dataset: Dataset, mean: np.ndarray, std: np.ndarray, config: Config) -> Evaluation:
-    """Classify a data set, normalised with the mean and deviation of the training images."""
+def evaluate(
+    model: Module,
+    dataset: Dataset,
+    mean: np.ndarray,
+    std: np.ndarray,
+    config: Config,
+    ranks: Ranks = ALONE,
+    after_round: Callable[[], None] = lambda: None,
+) -> Evaluation:
+    """Classify a data set, normalised with the mean and deviation of the training images.
+
+    Batches of 256 images are dealt to the ranks in turn; sums are made in the batches' order, so that the result does
+    not depend on the number of ranks. `after_round` is called whenever each rank has done one batch.
+    """
     model.eval()
     K = len(dataset.classes)
-    confusion, total = np.zeros((K, K), np.int64), 0.0
+    starts = range(0, len(dataset), 256)
+    losses, confusion = np.zeros(len(starts)), np.zeros((K, K), np.int64)
     dtype = float_dtype(config.dtype, config.device)
     with no_grad():
-        for begin in range(0, len(dataset), 256):
-            labels = dataset.labels[begin : begin + 256]
-            batch = augment.normalise(dataset.images[begin : begin + 256], mean, std, dtype)
-            logits = model(Tensor._of(batch))
-            logits = logits.to(dtype="float32") if logits.dtype.itemsize < 4 else logits
-            total += F.cross_entropy(logits, labels).item() * len(labels)
-            np.add.at(confusion, (labels, to_numpy(logits.data).argmax(axis=1)), 1)
+        for i, begin in enumerate(starts):
+            if i % ranks.size == ranks.rank:
+                labels = dataset.labels[begin : begin + 256]
+                batch = augment.normalise(dataset.images[begin : begin + 256], mean, std, dtype)
+                logits = model(Tensor._of(batch))
+                logits = logits.to(dtype="float32") if logits.dtype.itemsize < 4 else logits
+                losses[i] = F.cross_entropy(logits, labels).item() * len(labels)
+                np.add.at(confusion, (labels, to_numpy(logits.data).argmax(axis=1)), 1)
+            if (i + 1) % ranks.size == 0:
+                after_round()
+    losses, confusion = ranks.add_arrays(losses), ranks.add_arrays(confusion)
     error = 100 * (1 - confusion.trace() / confusion.sum())
-    return Evaluation(total / len(dataset), float(error), confusion)
+    return Evaluation(float(losses.sum()) / len(dataset), float(error), confusion)
 
 
-def evaluate_run(run: Run) -> Evaluation:
+def evaluate_run(run: Run, after_round: Callable[[], None] = lambda: None) -> Evaluation:
     """Evaluate the run's averaged weights, if it keeps an average, else its weights."""
-    if not run.average:
-        return evaluate(run.model, run.test_set, run.mean, run.std, run.config)
     own = {name: t.data for name, t in run.model.named_tensors()}
     try:
         for name, t in run.model.named_tensors():
-            t.data = run.average[name]
-        return evaluate(run.model, run.test_set, run.mean, run.std, run.config)
+            t.data = run.average.get(name, t.data)
+        return evaluate(run.model, run.test_set, run.mean, run.std, run.config, run.ranks, after_round)
     finally:
         for name, t in run.model.named_tensors():
             t.data = own[name]
@@ -302,71 +406,49 @@ def evaluate_run(run: Run) -> Evaluation:
 # ------------------------------------------------------------------------------------------------- a whole run
 
 
-class Interrupted(Exception):
-    """A signal has asked the run to stop; its state is saved."""
-
-    def __init__(self, number: int):
-        super().__init__(f"stopped by {signal.Signals(number).name}")
-        self.number = number
-
-
-@dataclass
-class Saver:
-    """Decides after every step whether to save the run, and whether to end it because a signal came."""
-
-    path: Path
-    every_steps: int | None = None
-    every_seconds: float | None = None
-    signal: int | None = None
-    saved_at: float = field(default_factory=time.monotonic)
-    steps: int = 0
-
-    def __call__(self, run: Run) -> None:
-        self.steps += 1
-        due = self.every_steps is not None and self.steps % self.every_steps == 0
-        late = self.every_seconds is not None and time.monotonic() - self.saved_at >= self.every_seconds
-        if due or late or self.signal is not None:
-            run.save(self.path)
-            self.saved_at = time.monotonic()
-        if self.signal is not None:
-            raise Interrupted(self.signal)
-
-    def on_signal(self, number: int, frame: Any) -> None:
-        """Ask for the end of the run after the current step; a second signal ends the process at once."""
-        self.signal = number
-        signal.signal(number, signal.SIG_DFL)
-
-
-def train(run: Run, out: Path, saver: Saver) -> None:
+def train(run: Run, out: Path, guard: Guard) -> None:
     """Train from where the run stands to its last epoch; leave log, checkpoints and pictures in `out`."""
-    log = out / "metrics.jsonl"
-    lines = [json.loads(line) for line in log.read_text().splitlines()][: run.epoch] if log.exists() else []
-    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
     title = f"{run.config.model} on {run.train_set.name}"
+    write_log(run, out, title)
+    if run.epoch == run.config.recipe.epochs and run.ranks.rank == 0:
+        print(f"{out} holds all {run.epoch} epochs: nothing is left to do")
     while run.epoch < run.config.recipe.epochs:
-        figures = train_epoch(run, saver)
-        result = evaluate_run(run)
-        run.epoch, run.step, run.totals = run.epoch + 1, 0, dict.fromkeys(run.totals, 0.0)
-        lines.append({"epoch": run.epoch, **figures, "test_loss": result.loss, "test_error": result.error})
-        with log.open("a") as file:
-            file.write(json.dumps(lines[-1]) + "\n")
+        figures = train_epoch(run, guard.after_step)
+        result = evaluate_run(run, guard.check)
+        if not math.isfinite(result.loss):
+            raise TrainingError(f"the test loss is {result.loss} after epoch {run.epoch + 1}: try a smaller --lr")
+        if not run.ranks.agree(fingerprint(run.model)):
+            raise TrainingError(f"the ranks have come to different weights in epoch {run.epoch + 1}")
         best = result.error < run.best_error
         run.best_error = min(run.best_error, result.error)
-        run.save(out / "last.safetensors")
-        if best:
-            run.save(out / "best.safetensors")
-            plots.draw_confusion(
-                result.confusion,
-                run.train_set.classes,
-                out / "confusion.png",
-                f"{title}: {result.error:.2f} % test error",
+        run.epoch, run.step, run.totals = run.epoch + 1, 0, dict.fromkeys(run.totals, 0.0)
+        run.history.append({"epoch": run.epoch, **figures, "test_loss": result.loss, "test_error": result.error})
+        if run.ranks.rank == 0:
+            if best:  # saved before the last state: a crash in between costs nothing, the epoch is done again
+                run.save(out / checkpoint.BEST)
+                plots.draw_confusion(
+                    result.confusion,
+                    run.train_set.classes,
+                    out / "confusion.png",
+                    f"{title}: {result.error:.2f} % test error",
+                )
+            run.save(out / checkpoint.LAST)
+            write_log(run, out, title)
+            tqdm.write(
+                f"epoch {run.epoch:3d}/{run.config.recipe.epochs}  lr {figures['lr']:.4f}  "
+                f"train loss {figures['train_loss']:.4f} error {figures['train_error']:6.2f} %  "
+                f"test loss {result.loss:.4f} error {result.error:6.2f} %  {figures['images_per_second']:.0f} images/s"
             )
-        plots.draw_curves(lines, out / "curves.png", title)
-        tqdm.write(
-            f"epoch {run.epoch:3d}/{run.config.recipe.epochs}  lr {figures['lr']:.4f}  "
-            f"train loss {figures['train_loss']:.4f} error {figures['train_error']:6.2f} %  "
-            f"test loss {result.loss:.4f} error {result.error:6.2f} %  {figures['images_per_second']:.0f} images/s"
-        )
+            sys.stdout.flush()  # a line an epoch, also into a pipe
+        guard.check()
+
+
+def write_log(run: Run, out: Path, title: str) -> None:
+    """Write metrics.jsonl and curves.png anew from the run's history: whatever happened before, they agree with it."""
+    if run.ranks.rank == 0:
+        write_atomically(out / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in run.history).encode())
+        if run.history:
+            plots.draw_curves(run.history, out / "curves.png", title)
 
 
 # ------------------------------------------------------------------------------------------------- the command line
@@ -376,9 +458,9 @@ def parser() -> argparse.ArgumentParser:
     """The options of `python -m train.cifar`."""
     p = argparse.ArgumentParser(
         prog="python -m train.cifar",
-        description="Train a network on images. Without options: a small ResNeXt on embedded drawings, minutes on a CPU.",
+        description="Train a network on images. Without options: a small ResNeXt on drawn shapes, minutes on a CPU.",
     )
-    p.add_argument("--device", default="cpu", metavar="cpu|cuda", help="where to compute (default: cpu)")
+    p.add_argument("--device", metavar="cpu|cuda", help="where to compute (default: cpu)")
     p.add_argument(
         "--model", help="a name that `python -m resnext` lists (default: resnext11_4x16d; on cuda resnext29_8x64d)"
     )
@@ -387,26 +469,21 @@ def parser() -> argparse.ArgumentParser:
         "--data-root", type=Path, default=Path("data"), metavar="DIR", help="where downloads are kept (default: data)"
     )
     p.add_argument("--data-mirror", metavar="URL", help="fetch archives from this address instead of their home")
-    p.add_argument("--recipe", choices=sorted(RECIPES), default="paper", help="hyper-parameters (default: paper)")
+    p.add_argument("--recipe", choices=sorted(RECIPES), help="hyper-parameters (default: paper)")
     p.add_argument("--epochs", type=int, help="passes over the data (default: the recipe's; 8 for shapes)")
-    p.add_argument("--batch-size", type=int, default=128, metavar="N", help="images a step (default: 128)")
-    p.add_argument("--seed", type=int, default=0, help="of weights, order and augmentation (default: 0)")
-    p.add_argument(
-        "--dtype",
-        choices=("float32", "float64", "bfloat16"),
-        default="float32",
-        help="of activations (default: float32)",
-    )
+    p.add_argument("--batch-size", type=int, metavar="N", help="images a step, of all ranks together (default: 128)")
+    p.add_argument("--seed", type=int, metavar="N", help="of weights, order and augmentation (default: 0)")
+    p.add_argument("--dtype", choices=("float32", "float64", "bfloat16"), help="of activations (default: float32)")
     p.add_argument("--limit-train", type=int, metavar="N", help="use the first N training images only")
     p.add_argument("--limit-test", type=int, metavar="N", help="use the first N test images only")
     p.add_argument(
         "--out", type=Path, default=Path("runs/last"), metavar="DIR", help="where the run is kept (default: runs/last)"
     )
-    p.add_argument("--resume", action="store_true", help="go on from what --out holds")
+    p.add_argument("--resume", action="store_true", help="go on from what --out holds, if anything")
     p.add_argument(
         "--save-every", metavar="N|Nm", help="save every N steps, or every N minutes (default: after each epoch)"
     )
-    p.add_argument("--evaluate", type=Path, metavar="FILE", help="evaluate a checkpoint instead of training")
+    p.add_argument("--evaluate", type=Path, metavar="FILE", help="evaluate a checkpoint or weights instead of training")
     p.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: the cores this process may use)")
     p.add_argument(
         "--deterministic", action="store_true", help="on cuda: only algorithms whose results repeat bit for bit"
@@ -430,24 +507,42 @@ CHOICES = {
 }
 
 
-def configure(args: argparse.Namespace) -> Config:
-    """Turn the command line into a configuration. Raises ValueError for numbers out of range."""
-    kind = args.device.partition(":")[0]
-    if args.device != "cpu":
-        cupy()  # says what is missing before anything else is done
-    defaults = DEFAULTS.get(kind, DEFAULTS["cpu"])
-    data, model = args.data or defaults["data"], args.model or defaults["model"]
-    recipe = RECIPES[args.recipe]
-    epochs = args.epochs if args.epochs is not None else SHAPES_EPOCHS if data == "shapes" else recipe.epochs
-    given = {f.name: getattr(args, f.name) for f in fields(Recipe) if f.name != "epochs"}
-    recipe = replace(recipe, epochs=epochs, **{name: value for name, value in given.items() if value is not None})
-    for name, value in (("--epochs", epochs), ("--batch-size", args.batch_size), ("--threads", args.threads or 1)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-    float_dtype(args.dtype, args.device)
-    return Config(
-        data, model, recipe, args.device, args.dtype, args.batch_size, args.seed, args.limit_train, args.limit_test
-    )
+def configure(args: argparse.Namespace, base: Config | None = None) -> Config:
+    """Turn the command line into a configuration; what it leaves open is as in `base`, or by default.
+
+    Raises ValueError for numbers out of range, and DeviceError for a device that cannot be used.
+    """
+    device = args.device or (base.device if base else "cpu")
+    to_device(np.zeros(1), device)  # says what is missing before anything else is done
+    defaults = DEFAULTS.get(device.partition(":")[0], DEFAULTS["cpu"])
+    data = args.data or (base.data if base else defaults["data"])
+    recipe = base.recipe if base and not args.recipe else RECIPES[args.recipe or "paper"]
+    if data == "shapes" and not (base and not args.recipe):
+        recipe = replace(recipe, epochs=SHAPES_EPOCHS)
+    base = base or Config(data, defaults["model"], recipe)
+    given = {name: value for name, value in vars(args).items() if value is not None} | {"device": device}
+    given["recipe"] = replace(recipe, **{f.name: given[f.name] for f in fields(Recipe) if f.name in given})
+    config = replace(base, **{f.name: given[f.name] for f in fields(Config) if f.name in given})
+    recipe = config.recipe
+
+    for name, value, least in (
+        ("--epochs", recipe.epochs, 1),
+        ("--batch-size", config.batch_size, 1),
+        ("--limit-train", config.limit_train, 1),
+        ("--limit-test", config.limit_test, 1),
+        ("--threads", args.threads, 1),
+        ("--seed", config.seed, 0),
+        ("--cutout", recipe.cutout, 0),
+    ):
+        if value is not None and value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+    for name in ("label_smoothing", "average", "warmup"):
+        if not 0 <= getattr(recipe, name) < 1:
+            option = "--" + name.replace("_", "-")
+            raise ValueError(f"{option} must be at least 0 and below 1, got {getattr(recipe, name)}")
+    float_dtype(config.dtype, device)
+    config.schedule()
+    return config
 
 
 def save_interval(text: str | None) -> dict[str, Any]:
@@ -459,7 +554,7 @@ def save_interval(text: str | None) -> dict[str, Any]:
         value = float(number) if text.endswith("m") else int(number)
     except ValueError:
         value = 0
-    if not value > 0:
+    if not 0 < value < math.inf:
         raise ValueError(f"--save-every takes a number of steps (20) or minutes (5m) above 0, got {text!r}")
     return {"every_seconds": 60 * value} if text.endswith("m") else {"every_steps": value}
 
@@ -467,44 +562,177 @@ def save_interval(text: str | None) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     args = parser().parse_args(argv)
+    ranks, batch_size = ALONE, args.batch_size or 128
     try:
-        config = configure(args)
-        interval = save_interval(args.save_every)
-        train_set, test_set = load(
-            config.data,
-            args.data_root,
-            seed=config.seed,
-            mirror=args.data_mirror,
-            limit_train=config.limit_train,
-            limit_test=config.limit_test,
-        )
-        run = Run.start(config, train_set, test_set)
-    except (ValueError, TypeError, OSError) as error:
-        print(f"python -m train.cifar: {error}", file=sys.stderr)
-        return USAGE
-    try:
+        with usage_errors():
+            ranks = parallel.start()
         if args.evaluate:
-            arrays, _ = checkpoint.read(args.evaluate)
-            run.model.load_state_dict(checkpoint.weights(arrays))
-            result = evaluate_run(run)
-            print(f"test_error {result.error:.4f} test_loss {result.loss:.6f}")
-            return 0
-        args.out.mkdir(parents=True, exist_ok=True)
-        last = args.out / "last.safetensors"
-        if args.resume and last.exists():
-            run.restore(last)
-        (args.out / "config.json").write_text(json.dumps(asdict(config), indent=2) + "\n")
-        saver = Saver(last, **interval)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, saver.on_signal)
-        train(run, args.out, saver)
+            evaluate_file(args)
+        else:
+            train_command(args, ranks)
         return 0
+    except UsageError as error:
+        return complain(error, USAGE, ranks)
     except Interrupted as stop:
-        print(f"python -m train.cifar: {stop}; {args.out} holds the run: go on with --resume", file=sys.stderr)
-        return 128 + stop.number
-    except (TrainingError, ValueError, OSError) as error:
-        print(f"python -m train.cifar: {error}", file=sys.stderr)
-        return FAILED
+        return complain(f"{stop}; {args.out} holds the run: go on with --resume", 128 + stop.number, ranks)
+    except KeyboardInterrupt:
+        return complain("stopped before the first step", 128 + signal.SIGINT, ranks)
+    except MemoryError as error:
+        return complain(faults.out_of_memory(error, args.device or "cpu", batch_size), FAILED, ranks)
+    except (TrainingError, ValueError, TypeError, OSError) as error:
+        return complain(error, FAILED, ranks)
+
+
+def complain(sentence: object, code: int, ranks: Ranks) -> int:
+    """Print a sentence to standard error and return the exit code."""
+    if ranks.rank > 0:
+        time.sleep(1)  # if rank 0 has the same to say, its exit ends this process before it repeats it
+    print(f"python -m train.cifar: {sentence}", file=sys.stderr, flush=True)
+    return code
+
+
+@contextmanager
+def usage_errors() -> Iterator[None]:
+    """Inside, a bad value is the fault of the command line."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise UsageError(str(error)) from error
+
+
+def train_command(args: argparse.Namespace, ranks: Ranks) -> None:
+    """Train a network as the command line says. Nothing is written before everything that it says has been checked."""
+    with ExitStack() as stack:
+        found = None
+        if args.resume and args.out.is_dir() and ranks.rank == 0:
+            stack.enter_context(faults.sole_user(args.out))
+            found = checkpoint.read_last(args.out, warn)
+        found = ranks.broadcast(found)
+        with usage_errors():
+            config = configure(args, Config.stored(found[1]["config"]) if found else None)
+            if config.batch_size < ranks.size:
+                raise ValueError(
+                    f"--batch-size {config.batch_size} leaves some of the {ranks.size} ranks without an image"
+                )
+            config = replace(config, device=ranks.device(config.device))
+            interval = save_interval(args.save_every)
+        parallel.use_threads(args.threads or ranks.threads())
+        train_set, test_set = ranks.in_turn(lambda: load_data(args, config))
+        with usage_errors():
+            run = Run.start(config, train_set, test_set, ranks)
+            if config.recipe.cutout > min(train_set.images.shape[2:]):
+                raise ValueError(f"--cutout {config.recipe.cutout} is larger than the images")
+            if found:
+                try:
+                    run.restore(*found)
+                except ValueError as error:
+                    raise ValueError(f"cannot go on from {args.out}: {error}") from error
+
+        if ranks.rank == 0:
+            if not args.resume or not args.out.is_dir():
+                try:
+                    args.out.mkdir(parents=True, exist_ok=True)
+                except OSError as error:
+                    raise UsageError(f"--out {args.out} cannot be made a folder: {error.strerror}") from error
+                stack.enter_context(faults.sole_user(args.out))
+            if not found and faults.holds_run(args.out):
+                print(f"{args.out} holds another run, which is kept in {faults.put_aside(args.out)}", flush=True)
+            write_atomically(args.out / "config.json", (json.dumps(asdict(config), indent=2) + "\n").encode())
+        guard = Guard(lambda: run.save(args.out / checkpoint.LAST), **interval, ranks=ranks)
+        try:
+            # Overflow is no news here: losses and weights are looked at before they are believed or saved.
+            with guard.watching(), np.errstate(over="ignore", invalid="ignore"):
+                train(run, args.out, guard)
+        except Interrupted:
+            guard.save()
+            raise
+        except TrainingError as error:
+            epoch, step = run.saved or (0, 0)
+            kept = (
+                f"{args.out} holds the state after epoch {epoch}, step {step}"
+                if run.saved
+                else "nothing was saved before"
+            )
+            raise TrainingError(f"{error}; {kept}") from error
+        if ranks.rank == 0:
+            describe(args, test_set)
+
+
+def describe(args: argparse.Namespace, test_set: Dataset) -> None:
+    """Write the finished run's report.html; a run is not less finished if that fails."""
+    if importlib.util.find_spec("train.report"):
+        from .report import write_report
+
+        try:
+            write_report(args.out, args.data_root, test_set)
+        except (ValueError, OSError) as error:
+            warn(f"the report cannot be written: {error}")
+
+
+def evaluate_file(args: argparse.Namespace) -> None:
+    """Evaluate a checkpoint on the data it was trained for, or weights on --data, and print one line."""
+    path = args.evaluate
+    try:
+        arrays, state = checkpoint.read(path)
+    except FileNotFoundError as error:
+        raise UsageError(str(error)) from error
+    with usage_errors():
+        base = Config.stored(state["config"]) if state else None
+        if base and not args.device:
+            base = on_this_machine(base)
+        if not base and not args.model:
+            raise ValueError(f"{path} holds weights but not the name of their network: give it with --model")
+        config = configure(args, base)
+    parallel.use_threads(args.threads)
+    # A run's state knows how its images were normalised: the training images are not needed.
+    train_set, test_set = load_data(args, config, limit_train=1 if state else None)
+    weights = checkpoint.weights(arrays)
+    # A checkpoint from somewhere else may name a network that no memory can hold: no number in a network's name is
+    # larger than its number of arrays and than all their axes.
+    largest = max([len(weights), *(size for array in weights.values() for size in array.shape)])
+    if any(int(number) > largest for number in re.findall(r"\d+", config.model)):
+        raise ValueError(f"{path} does not fit {config.model}, which is a larger network")
+    with usage_errors(), outlines():
+        model = create(config.model, num_classes=len(test_set.classes))
+    try:
+        model.load_state_dict(weights)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} does not fit {config.model} with {len(test_set.classes)} classes: {error}") from None
+    model.to(config.device, "float64" if config.dtype == "float64" else "float32")
+    mean, std = (np.array(state["mean"]), np.array(state["std"])) if state else (train_set.mean, train_set.std)
+    result = evaluate(model, _on_device(test_set, config.device), mean, std, config)
+    digits = [np.format_float_positional(x, trim="0") for x in (result.error, result.loss)]
+    print(f"test_error {digits[0]} test_loss {digits[1]}")
+
+
+def on_this_machine(config: Config) -> Config:
+    """The configuration, on the CPU if its device is not to be had here."""
+    try:
+        to_device(np.zeros(1), config.device)
+        return config
+    except DeviceError:
+        return replace(config, device="cpu", dtype="float32" if config.dtype == "bfloat16" else config.dtype)
+
+
+def load_data(args: argparse.Namespace, config: Config, limit_train: int | None = None) -> tuple[Dataset, Dataset]:
+    """Load the images of a configuration."""
+    if config.data not in ("cifar10", "cifar100", "shapes") and not Path(config.data).exists():
+        raise UsageError(
+            f"--data {config.data} is not cifar10, cifar100 or shapes, and there is no such folder or file"
+        )
+    return load(
+        config.data,
+        args.data_root,
+        seed=config.seed,
+        mirror=args.data_mirror,
+        limit_train=limit_train or config.limit_train,
+        limit_test=config.limit_test,
+    )
+
+
+def warn(sentence: str) -> None:
+    """Print a warning to standard error."""
+    print(f"python -m train.cifar: warning: {sentence}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,300 @@
+"""What goes wrong in the middle of a run: signals, kills, full disks, numbers that are none (train/faults.py)."""
+
+import errno
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import kill_runs
+import numpy as np
+import pytest
+import tiny
+
+from train import checkpoint, cifar, faults
+from train.checkpoint import LAST, PREVIOUS
+
+
+@pytest.fixture
+def at_step(monkeypatch):
+    """Arrange that something happens after the nth step from now: a function of the run, or another result."""
+
+    def arrange(n, action):
+        train_step, calls = cifar.train_step, iter(range(1, 1000))
+
+        def step(run, *arguments):
+            result = train_step(run, *arguments)
+            return (action(run) or result) if next(calls) == n else result
+
+        monkeypatch.setattr(cifar, "train_step", step)
+
+    return arrange
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    out = tmp_path_factory.mktemp("undisturbed")
+    assert tiny.train(out) == 0
+    return out
+
+
+# ---- signals --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_the_step_finish_saves_and_exits_with_its_number(undisturbed, tmp_path, at_step, capsys, number):
+    handlers = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    at_step(5, lambda run: os.kill(os.getpid(), number))
+    assert tiny.train(tmp_path) == 128 + number
+    assert f"stopped by {number.name}; {tmp_path} holds the run" in capsys.readouterr().err
+    _, state = checkpoint.read(tmp_path / LAST)
+    assert (state["epoch"], state["step"]) == (1, 2)
+    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == handlers
+    assert tiny.train(tmp_path, "--resume") == 0
+    assert tiny.differences(undisturbed, tmp_path) == []
+
+
+def test_a_signal_during_evaluation_loses_nothing_either(tmp_path, monkeypatch):
+    """With averaged weights in the network's place at that moment, which must not be what is saved."""
+    options = ("--average", "0.5", "--limit-test", "300")
+    assert tiny.train(tmp_path / "once", *options) == 0
+    normalise = cifar.augment.normalise
+
+    def signalled(images, *arguments):
+        if len(images) == 256:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return normalise(images, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cifar.augment, "normalise", signalled)
+        assert tiny.train(tmp_path / "twice", *options) == 128 + signal.SIGTERM
+    _, state = checkpoint.read(tmp_path / "twice" / LAST)
+    assert (state["epoch"], state["step"], state["history"]) == (0, tiny.STEPS, [])
+    assert tiny.train(tmp_path / "twice", *options, "--resume") == 0
+    assert tiny.differences(tmp_path / "once", tmp_path / "twice") == []
+
+
+def test_a_second_signal_ends_the_process_at_once(tmp_path):
+    code = (
+        "import signal, time\nfrom train.faults import Guard\n"
+        "with Guard(save=lambda: None).watching():\n"
+        "    signal.raise_signal(signal.SIGINT)\n    print('first', flush=True)\n"
+        "    signal.raise_signal(signal.SIGTERM)\n    print('second', flush=True)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tiny.ROOT)
+    assert (done.stdout, done.returncode) == ("first\n", -signal.SIGTERM)
+
+
+def test_signals_reach_a_process_of_its_own(tmp_path):
+    """As a cluster's scheduler sends them."""
+    process = tiny.start(*tiny.OPTIONS, "--epochs", "1000", "--out", tmp_path)
+    assert process.stdout.readline().startswith("epoch   1/1000")
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert error == f"python -m train.cifar: stopped by SIGTERM; {tmp_path} holds the run: go on with --resume\n"
+    assert checkpoint.read(tmp_path / LAST)[1]["epoch"] >= 1
+
+
+def test_killed_runs_go_on_as_if_nothing_had_been(tmp_path):
+    result = kill_runs.trial(5, 0, tmp_path, 0.5, 2.0)
+    assert (result.kills, result.lost, result.different) == (5, 0, 0)
+    assert result.finished >= 1
+
+
+def test_what_a_killed_process_left_unfinished_is_cleared_away(tmp_path):
+    (tmp_path / f".{LAST}.4711.part").write_bytes(b"half of a fi")
+    (tmp_path / ".curves.png.part").write_bytes(b"half of a pi")
+    (tmp_path / ".lock").write_text("4711\n")
+    (tmp_path / "notes.part").write_text("somebody's")
+    with faults.sole_user(tmp_path):
+        assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "notes.part"]
+
+
+# ---- disks ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_a_full_disk_leaves_the_old_state_and_stops(undisturbed, tmp_path, at_step, capsys, monkeypatch, number):
+    def fill_disk(run):
+        monkeypatch.setattr("minigrad.weights.os.fsync", fail)
+
+    def fail(descriptor):
+        raise OSError(number, os.strerror(number))
+
+    at_step(5, fill_disk)
+    assert tiny.train(tmp_path, "--save-every", "1") == cifar.FAILED
+    error = capsys.readouterr().err
+    assert f"{tmp_path / LAST} cannot be saved: {os.strerror(number)}" in error
+    assert f"{tmp_path} holds the state after epoch 1, step 1" in error
+    assert not list(tmp_path.glob(".*.part"))
+    assert (checkpoint.read(tmp_path / LAST)[1]["epoch"], checkpoint.read(tmp_path / LAST)[1]["step"]) == (1, 1)
+    monkeypatch.undo()
+    assert tiny.train(tmp_path, "--resume") == 0
+    assert tiny.differences(undisturbed, tmp_path) == []
+
+
+def test_a_disk_that_is_full_in_the_middle_of_a_file(tmp_path):
+    """The system refuses to let a file grow beyond a limit, as a full disk does: half of it is written by then."""
+    assert tiny.train(tmp_path, "--epochs", "1") == 0
+    before = {name: (tmp_path / name).read_bytes() for name in (LAST, "metrics.jsonl")}
+    process = tiny.start(
+        *(*tiny.OPTIONS, "--epochs", "1", "--out", tmp_path / "new", "--save-every", "1"),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (len(before[LAST]) // 2,) * 2),
+    )
+    _, error = process.communicate()
+    assert process.returncode == cifar.FAILED
+    assert f"{tmp_path / 'new' / LAST} cannot be saved: File too large; nothing was saved before" in error
+    assert error.count("\n") == 1
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [".lock", "config.json", "metrics.jsonl"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_cannot_be_written_is_a_usage_error(tmp_path):
+    tmp_path.chmod(0o500)
+    assert tiny.train(tmp_path / "new") == cifar.USAGE
+
+
+def test_a_file_in_the_place_of_the_folder_is_a_usage_error(tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    assert tiny.train(tmp_path / "file") == cifar.USAGE
+    assert f"--out {tmp_path / 'file'} cannot be made a folder" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+# ---- numbers --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_stops_with_step_and_learning_rate(tmp_path, at_step, capsys, value):
+    at_step(5, lambda run: (value, 8))
+    assert tiny.train(tmp_path, "--save-every", "1") == cifar.FAILED
+    error = capsys.readouterr().err
+    assert f"the loss is {value} in epoch 2, step 2, at learning rate 0.02" in error
+    assert f"{tmp_path} holds the state after epoch 1, step 1" in error
+    assert np.isfinite(tiny.weights(tmp_path)).all()
+
+
+def test_weights_that_are_no_numbers_replace_no_good_ones(tmp_path, at_step, capsys):
+    """The loss of a step says nothing about the weights after it: those are looked at before they are saved."""
+
+    def spoil(run):
+        run.model.fc.weight.data[0, 0] = np.inf
+
+    at_step(3, spoil)
+    assert tiny.train(tmp_path, "--save-every", "1") == cifar.FAILED
+    assert "fc.weight is no longer finite and is not saved" in capsys.readouterr().err
+    for name, step in ((LAST, 2), (PREVIOUS, 1)):
+        arrays, state = checkpoint.read(tmp_path / name)
+        assert state["step"] == step
+        assert np.isfinite(arrays["fc.weight"]).all()
+
+
+def test_a_learning_rate_that_is_far_too_high(tmp_path, capsys):
+    assert tiny.train(tmp_path, "--lr", "1e30") == cifar.FAILED
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "try a smaller --lr" in error
+    assert not (tmp_path / LAST).exists()
+
+
+# ---- two processes --------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_in_use_is_refused_until_it_is_free(tmp_path, capsys):
+    holder = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            f"from train.faults import *\nwith sole_user(Path({str(tmp_path)!r})):\n print(1, flush=True)\n input()",
+        ],
+        cwd=tiny.ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert holder.stdout.readline() == b"1\n"
+    for options in ((), ("--resume",)):
+        assert tiny.train(tmp_path, *options) == cifar.FAILED
+        assert f"{tmp_path} is in use by process {holder.pid}" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    holder.kill()  # the lock of a killed process is no obstacle
+    holder.communicate()
+    assert tiny.train(tmp_path, "--epochs", "1") == 0
+
+
+def test_a_file_system_without_locks_is_used_with_a_warning(tmp_path, monkeypatch, capsys):
+    def refuse(file, how):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(faults.fcntl, "flock", refuse)
+    with faults.sole_user(tmp_path):
+        pass
+    assert f"{tmp_path} cannot be locked" in capsys.readouterr().err
+
+
+# ---- when to save ---------------------------------------------------------------------------------------------------
+
+
+def saves(guard, steps):
+    """The steps after which a guard saves."""
+    done = []
+    guard.save = lambda: done.append(guard.steps)
+    for _ in range(steps):
+        guard.after_step(None)
+    return done
+
+
+def test_a_guard_saves_every_so_many_steps_or_seconds(monkeypatch):
+    assert saves(faults.Guard(save=None), 20) == []
+    assert saves(faults.Guard(save=None, every_steps=5), 17) == [5, 10, 15]
+    clock = iter(range(0, 1000, 10))
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    # Looked at every 10 s, and once more when it saves.
+    assert saves(faults.Guard(save=None, every_seconds=25), 12) == [3, 6, 9, 12]
+
+
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [(None, {}), ("20", {"every_steps": 20}), ("5m", {"every_seconds": 300}), ("0.5m", {"every_seconds": 30})],
+)
+def test_save_every(text, options):
+    assert cifar.save_interval(text) == options
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "0m", "2.5", "m", "5h", "", "nanm", "infm", "1e3"])
+def test_save_every_is_a_number_above_zero(text):
+    with pytest.raises(ValueError, match="--save-every takes a number of steps"):
+        cifar.save_interval(text)
+
+
+# ---- memory ---------------------------------------------------------------------------------------------------------
+
+
+def test_running_out_of_memory_is_one_sentence(tmp_path, at_step, capsys):
+    def grow(run):
+        raise MemoryError("Unable to allocate 1.2 TiB")
+
+    at_step(2, grow)
+    assert tiny.train(tmp_path) == cifar.FAILED
+    assert capsys.readouterr().err == (
+        "python -m train.cifar: out of memory on cpu (Unable to allocate 1.2 TiB): try a --batch-size below 8\n"
+    )
+
+
+def test_a_gpu_out_of_memory_tells_what_the_pool_holds(monkeypatch):
+    """With a stand-in for CuPy: its OutOfMemoryError is a MemoryError too."""
+
+    class Pool:
+        total_bytes = staticmethod(lambda: 3 * 2**30)
+        used_bytes = staticmethod(lambda: 2**31)
+
+    class CuPy:
+        get_default_memory_pool = staticmethod(Pool)
+
+    monkeypatch.setattr(faults, "cupy", CuPy)
+    error = MemoryError("Out of memory allocating 512 bytes (allocated so far: 2 bytes).")
+    assert faults.out_of_memory(error, "cuda", 128) == (
+        "out of memory on cuda (Out of memory allocating 512 bytes (allocated so far: 2 bytes); arrays take 2.00 GiB "
+        "of the 3.00 GiB that CuPy's pool holds): try a --batch-size below 128"
+    )

@@ -1,0 +1,59 @@
+"""A training run of a second, for the tests: a few drawn shapes, a network of a few thousand weights."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from train import checkpoint, cifar
+
+ROOT = Path(__file__).resolve().parent.parent
+EPOCHS, STEPS = 3, 3  # of a run with these options
+OPTIONS = (
+    *("--model", "resnext11_2x4d_w8", "--data", "shapes", "--limit-train", "22", "--limit-test", "12"),
+    *("--batch-size", "8", "--epochs", str(EPOCHS), "--lr", "0.02", "--weight-decay", "0.01"),
+)
+
+
+def train(out, *options):
+    """Train in this process; return the exit code."""
+    return cifar.main([*OPTIONS, "--out", str(out), *options])
+
+
+def start(*options, mpi=(), **settings):
+    """Start a command in a process of its own."""
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **settings.pop("env", {})}
+    command = [*mpi, sys.executable, *(("-m", "mpi4py") if mpi else ()), "-m", "train.cifar", *map(str, options)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=environment, **{**pipes, **settings})
+
+
+def log(out):
+    """The lines of a run's log, without what depends on the clock."""
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        assert line.pop("images_per_second") > 0
+    return lines
+
+
+def differences(first, second, name=checkpoint.LAST):
+    """What differs between the checkpoints and logs of two runs: names of arrays, parts of the state, "log"."""
+    (a, s), (b, t) = (checkpoint.read(out / name) for out in (first, second))
+    different = sorted(a.keys() ^ b.keys())
+    different += [n for n in a.keys() & b.keys() if a[n].dtype != b[n].dtype or a[n].tobytes() != b[n].tobytes()]
+    for state in (s, t):
+        for line in state["history"]:
+            line.pop("images_per_second")
+    for state in (s, t):
+        state["totals"].pop("seconds")
+    different += [n for n in s.keys() | t.keys() if s.get(n) != t.get(n)]
+    return different + ["log"] * (log(first) != log(second))
+
+
+def weights(out, name=checkpoint.LAST):
+    """The arrays of a checkpoint, one after the other in one vector."""
+    arrays, _ = checkpoint.read(out / name)
+    return np.concatenate([arrays[n].ravel() for n in sorted(arrays)])
