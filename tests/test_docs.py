@@ -18,6 +18,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from test_layers import code_lines
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -148,3 +149,10 @@ def test_pictures_are_what_their_command_draws(tmp_path, monkeypatch):
             draw()
             drawn, committed = (folder / f"guide_{picture}.svg" for folder in (tmp_path, ROOT / "docs" / "images"))
             assert drawn.read_text() == committed.read_text(), f"run python docs/draw_pictures.py {picture}"
+
+
+def test_the_walk_through_the_source_has_the_lines_that_the_readme_says():
+    rows = re.findall(r"^\| \[([\w/.]+)\]\(\1\) \| (\d+) \|", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert len(rows) == 8
+    for file, stated in rows:
+        assert abs(int(stated) - code_lines(ROOT / file)) <= 15, f"{file} has {code_lines(ROOT / file)} lines of code"
