@@ -354,6 +354,10 @@ extern "C" __global__ void too_far() {
 extern "C" __global__ void stuck() {
     if (threadIdx.x < 32) __syncthreads();
 }
+extern "C" __global__ void astray(const float* in) {
+    DYNAMIC_SHARED(bytes);
+    copy_async(bytes, in + 32, true);
+}
 extern "C" __global__ void crooked(float* out) {
     DYNAMIC_SHARED(bytes);
     copy_async(bytes + 4, out, true);
@@ -363,7 +367,7 @@ extern "C" __global__ void crooked(float* out) {
 
 def test_the_shim_notices_what_would_go_wrong_on_a_gpu():
     text = BROKEN.replace('#include "ptx.cuh"', (SHIM / "ptx.cuh").read_text())
-    module = compile_text("broken.cu", text, ["no_barrier", "no_wait", "too_far", "stuck", "crooked"])
+    module = compile_text("broken.cu", text, ["no_barrier", "no_wait", "too_far", "stuck", "crooked", "astray"])
     seen = set()
     for schedule in (0, 1):
         out = np.full(64, -1, np.int32)
@@ -380,5 +384,7 @@ def test_the_shim_notices_what_would_go_wrong_on_a_gpu():
         module.launch("stuck", (1,), (64,), [])
     with pytest.raises(RuntimeError, match="not a multiple of 16"):
         module.launch("crooked", (1,), (1,), [values], shared=128)
+    with pytest.raises(RuntimeError, match="outside of the launch's arrays"):
+        module.launch("astray", (1,), (1,), [values[:32]], shared=128)
     with pytest.raises(RuntimeError, match="takes 1 arguments, not 2"):
         module.launch("no_barrier", (1,), (64,), [values, values])

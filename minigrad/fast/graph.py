@@ -81,6 +81,7 @@ class Graph:
         self.stream.begin_capture()
         try:
             self.outputs = self.step(*self.inputs or ())
+            self.graph = self.stream.end_capture()
         except Exception as error:
             with suppress(Exception):  # a spoilt capture must be closed, and says once more that it is spoilt
                 self.stream.end_capture()
@@ -89,8 +90,6 @@ class Graph:
             # Nothing of the step has run, so it can still be run eagerly.
             self.capturable = False
             warnings.warn(f"the step runs eagerly, it cannot be a CUDA graph: {error}", RuntimeWarning, stacklevel=3)
-        else:
-            self.graph = self.stream.end_capture()
 
 
 def _shapes(arrays: Sequence[Array]) -> list[tuple]:

@@ -36,11 +36,8 @@ extern "C" __global__ void __launch_bounds__(1024)
     for (int n = warp; n < N; n += WARPS) {
         const float* row = logits + static_cast<long long>(n) * K;
         const long long label = labels[n];
-        float most = -infinity(), finite = 0.0f;
-        for (int k = lane; k < K; k += 32) {
-            most = fmaxf(most, row[k]);
-            finite += row[k] * 0.0f;  // fmaxf drops a NaN; this keeps it
-        }
+        float most = -infinity();
+        for (int k = lane; k < K; k += 32) most = fmaxf(most, row[k]);  // drops a NaN, which the exponentials keep
         most = largest_of_warp(most);
         float exponentials = 0.0f, sum = 0.0f;
         for (int k = lane; k < K; k += 32) {
@@ -48,7 +45,7 @@ extern "C" __global__ void __launch_bounds__(1024)
             sum += row[k] - most;
         }
         const float log_sum = logf(sum_of_warp(exponentials));
-        sum = sum_of_warp(sum) + sum_of_warp(finite);
+        sum = sum_of_warp(sum);
         const bool known = label >= 0 && label < K;
         // -sum q log p = log_sum - (1 - s) * (logit of the label) - s / K * (sum of logits), logits less their largest
         const float of_label = known ? row[label] - most : not_a_number();

@@ -55,6 +55,10 @@ class HostModule:
         holders = [_by_pointer(argument) for argument in arguments]
         pointers = (ctypes.c_void_p * len(holders))(*(holder.ctypes.data for holder in holders))
         dims = [(ctypes.c_uint * 3)(*(*d, 1, 1, 1)[:3]) for d in (grid, block)]
+        arrays = [a for a in arguments if isinstance(a, np.ndarray) and a.dtype.names is None]
+        begins = np.array([a.ctypes.data for a in arrays], np.uint64)
+        ends = begins + np.array([a.nbytes for a in arrays], np.uint64)
+        self.library.shim_arrays(len(arrays), ctypes.c_void_p(begins.ctypes.data), ctypes.c_void_p(ends.ctypes.data))
         function = getattr(self.library, f"launch_{kernel}")
         function.restype = ctypes.c_char_p
         message = function(len(holders), *dims, ctypes.c_ulonglong(shared), schedule, pointers)
@@ -86,12 +90,15 @@ def compile_text(name: str, text: str, kernels: Sequence[str]) -> HostModule:
         source, library = Path(folder, f"{name}.cpp"), Path(folder, f"{name}.so")
         source.write_text(f'#include "cuda_shim.h"\n{text}\n{exports}\n')
         # -ffp-contract=off: a fused multiply-add happens where the kernel says fmaf, nowhere else. No fortified
-        # longjmp: it takes a jump to another stack for an attack.
+        # longjmp: it takes a jump to another stack for an attack. A vector access at a crooked address, which a GPU
+        # refuses, ends the process.
         flags = [
             "-std=c++17",
             "-O1",
             "-ffp-contract=off",
             "-fno-strict-aliasing",
+            "-fsanitize=alignment",
+            "-fsanitize-undefined-trap-on-error",
             "-U_FORTIFY_SOURCE",
             "-shared",
             "-fPIC",

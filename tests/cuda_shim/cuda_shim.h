@@ -83,6 +83,7 @@ static std::string error;
 static bool late_copies;
 static std::vector<unsigned char> shared_memory;
 static long long bank_conflicts;
+static std::vector<std::pair<const char*, const char*>> arrays;  // where the launch's array arguments begin and end
 
 inline void fail(const std::string& message) {
     if (error.empty()) error = message;
@@ -255,4 +256,9 @@ T __shfl_xor_sync(unsigned int, T value, int mask) {
                                            unsigned long long shared_bytes, int schedule, void** arguments) { \
         return shim::start(kernel, count, grid, block, shared_bytes, schedule, arguments);                    \
     }
+extern "C" void shim_arrays(int count, const unsigned long long* begins, const unsigned long long* ends) {
+    shim::arrays.clear();
+    for (int i = 0; i < count; ++i)
+        shim::arrays.emplace_back(reinterpret_cast<const char*>(begins[i]), reinterpret_cast<const char*>(ends[i]));
+}
 extern "C" long long shim_bank_conflicts() { return std::exchange(shim::bank_conflicts, 0); }

@@ -28,7 +28,13 @@ inline void check_alignment(const void* pointer, const char* what) {
 
 inline void copy_async(void* shared, const void* global, bool inside) {
     shim::check_alignment(shared, "cp.async to shared memory");
-    if (inside) shim::check_alignment(global, "cp.async from global memory");
+    if (inside) {
+        shim::check_alignment(global, "cp.async from global memory");
+        auto* begin = static_cast<const char*>(global);
+        bool known = false;
+        for (const auto& array : shim::arrays) known |= begin >= array.first && begin + 16 <= array.second;
+        if (!known) shim::fail("cp.async from outside of the launch's arrays");
+    }
     shim::Copy copy{shared, global, inside};
     if (shim::late_copies)
         shim::fibers[shim::current].copies.back().push_back(copy);
