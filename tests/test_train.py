@@ -38,7 +38,7 @@ def run(tmp_path_factory):
 def test_the_files(run):
     out, _ = run
     names = {path.name for path in out.iterdir()}
-    assert names >= {"config.json", "metrics.jsonl", LAST, BEST, "curves.png", "confusion.png"}
+    assert names >= {"config.json", "metrics.jsonl", LAST, BEST, "curves.png", "confusion.png", "report.html"}
     assert not [name for name in names if name.endswith(".part")]
     config = json.loads((out / "config.json").read_text())
     assert config["model"] == "resnext11_2x4d_w8"
@@ -80,6 +80,16 @@ def test_it_shows_a_bar_on_a_terminal(tmp_path):
     assert process.returncode == 0
     assert re.search(rb"epoch 1/1: .* \d+/25 .*loss \d\.\d+, error \d+\.\d %, \d+ images/s", shown)
     assert printed.startswith("epoch   1/1")
+
+
+def test_a_report_that_cannot_be_written_makes_no_run_fail(tmp_path, monkeypatch, capsys):
+    def fail(*arguments):
+        raise OSError("no room")
+
+    options = [*tiny.OPTIONS, "--epochs", "1", "--out", str(tmp_path)]
+    monkeypatch.setattr(cifar, "write_report", fail)
+    assert cifar.main(options) == 0
+    assert "warning: the report cannot be written: no room" in capsys.readouterr().err
 
 
 def test_training_learns(tmp_path):
@@ -264,8 +274,8 @@ def configured(*options):
 
 def test_what_is_trained_by_default():
     config = configured()
-    assert (config.data, config.model, config.device) == ("shapes", "resnext11_4x16d", "cpu")
-    assert (config.recipe.epochs, config.batch_size, config.seed) == (cifar.SHAPES_EPOCHS, 128, 0)
+    assert (config.data, config.model, config.device) == ("shapes", "resnext11_4x8d_w32", "cpu")
+    assert (config.recipe, config.batch_size, config.seed) == (RECIPES["quick"], 64, 0)
     # The paper's recipe for CIFAR (appendix A).
     r = configured("--data", "cifar10").recipe
     assert (r.epochs, r.lr, r.schedule, r.momentum, r.weight_decay) == (300, 0.1, "multi-step", 0.9, 5e-4)

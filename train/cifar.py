@@ -6,7 +6,6 @@ Read from top to bottom: configuration, a run's state, one step, one epoch, eval
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import math
 import re
@@ -17,6 +16,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -38,6 +38,7 @@ from .data import Dataset, load
 from .faults import Guard, Interrupted, TrainingError
 from .parallel import ALONE, Ranks
 from .recipes import RECIPES, Recipe
+from .report import write_report
 
 FAILED, USAGE = 1, 2  # exit codes; 128 + n after signal n
 
@@ -98,10 +99,10 @@ class Config:
 
 # What a machine can do in minutes: without a GPU, a small network on images that need no download.
 DEFAULTS = {
-    "cpu": {"data": "shapes", "model": "resnext11_4x16d"},
+    "cpu": {"data": "shapes", "model": "resnext11_4x8d_w32"},
     "cuda": {"data": "cifar10", "model": "resnext29_8x64d"},
 }
-SHAPES_EPOCHS = 8  # enough for the embedded images, where 300 would be a waste
+BATCH_SIZE = {"paper": 128, "short": 128, "quick": 64}  # by recipe
 
 
 # ------------------------------------------------------------------------------------------------- the state of a run
@@ -129,6 +130,7 @@ class Run:
     fingerprint: int = 0  # of the training images and labels, by which other data is noticed
     saved: tuple[int, int] | None = None  # epoch and step of the last state that was saved
     ranks: Ranks = ALONE  # the processes that train this network together
+    graph: Any = None  # on a GPU: `update` as a CUDA graph, which Python launches once a step
 
     @classmethod
     def start(cls, config: Config, train_set: Dataset, test_set: Dataset, ranks: Ranks = ALONE) -> Run:
@@ -149,6 +151,9 @@ class Run:
         run = cls(config, model, optimizer, train_set, test_set, mean, std, fingerprint=fingerprint, ranks=ranks)
         if r.average:
             run.average = {name: t.data.copy() for name, t in model.named_tensors()}
+        # Only the engine room's operations read nothing back; and MPI is not to be found in a graph.
+        if config.device != "cpu" and config.dtype != "float64" and ranks.size == 1 and minigrad.tensor.faster:
+            run.graph = minigrad.fast.graph.Graph(partial(update, run))
         return run
 
     def state(self) -> tuple[dict[str, np.ndarray], checkpoint.State]:
@@ -253,6 +258,17 @@ def prepare(run: Run, indices: np.ndarray) -> Array:
 
 def train_step(run: Run, batch: Array, labels: np.ndarray, lr: float, share: float = 1.0) -> tuple[float, int]:
     """One step of gradient descent; return mean loss and number of errors of this rank's `share` of the batch."""
+    if run.graph is None:
+        loss, logits = update(run, batch, labels, lr, share)
+    else:  # whatever changes from step to step goes into a graph as an array on the device
+        there = (to_device(a, run.config.device) for a in (labels.astype(np.int64), np.array([lr], np.float32)))
+        loss, logits = run.graph(batch, *there)
+    errors = int((to_numpy(logits).argmax(axis=1) != labels).sum())
+    return float(loss), errors
+
+
+def update(run: Run, batch: Array, labels: Array, lr: float | Array, share: float = 1.0) -> tuple[Array, Array]:
+    """Forward, backward and the optimiser's step, which read nothing back; return the mean loss and the logits."""
     run.optimizer.lr = lr
     run.optimizer.zero_grad()
     logits = run.model(Tensor._of(batch))
@@ -265,8 +281,7 @@ def train_step(run: Run, batch: Array, labels: np.ndarray, lr: float, share: flo
     run.optimizer.step()
     if run.average:
         update_average(run)
-    errors = int((to_numpy(logits.data).argmax(axis=1) != labels).sum())
-    return loss.item(), errors
+    return loss.data, logits.data
 
 
 def average_over_ranks(run: Run, share: float) -> None:
@@ -462,16 +477,16 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--device", metavar="cpu|cuda", help="where to compute (default: cpu)")
     p.add_argument(
-        "--model", help="a name that `python -m resnext` lists (default: resnext11_4x16d; on cuda resnext29_8x64d)"
+        "--model", help="a name that `python -m resnext` lists (default: resnext11_4x8d_w32; on cuda resnext29_8x64d)"
     )
     p.add_argument("--data", help="cifar10, cifar100, shapes or a path (default: shapes; on cuda cifar10)")
     p.add_argument(
         "--data-root", type=Path, default=Path("data"), metavar="DIR", help="where downloads are kept (default: data)"
     )
     p.add_argument("--data-mirror", metavar="URL", help="fetch archives from this address instead of their home")
-    p.add_argument("--recipe", choices=sorted(RECIPES), help="hyper-parameters (default: paper)")
-    p.add_argument("--epochs", type=int, help="passes over the data (default: the recipe's; 8 for shapes)")
-    p.add_argument("--batch-size", type=int, metavar="N", help="images a step, of all ranks together (default: 128)")
+    p.add_argument("--recipe", choices=sorted(RECIPES), help="hyper-parameters (default: paper; quick for shapes)")
+    p.add_argument("--epochs", type=int, help="passes over the data (default: the recipe's)")
+    p.add_argument("--batch-size", type=int, metavar="N", help="images a step, of all ranks (default: 128; quick: 64)")
     p.add_argument("--seed", type=int, metavar="N", help="of weights, order and augmentation (default: 0)")
     p.add_argument("--dtype", choices=("float32", "float64", "bfloat16"), help="of activations (default: float32)")
     p.add_argument("--limit-train", type=int, metavar="N", help="use the first N training images only")
@@ -516,10 +531,9 @@ def configure(args: argparse.Namespace, base: Config | None = None) -> Config:
     to_device(np.zeros(1), device)  # says what is missing before anything else is done
     defaults = DEFAULTS.get(device.partition(":")[0], DEFAULTS["cpu"])
     data = args.data or (base.data if base else defaults["data"])
-    recipe = base.recipe if base and not args.recipe else RECIPES[args.recipe or "paper"]
-    if data == "shapes" and not (base and not args.recipe):
-        recipe = replace(recipe, epochs=SHAPES_EPOCHS)
-    base = base or Config(data, defaults["model"], recipe)
+    name = args.recipe or ("quick" if data == "shapes" else "paper")
+    recipe = base.recipe if base and not args.recipe else RECIPES[name]
+    base = base or Config(data, defaults["model"], recipe, batch_size=BATCH_SIZE[name])
     given = {name: value for name, value in vars(args).items() if value is not None} | {"device": device}
     given["recipe"] = replace(recipe, **{f.name: given[f.name] for f in fields(Recipe) if f.name in given})
     config = replace(base, **{f.name: given[f.name] for f in fields(Config) if f.name in given})
@@ -562,7 +576,7 @@ def save_interval(text: str | None) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     args = parser().parse_args(argv)
-    ranks, batch_size = ALONE, args.batch_size or 128
+    ranks, batch_size = ALONE, args.batch_size or BATCH_SIZE["paper"]
     try:
         with usage_errors():
             ranks = parallel.start()
@@ -660,13 +674,10 @@ def train_command(args: argparse.Namespace, ranks: Ranks) -> None:
 
 def describe(args: argparse.Namespace, test_set: Dataset) -> None:
     """Write the finished run's report.html; a run is not less finished if that fails."""
-    if importlib.util.find_spec("train.report"):
-        from .report import write_report
-
-        try:
-            write_report(args.out, args.data_root, test_set)
-        except (ValueError, OSError) as error:
-            warn(f"the report cannot be written: {error}")
+    try:
+        write_report(args.out, args.data_root, test_set)
+    except (ValueError, OSError) as error:
+        warn(f"the report cannot be written: {error}")
 
 
 def evaluate_file(args: argparse.Namespace) -> None:

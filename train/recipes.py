@@ -42,4 +42,6 @@ RECIPES = {
         cutout=12,
         average=0.999,
     ),
+    # The embedded shapes in two or three minutes on a CPU, in batches of 64.
+    "quick": Recipe(epochs=4, lr=0.1, schedule="cosine", warmup=0.3),
 }
