@@ -142,7 +142,7 @@ class Function:
 def unbroadcast(dx: Array, shape: tuple[int, ...]) -> Array:
     """Sum `dx` over the axes along which an input of `shape` was repeated: the transpose of broadcasting."""
     lead = max(dx.ndim - len(shape), 0)
-    repeated = tuple(i for i in range(dx.ndim) if i < lead or (shape[i - lead] == 1 and dx.shape[i] != 1))
+    repeated = tuple(i for i in range(dx.ndim) if i < lead or shape[i - lead] == 1)
     dx = total(dx, repeated, keepdims=True)
     return dx.reshape(dx.shape[lead:])
 

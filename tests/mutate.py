@@ -46,10 +46,23 @@ TARGETS = {
 }
 
 # Changes that make no difference, by the line that they lead to, and why.
+CAST = "a cast to or from bfloat16, which the CPU does not compute in"
+BORDER = "a border wider than the padding, which is cut off again"
+COPY = "copies a gradient that nothing else holds: slower, not wrong"
 EQUIVALENT = {
-    "dy = dy": "a cast from bfloat16, which the CPU does not compute in",
-    "return (dx, dweight, dbias)": "a cast back to bfloat16, which the CPU does not compute in",
+    "dy = dy": CAST,
+    "return (dx, dweight, dbias)": CAST,
     "for i, (parent, dx) in enumerate(zip(self.parents, dxs, strict=True)):": "for mypy: a freed node is never asked",
+    "one = a.dtype.type(2)": "the exponent where the factor p is 0",
+    "da = matmul(dy, self.b.swapaxes(-2, -1)) if self.needs[0] else None": "the same two axes",
+    "db = matmul(self.a.swapaxes(-2, -1), dy) if self.needs[1] else None": "the same two axes",
+    "dpadded = col2im(dcolumns, (N, C, H + 3 * PH, W + 2 * PW), self.stride, self.dilation)": BORDER,
+    "dpadded = col2im(dcolumns, (N, C, H + 2 * PH, W + 3 * PW), self.stride, self.dilation)": BORDER,
+    "dx = array_module(dy).zeros((N, C, H + 3 * PH, W + 2 * PW), dy.dtype)": BORDER,
+    "dx = array_module(dy).zeros((N, C, H + 2 * PH, W + 3 * PW), dy.dtype)": BORDER,
+    "if isinstance(parent, Tensor):": COPY,
+    "if dx is dy or dx.base is not None or any((dx is d for _, d in checked)):": COPY,
+    "if self.broadcasts and dx.dtype == dtype:": "sums over no axis, or over axes of size 1",
 }
 
 OPPOSITE = {

@@ -106,7 +106,7 @@ def pool_cases(draw):
     """Pooling windows that fit, padded by at most half of their size."""
     kernel, stride, padding, image = [], [], [], []
     for _ in range(2):
-        k, s = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+        k, s = draw(st.integers(1, 5)), draw(st.integers(1, 3))
         p = draw(st.integers(0, k // 2))
         for values, value in zip((kernel, stride, padding), (k, s, p), strict=True):
             values.append(value)
