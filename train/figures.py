@@ -36,12 +36,12 @@ STYLES = (("black", "o"), ("#0b5394", "s"), ("#c55a11", "^"), ("#38761d", "D"), 
 OWN = ("--model", "--seed", "--out", "--resume", "--evaluate", "--save-every")  # what this command decides by itself
 ROAD = (
     ("HOG + linear", "hog_linear"),
-    ("VGG-16", "vgg16_w20"),
-    ("Inception", "inception_w24"),
-    ("plain-56", "plain56_w8"),
-    ("ResNet-56", "resnet56_w8"),
-    ("ResNeXt-29, 4x4d", "resnext29_4x4d_w16"),
-)  # all but the first take about 32 million multiply-adds an image
+    ("VGG-16", "vgg16_w14"),
+    ("Inception", "inception_w16"),
+    ("plain-20", "plain20_w10"),
+    ("ResNet-20", "resnet20_w10"),
+    ("ResNeXt-20, 2x4d", "resnext20_2x4d_w16"),
+)  # all but the first take about 15 million multiply-adds an image
 
 
 class Stopped(Exception):
@@ -409,7 +409,7 @@ def parser() -> argparse.ArgumentParser:
                 "--models",
                 nargs="+",
                 metavar="NAME",
-                help="networks to compare (default: six of 32 million multiply-adds)",
+                help="networks to compare (default: six, of 15 million multiply-adds)",
             )
             continue
         q.add_argument(
@@ -418,18 +418,18 @@ def parser() -> argparse.ArgumentParser:
             default="growing",
             help="let the network grow, or trade width for cardinality (default: growing)",
         )
-        q.add_argument("--depth", type=int, default=20, help="layers, 9n + 2 (default: 20)")
+        q.add_argument("--depth", type=int, default=11, help="layers, 9n + 2 (default: 11)")
         q.add_argument(
             "--cardinality", type=int, nargs="+", default=[1, 2, 4, 8], metavar="C", help="paths (default: 1 2 4 8)"
         )
-        q.add_argument("--width", type=int, default=8, metavar="D", help="width of a path (default: 8)")
+        q.add_argument("--width", type=int, default=4, metavar="D", help="width of a path (default: 4)")
         q.add_argument(
             "--wider",
             type=int,
             nargs="*",
-            default=[12, 16, 24],
+            default=[8, 12, 16],
             metavar="D",
-            help="widths of a single path, in the second curve (default: 12 16 24)",
+            help="widths of a single path, in the second curve (default: 8 12 16)",
         )
         q.add_argument(
             "--stem",
