@@ -19,6 +19,7 @@ from minigrad.fast.graph import Graph
 from minigrad.ops import basic, conv, norm
 from minigrad.ops.loss import CrossEntropy
 from resnext.model import cifar
+from train import cifar as training
 
 ml_dtypes = pytest.importorskip("ml_dtypes", reason="the kernels' bfloat16 arrays need ml_dtypes")
 import host_gpu  # noqa: E402
@@ -265,6 +266,29 @@ def test_sgd_leaves_other_dtypes_to_the_book(gpu):
     w, dw, velocity = np.ones(3), np.ones(3), np.zeros(3)
     cuda.sgd_step([(w, dw, velocity, 0.9, 0.0, False)], 0.5)
     assert not gpu and (w == 0.5).all()
+
+
+def test_a_training_step_is_the_same_through_a_graph():
+    """train.cifar hands a graph arrays instead of numbers; here the graph is a plain call."""
+    results = []
+    for through_graph in (False, True):
+        minigrad.manual_seed(0)
+        network = cifar(11, cardinality=2, width=4)
+        run = SimpleNamespace(
+            config=SimpleNamespace(device="cpu", recipe=SimpleNamespace(label_smoothing=0.1)),
+            model=network,
+            optimizer=optim.SGD(network.parameters(), 1.0, momentum=0.9),
+            ranks=SimpleNamespace(size=1),
+            average={},
+            graph=None,
+        )
+        if through_graph:
+            run.graph = lambda *arrays, run=run: training.update(run, *arrays)
+        rng = np.random.default_rng(16)
+        batches = [(rng.standard_normal((4, 3, 8, 8)).astype(F32), rng.integers(0, 10, 4)) for _ in range(2)]
+        steps = [training.train_step(run, *batch, lr) for batch, lr in zip(batches, (0.1, 0.05), strict=True)]
+        results.append((steps, [p.numpy().tobytes() for p in network.parameters()]))
+    assert results[0] == results[1]
 
 
 def test_sums_of_bfloat16_have_float32_digits():
