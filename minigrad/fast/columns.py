@@ -9,7 +9,7 @@ from numpy.lib.stride_tricks import as_strided
 
 from ..ops.conv import Pair, tap
 from .channels import Moments, pixels
-from .conv_work import ROWS, Geometry, Gradient, Source, add_weight_gradients
+from .conv_work import ROWS, Geometry, Gradient, Source, add_weight_gradients, zero_parts
 from .pool import Span, pool, scratch
 
 
@@ -77,10 +77,10 @@ class Columns:
                     padded = pad(x.x[slice(*n), :, :, g * s.c : (g + 1) * s.c], s.padding)
                     for h in bands(n, s.OH, s.OW):
                         columns = im2col(padded, (s.KH, s.KW), h, s.OW, s.stride, s.dilation)
-                        rows = out[s.rows(n, h, s.OH, s.OW), g * s.o : (g + 1) * s.o]
-                        np.matmul(columns, matrices[g], out=rows)
-                        if moments is not None:
-                            moments.measure(rows, i, g * s.o)
+                        np.matmul(columns, matrices[g], out=out[s.rows(n, h, s.OH, s.OW), g * s.o : (g + 1) * s.o])
+                if moments is not None:
+                    mine = slice(groups[0] * s.o, groups[1] * s.o)
+                    moments.measure(out[s.rows(n, (0, s.OH), s.OH, s.OW), mine], i, mine.start)
 
         pool().run(work, s.grid())
 
@@ -105,7 +105,7 @@ class Columns:
     ) -> None:
         flipped = merged_filters(s, w)[:, ::-1, ::-1].transpose(0, 1, 2, 4, 3).reshape(s.G, -1, s.c)
         cells = s.grid()
-        parts = [np.zeros((g[1] - g[0], s.c, s.KH * s.KW * s.o), w.dtype) for _, g, _ in cells] if dw is not None else []
+        parts = zero_parts(cells, (s.c, s.KH * s.KW * s.o), dw)
 
         def work(cell: tuple[int, Span, Span]) -> None:
             i, groups, images = cell
@@ -123,9 +123,8 @@ class Columns:
                             np.matmul(columns, flipped[g], out=pixels(grad.dx)[rows, g * s.c : (g + 1) * s.c])
                         if dw is not None:
                             local = s.rows((0, n[1] - n[0]), band, s.H, s.W)
-                            parts[i][j] += np.matmul(
-                                a[local, j * s.c : (j + 1) * s.c].T, columns, out=scratch("dw", parts[i][j].shape, w.dtype)
-                            )
+                            mine_t = a[local, j * s.c : (j + 1) * s.c].T
+                            parts[i][j] += np.matmul(mine_t, columns, out=scratch("dw", parts[i][j].shape, w.dtype))
                 if grad is not None:
                     grad.finish(i, pixels(grad.dx)[s.rows(n, (0, s.H), s.H, s.W), mine], a, h, mine)
 
@@ -139,7 +138,7 @@ class Columns:
     ) -> None:
         matrices = merged_filters(s, w).reshape(s.G, -1, s.o)
         cells = s.grid()
-        parts = [np.zeros((g[1] - g[0], s.KH * s.KW * s.c, s.o), w.dtype) for _, g, _ in cells] if dw is not None else []
+        parts = zero_parts(cells, (s.KH * s.KW * s.c, s.o), dw)
         dy_rows = pixels(dy)
 
         def work(cell: tuple[int, Span, Span]) -> None:

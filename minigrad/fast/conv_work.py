@@ -16,7 +16,7 @@ from .cpu_norm import Recipe, ReLUSums, masked_sums
 from .pool import Span, parts_for, pool, scratch, spans, steps
 
 ROWS = 1024  # rows of a product: enough for BLAS, few enough for the cache
-MERGED = 32  # narrow groups are merged up to so many channels
+MERGED = 8  # narrow groups are merged up to so many channels
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Source:
         self.recipe = recipe
 
     def rows(self, start: int, stop: int, columns: slice = slice(None)) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return the activations (R, c) of some pixels and, with a recipe, x - μ; valid until the thread's next call."""
+        """The activations (R, c) of some pixels and, with a recipe, x - μ; valid until the thread's next call."""
         x = pixels(self.x)[start:stop, columns]
         if self.recipe is None:
             return x, None
@@ -142,6 +142,11 @@ class Gradient:
         if self.recipe is not None:
             notes.attach(out, ReLUSums(self.recipe.node, self.sums.sum(axis=0)))
         return out
+
+
+def zero_parts(cells: list[tuple[int, Span, Span]], shape: tuple[int, ...], dw: np.ndarray | None) -> list[np.ndarray]:
+    """Zeros (groups, *shape) for every cell of the grid to add its weight gradient to; none where dw is not wanted."""
+    return [] if dw is None else [np.zeros((g[1] - g[0], *shape), dw.dtype) for _, g, _ in cells]
 
 
 def add_weight_gradients(

@@ -1,9 +1,9 @@
 """The CPU's fast operations: what is registered with the tape, and how many threads they use.
 
-    cpu_conv.py    convolution, with winograd.py and columns.py; conv_work.py cuts it into parts
-    cpu_norm.py    batch norm with ReLU and shortcut
-    channels.py    channels-last memory, sums per channel          notes.py  what one operation tells the next
-    pool.py        threads, scratch memory, heap
+- cpu_conv.py: convolution, with winograd.py and columns.py; conv_work.py cuts it into parts
+- cpu_norm.py: batch norm with ReLU and shortcut
+- channels.py: channels-last memory, sums per channel; notes.py: what one operation tells the next
+- pool.py: threads, scratch memory, heap
 """
 
 from __future__ import annotations

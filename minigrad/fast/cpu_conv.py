@@ -43,10 +43,11 @@ class FastConv2d(Conv2d):
     """Conv2d, fast."""
 
     @classmethod
-    def accepts(cls, x: Array, w: Array, bias: Array | None = None, **options: Any) -> bool:
-        return x.dtype == w.dtype and x.dtype in (np.float32, np.float64)
+    def accepts(cls, *arrays: Array | None, **options: Any) -> bool:
+        x, w = arrays[:2]
+        return x.dtype == w.dtype and x.dtype in (np.float32, np.float64)  # type: ignore[union-attr]
 
-    def forward(  # type: ignore[override]
+    def forward(
         self, x: Array, w: Array, bias: Array | None = None, *, stride: Pair, padding: Pair, dilation: Pair, groups: int
     ) -> Array:
         self.geometry = s = geometry(x.shape, w.shape, stride, padding, dilation, groups)
@@ -65,7 +66,7 @@ class FastConv2d(Conv2d):
             notes.attach(out, moments)
         return out
 
-    def backward(self, dy: Array) -> tuple[Array | None, Array | None, Array | None]:  # type: ignore[override]
+    def backward(self, dy: Array) -> tuple[Array | None, Array | None, Array | None]:
         s, dy = self.geometry, to_nhwc(dy)
         grad = None
         if self.needs[0]:
@@ -88,7 +89,7 @@ def add_parts(parts: list[np.ndarray]) -> np.ndarray:
 
 
 class Pointwise:
-    """y = x w with rows of pixels; dx = dy wᵀ, dw = xᵀ dy. A stride takes every SH-th row and SW-th column of pixels."""
+    """y = x w with rows of pixels; dx = dy wᵀ, dw = xᵀ dy. A stride takes every SH-th row and SW-th column."""
 
     def forward(self, s: Geometry, x: Source, w: np.ndarray, y: np.ndarray, moments: Moments | None) -> None:
         matrix = np.ascontiguousarray(w.reshape(s.O, s.C).T)

@@ -26,7 +26,7 @@ from .pool import parts_for, pool, scratch, spans
 class Recipe:
     """How to make a batch norm's output again, a = max(scale (x - μ) + bias, 0), for whoever would otherwise keep a."""
 
-    def __init__(self, x: np.ndarray, affine: Affine, node: BatchNormReLU):
+    def __init__(self, x: np.ndarray, affine: Affine, node: BatchNorm):
         self.x, self.affine, self.node = x, affine, node
 
 
@@ -36,7 +36,7 @@ class ReLUSums:
     The gradient was made for nobody else, so `node` may overwrite it.
     """
 
-    def __init__(self, node: BatchNormReLU, sums: np.ndarray):
+    def __init__(self, node: BatchNorm, sums: np.ndarray):
         self.node, self.sums = node, sums
 
 
@@ -57,10 +57,11 @@ class _FastNorm(BatchNorm):
     rectified = False
 
     @classmethod
-    def accepts(cls, x: Array, weight: Array, bias: Array, shortcut: Array | None = None, **options: Any) -> bool:
-        return x.ndim == 4 and x.dtype == weight.dtype and x.dtype in (np.float32, np.float64)
+    def accepts(cls, *arrays: Array | None, **options: Any) -> bool:
+        x, weight = arrays[:2]
+        return x.ndim == 4 and x.dtype == weight.dtype and x.dtype in (np.float32, np.float64)  # type: ignore[union-attr]
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         x: Array,
         weight: Array,
@@ -167,7 +168,8 @@ class _FastNorm(BatchNorm):
         """dx = scale dz + slope (x - μ) + offset, over dz itself if it is `owned`."""
         scale = self.weight * self.inv_std
         share = scale / self.m if self.training else np.zeros_like(scale)
-        back = Affine(*(v.astype(dz.dtype) for v in (self.affine.vectors[0], -share * dweight * self.inv_std, -share * dbias)))
+        slope, offset = -share * dweight * self.inv_std, -share * dbias
+        back = Affine(self.affine.vectors[0], slope.astype(dz.dtype), offset.astype(dz.dtype))
         dx = dz if owned else np.empty_like(dz)
         x, dz_rows, dx_rows = pixels(self.x), pixels(dz), pixels(dx)
         C = x.shape[1]
@@ -192,7 +194,7 @@ class FastBatchNorm(_FastNorm):
     """BatchNorm, fast."""
 
 
-class FastBatchNormReLU(_FastNorm, BatchNormReLU):
+class FastBatchNormReLU(_FastNorm, BatchNormReLU):  # type: ignore[misc]
     """BatchNormReLU, fast."""
 
     rectified = True

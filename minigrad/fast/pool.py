@@ -14,6 +14,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from math import prod
 from queue import SimpleQueue
 from typing import Any
@@ -39,11 +40,11 @@ def scratch(name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 def spans(total: int, parts: int, unit: int = 1) -> list[Span]:
-    """Cut range(total) into at most `parts` spans (start, stop) of nearly equal length, multiples of `unit` if possible."""
+    """Cut range(total) into at most `parts` nearly equal spans (start, stop), multiples of `unit` where possible."""
     blocks = -(-total // unit)
     parts = max(1, min(parts, blocks))
     cuts = [min(total, blocks * i // parts * unit) for i in range(parts + 1)]
-    return list(zip(cuts[:-1], cuts[1:], strict=True))
+    return list(pairwise(cuts))
 
 
 def steps(span: Span, step: int) -> Iterator[Span]:
@@ -76,7 +77,7 @@ class Pool:
         self.inboxes: list[SimpleQueue] = []
 
     def run(self, work: Callable[..., None], parts: list[Any]) -> None:
-        """Call work(part) for every part, at most `size` of them, each on a thread of its own; return when all are done.
+        """Call work(part) for every part, at most `size` of them, each on its own thread; return when all are done.
 
         An exception in one part is raised here after the others have finished, because they share arrays.
         """
@@ -93,9 +94,9 @@ class Pool:
             except BaseException as error:
                 errors.append(error)
             errors += [done.get() for _ in parts[1:]]
-        for error in errors:
-            if error is not None:
-                raise error
+        for failure in errors:
+            if failure is not None:
+                raise failure
 
     def _start(self, index: int) -> None:
         self.inboxes.append(SimpleQueue())
@@ -106,15 +107,15 @@ class Pool:
     def _serve(self, inbox: SimpleQueue) -> None:
         while (job := inbox.get()) is not None:
             context, work, part, done = job
-            error: BaseException | None = None
+            failure: BaseException | None = None
             try:
                 context.run(work, part)
-            except BaseException as e:  # handed to the caller
-                error = e
+            except BaseException as error:  # handed to the caller
+                failure = error
             # The arrays of this job must not live on until the next one comes.
             del job, context, work, part
-            done.put(error)
-            del done, error
+            done.put(failure)
+            del done, failure
 
     def stop(self) -> None:
         """Let the threads end; the pool can be used again and starts new ones."""

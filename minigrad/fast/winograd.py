@@ -9,13 +9,13 @@ A tile of 2x2 outputs depends on a patch d of 4x4 inputs, which overlaps its nei
          0 -1  1  0          ½  -½   ½          1 -1
          0 -1  0  1          0   0   1          0  1
 
-Summed over channels, the element-by-element product becomes one matrix product for each of the 16 places (j, i), with a
-row for every tile: V[j, i] (T, c) @ U[j, i] (c, o) = M[j, i] (T, o). Everything is linear, so the backward pass runs the
-transposed maps in the opposite order: dM = A dY Aᵀ, dV = dM Uᵀ, dU = Vᵀ dM, dx = B dV Bᵀ, dw = Gᵀ dU G.
+Summed over channels, the element-by-element product becomes one matrix product for each of the 16 places (j, i), with
+a row for every tile: V[j, i] (T, c) @ U[j, i] (c, o) = M[j, i] (T, o). Everything is linear, so the backward pass runs
+the transposed maps in the opposite order: dM = A dY Aᵀ, dV = dM Uᵀ, dU = Vᵀ dM, dx = B dV Bᵀ, dw = Gᵀ dU G.
 
-The padded image is kept as four images, of its even and odd rows and columns. Row k of a patch is then row t or t + 1 of
-one of them, for all tiles t at once, and every transform is a handful of additions over long contiguous runs. Padded row
-2k is image row 2k - 1 and padded row 2k + 1 is image row 2k: the image's odd rows are the padded image's even rows.
+The padded image is kept as four images, of its even and odd rows and columns. Row k of a patch is then row t or t + 1
+of one of them, for all tiles t at once, and every transform is a handful of additions over long contiguous runs. Padded
+row 2k is image row 2k - 1 and padded row 2k + 1 is image row 2k: the image's odd rows are the padded image's even rows.
 
     even, odd   (n, th + 1, tw + 1, c)    th = H/2, tw = W/2 tiles
     V, M        (4 j, 4 i, n, th, tw, c)  i runs over rows and j over columns of the patch
@@ -26,7 +26,7 @@ from __future__ import annotations
 import numpy as np
 
 from .channels import Moments, pixels
-from .conv_work import Geometry, Gradient, Source, add_weight_gradients
+from .conv_work import Geometry, Gradient, Source, add_weight_gradients, zero_parts
 from .pool import Span, pool, scratch
 
 FILTER_SIDE = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
@@ -41,9 +41,9 @@ def input_transform(x: np.ndarray) -> np.ndarray:
     quarters = scratch("quarters", (2, 2, n, th + 1, tw + 1, c), dtype)  # parity of the padded row, of the column
     quarters[0, :, :, 0] = quarters[1, :, :, th] = 0
     quarters[:, 0, :, :, 0] = quarters[:, 1, :, :, tw] = 0
-    for p, rows in ((0, slice(1, None)), (1, slice(None, th))):
-        for q, cols in ((0, slice(1, None)), (1, slice(None, tw))):
-            np.copyto(quarters[p, q, :, rows, cols], x[:, 1 - p :: 2, 1 - q :: 2])
+    for p, h in ((0, 1), (1, 0)):
+        for q, w in ((0, 1), (1, 0)):
+            np.copyto(quarters[p, q, :, h : h + th, w : w + tw], x[:, 1 - p :: 2, 1 - q :: 2])
 
     rows = scratch("rows", (4, 2, n, th, tw + 1, c), dtype)
     even, odd = quarters
@@ -137,10 +137,10 @@ class Winograd:
                     v = input_transform(x.x[slice(*n), :, :, g * s.c : (g + 1) * s.c])
                     m = scratch("m", (*v.shape[:5], s.o), v.dtype)
                     np.matmul(v.reshape(16, -1, s.c), u[g - groups[0]], out=m.reshape(16, -1, s.o))
-                    to = slice(g * s.o, (g + 1) * s.o)
-                    output_transform(m, y[slice(*n), :, :, to])
-                    if moments is not None:
-                        moments.measure(pixels(y)[s.rows(n, (0, s.H), s.H, s.W), to], i, g * s.o)
+                    output_transform(m, y[slice(*n), :, :, g * s.o : (g + 1) * s.o])
+                if moments is not None:
+                    mine = slice(groups[0] * s.o, groups[1] * s.o)
+                    moments.measure(pixels(y)[s.rows(n, (0, s.H), s.H, s.W), mine], i, mine.start)
 
         pool().run(work, s.grid())
 
@@ -148,7 +148,7 @@ class Winograd:
         self, s: Geometry, x: Source, w: np.ndarray, dy: np.ndarray, grad: Gradient | None, dw: np.ndarray | None
     ) -> None:
         cells = s.grid()
-        parts = [np.zeros((g[1] - g[0], 16, s.c, s.o), w.dtype) for _, g, _ in cells] if dw is not None else []
+        parts = zero_parts(cells, (16, s.c, s.o), dw)
 
         def work(cell: tuple[int, Span, Span]) -> None:
             i, groups, images = cell
