@@ -55,7 +55,10 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         dtype, shape, data = (entries[name][key] for key in ("dtype", "shape", "data"))
         if dtype not in DTYPES:
             raise ValueError(f"{path}: {name} is of type {dtype}, which cannot be read")
-        array = np.frombuffer(data, DTYPES[dtype]).reshape(shape)
+        try:
+            array = np.frombuffer(data, DTYPES[dtype]).reshape(shape)
+        except ValueError as error:  # an empty array can have a shape that NumPy has no room for
+            raise ValueError(f"{path}: {name} is of shape {shape}, which cannot be read: {error}") from None
         # A bfloat16 is the upper half of a float32.
         arrays[name] = (array.astype(np.uint32) << 16).view(np.float32) if dtype == "BF16" else array
     return arrays

@@ -99,7 +99,7 @@ def test_signals_reach_a_process_of_its_own(tmp_path):
 
 
 def test_killed_runs_go_on_as_if_nothing_had_been(tmp_path):
-    result = kill_runs.trial(5, 0, tmp_path, 0.5, 2.0)
+    result = kill_runs.trial(5, 0, tmp_path)
     assert (result.kills, result.lost, result.different) == (5, 0, 0)
     assert result.finished >= 1
 
