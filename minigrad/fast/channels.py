@@ -95,31 +95,29 @@ def repeat_for(rows: int, channels: int) -> int:
 
 
 class Affine:
-    """h = x - centre, a = max(scale h + shift, 0): batch norm and ReLU, or without ReLU, with a vector per channel."""
+    """a = scale x + shift with a number per channel for each: batch norm once its statistics are known."""
 
-    def __init__(self, centre: np.ndarray, scale: np.ndarray, shift: np.ndarray):
-        self.vectors = np.stack([centre, scale, shift])
+    def __init__(self, scale: np.ndarray, shift: np.ndarray):
+        self.vectors = np.stack([scale, shift])
         self.wide: dict[int, np.ndarray] = {}
 
     def rows(self, repeat: int, columns: slice) -> np.ndarray:
-        """The three vectors of some channels, each repeated `repeat` times."""
+        """Both vectors for some channels, each repeated `repeat` times."""
         if repeat == 1:
             return self.vectors[:, columns]
         if repeat not in self.wide:
             self.wide[repeat] = np.tile(self.vectors, (1, repeat))
         return self.wide[repeat]
 
-    def apply(self, x: np.ndarray, h: np.ndarray, a: np.ndarray, columns: slice = slice(None)) -> None:
-        """Write h and scale h + shift for rows x (R, c) into h and a, which may be the same array."""
+    def apply(self, x: np.ndarray, a: np.ndarray, columns: slice = slice(None)) -> None:
+        """Write scale x + shift for rows x (R, c) into a."""
         R, c = x.shape
-        whole = x.flags.c_contiguous and h.flags.c_contiguous and a.flags.c_contiguous and c == self.vectors.shape[1]
+        whole = x.flags.c_contiguous and a.flags.c_contiguous and c == self.vectors.shape[1]
         repeat = repeat_for(R, c) if whole else 1
-        centre, scale, shift = self.rows(repeat, columns)
+        scale, shift = self.rows(repeat, columns)
         shape = (R // repeat, c * repeat)
-        x, h, a = x.reshape(shape), h.reshape(shape), a.reshape(shape)
-        np.subtract(x, centre, out=h)
-        np.multiply(h, scale, out=a)
-        np.add(a, shift, out=a)
+        np.multiply(x.reshape(shape), scale, out=a.reshape(shape))
+        np.add(a.reshape(shape), shift, out=a.reshape(shape))
 
 
 def relu(x: np.ndarray) -> None:

@@ -111,7 +111,7 @@ class Columns:
             i, groups, images = cell
             mine = slice(groups[0] * s.c, groups[1] * s.c)
             for n in s.images(images):
-                a, h = x.images(n, mine)
+                a = x.images(n, mine)
                 a = a.reshape(-1, a.shape[-1])
                 for g in range(*groups):
                     padded = pad(dy[slice(*n), :, :, g * s.o : (g + 1) * s.o], padding)
@@ -126,7 +126,7 @@ class Columns:
                             mine_t = a[local, j * s.c : (j + 1) * s.c].T
                             parts[i][j] += np.matmul(mine_t, columns, out=scratch("dw", parts[i][j].shape, w.dtype))
                 if grad is not None:
-                    grad.finish(i, pixels(grad.dx)[s.rows(n, (0, s.H), s.H, s.W), mine], a, h, mine)
+                    grad.finish(i, s.rows(n, (0, s.H), s.H, s.W), a, mine)
 
         pool().run(work, cells)
         if dw is not None:
@@ -145,7 +145,7 @@ class Columns:
             i, groups, images = cell
             mine = slice(groups[0] * s.c, groups[1] * s.c)
             for n in s.images(images):
-                a, h = x.images(n, mine)
+                a = x.images(n, mine)
                 for g in range(*groups):
                     j = g - groups[0]
                     padded = pad(a[..., j * s.c : (j + 1) * s.c], s.padding)
@@ -162,8 +162,7 @@ class Columns:
                         (PH, PW), to = s.padding, slice(g * s.c, (g + 1) * s.c)
                         np.copyto(grad.dx[slice(*n), :, :, to], dpadded[:, PH : PH + s.H, PW : PW + s.W])
                 if grad is not None:
-                    rows = pixels(grad.dx)[s.rows(n, (0, s.H), s.H, s.W), mine]
-                    grad.finish(i, rows, a.reshape(rows.shape), h, mine)
+                    grad.finish(i, s.rows(n, (0, s.H), s.H, s.W), a.reshape(-1, a.shape[-1]), mine)
 
         pool().run(work, cells)
         if dw is not None:

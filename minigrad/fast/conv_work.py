@@ -96,24 +96,23 @@ class Source:
         self.x = to_nhwc(x) if recipe is None else recipe.x
         self.recipe = recipe
 
-    def rows(self, start: int, stop: int, columns: slice = slice(None)) -> tuple[np.ndarray, np.ndarray | None]:
-        """The activations (R, c) of some pixels and, with a recipe, x - μ; valid until the thread's next call."""
+    def rows(self, start: int, stop: int, columns: slice = slice(None)) -> np.ndarray:
+        """The activations (R, c) of some pixels; valid until the thread's next call."""
         x = pixels(self.x)[start:stop, columns]
         if self.recipe is None:
-            return x, None
-        h, a = (scratch(name, x.shape, x.dtype) for name in ("source h", "source a"))
+            return x
+        a = scratch("activations", x.shape, x.dtype)
         for first, last in blocks(0, *x.shape):
-            self.recipe.affine.apply(x[first:last], h[first:last], a[first:last], columns)
+            self.recipe.affine.apply(x[first:last], a[first:last], columns)
             relu(a[first:last])
-        return a, h
+        return a
 
-    def images(self, span: Span, columns: slice) -> tuple[np.ndarray, np.ndarray | None]:
-        """`rows` for whole images: activations (n, H, W, c), and x - μ as rows."""
+    def images(self, span: Span, columns: slice) -> np.ndarray:
+        """`rows` for whole images: activations (n, H, W, c)."""
         _, H, W, _ = self.x.shape
         if self.recipe is None:
-            return self.x[span[0] : span[1], :, :, columns], None
-        a, h = self.rows(span[0] * H * W, span[1] * H * W, columns)
-        return a.reshape(span[1] - span[0], H, W, -1), h
+            return self.x[span[0] : span[1], :, :, columns]
+        return self.rows(span[0] * H * W, span[1] * H * W, columns).reshape(span[1] - span[0], H, W, -1)
 
 
 class Gradient:
@@ -128,13 +127,13 @@ class Gradient:
         self.recipe = recipe
         self.sums = np.zeros((parts, 2, shape[-1]))
 
-    def finish(self, part: int, dx: np.ndarray, a: np.ndarray, h: np.ndarray | None, columns: slice) -> None:
-        """Mask the rows dx (R, c) in place where the input a (R, c) was not positive, and add to the sums."""
-        if self.recipe is None or h is None:
+    def finish(self, part: int, rows: slice, a: np.ndarray, columns: slice) -> None:
+        """Mask some rows of dx in place where the input a (R, c) was not positive, and add to the part's sums."""
+        if self.recipe is None:
             return
-        sums = self.sums[part, :, columns]
+        dx, x = pixels(self.dx)[rows, columns], pixels(self.recipe.x)[rows, columns]
         for start, stop in blocks(0, *dx.shape):
-            masked_sums(dx[start:stop], a[start:stop], h[start:stop], sums)
+            masked_sums(dx[start:stop], a[start:stop], x[start:stop], self.sums[part, :, columns])
 
     def result(self) -> np.ndarray:
         """The gradient as (N, C, H, W), with a note for the batch norm where there is something to tell."""

@@ -111,7 +111,7 @@ class Pointwise:
         matrix, dy_rows = w.reshape(s.O, s.C), pixels(dy)
         strided = s.stride != (1, 1)
         if strided:
-            x = Source(to_nchw(x.images((0, s.N), slice(None))[0][:, :: s.stride[0], :: s.stride[1]]), None)
+            x = Source(to_nchw(x.x[:, :: s.stride[0], :: s.stride[1]]), None)
         dx = None if grad is None else np.empty((len(dy_rows), s.C), dy.dtype) if strided else pixels(grad.dx)
         parts = spans(len(dy_rows), parts_for(s.operations), 16)
         sums: list[Any] = [None] * len(parts)
@@ -120,7 +120,7 @@ class Pointwise:
             i, span = part
             for start, stop in steps(span, ROWS):
                 d = dy_rows[start:stop]
-                a, h = x.rows(start, stop)
+                a = x.rows(start, stop)
                 if dw is not None:
                     if sums[i] is None:
                         sums[i] = np.dot(d.T, a)
@@ -128,7 +128,7 @@ class Pointwise:
                         sums[i] += np.dot(d.T, a, out=scratch("dw", matrix.shape, d.dtype))
                 if grad is not None and dx is not None:
                     np.dot(d, matrix, out=dx[start:stop])
-                    grad.finish(i, dx[start:stop], a, h, slice(None))
+                    grad.finish(i, slice(start, stop), a, slice(None))
 
         pool().run(work, list(enumerate(parts)))
         if dw is not None:

@@ -1,10 +1,12 @@
 """Batch norm with ReLU and shortcut on a CPU: two sweeps over the memory each way, or one where a note saves the other.
 
 Forward: the statistics (which the convolution before may have noted already), then y = max(scale (x - μ) + bias + s, 0)
-with scale = weight / √(σ² + ε). Backward: first dz = dy where y > 0, with Σ dz and Σ dz (x - μ) (which the convolution
-after may have noted already), then
+with scale = weight / √(σ² + ε). Backward: first dz = dy where y > 0, with Σ dz and Σ dz x (which the convolution after
+may have noted already), hence Σ dz (x - μ), then
 
     dx = scale · (dz - Σ dz / m - (x - μ) / (σ² + ε) · Σ dz (x - μ) / m)
+
+which is a number per channel times dz, plus one times x, plus one.
 
 Neither x̂ nor the mask is kept: x is, and both are made again block by block in the cache. Each sweep handles a block of
 256 KB at a time, so that its five or six passes read memory once.
@@ -24,14 +26,14 @@ from .pool import parts_for, pool, scratch, spans
 
 
 class Recipe:
-    """How to make a batch norm's output again, a = max(scale (x - μ) + bias, 0), for whoever would otherwise keep a."""
+    """How to make a batch norm's output again, a = max(scale x + shift, 0), for whoever would otherwise keep a."""
 
     def __init__(self, x: np.ndarray, affine: Affine, node: BatchNorm):
         self.x, self.affine, self.node = x, affine, node
 
 
 class ReLUSums:
-    """A note on a gradient that a convolution made for `node`: masked already, with Σ dz and Σ dz (x - μ) in float64.
+    """A note on a gradient that a convolution made for `node`: masked already, with Σ dz and Σ dz x in float64.
 
     The gradient was made for nobody else, so `node` may overwrite it.
     """
@@ -40,14 +42,14 @@ class ReLUSums:
         self.node, self.sums = node, sums
 
 
-def masked_sums(dz: np.ndarray, a: np.ndarray | None, h: np.ndarray, sums: np.ndarray) -> None:
-    """dz ← dz where a > 0 (a is None: everywhere), in place; add Σ dz and Σ dz h over the rows to `sums` (2, C)."""
+def masked_sums(dz: np.ndarray, a: np.ndarray | None, x: np.ndarray, sums: np.ndarray) -> None:
+    """dz ← dz where a > 0 (a is None: everywhere), in place; add Σ dz and Σ dz x over the rows to `sums` (2, C)."""
     if a is not None:
         mask = np.greater(a, 0, out=scratch("mask", a.shape, np.dtype(bool)))
         np.multiply(dz, mask, out=dz)
     pair = np.empty(sums.shape, dz.dtype)
     column_sums(dz, pair[0])
-    column_sums(np.multiply(dz, h, out=scratch("product", h.shape, h.dtype)), pair[1])
+    column_sums(np.multiply(dz, x, out=scratch("product", x.shape, x.dtype)), pair[1])
     sums += pair
 
 
@@ -86,10 +88,9 @@ class _FastNorm(BatchNorm):
         else:
             mean, var = running_mean.astype(np.float64), running_var.astype(np.float64)
         self.inv_std = 1 / np.sqrt(var + eps)
-        centre, scale = mean.astype(x.dtype), (weight * self.inv_std).astype(x.dtype)
-        # The mean in x's own precision is subtracted; what rounding took from it goes into the shift.
-        shift = (bias + (centre - mean) * self.inv_std * weight).astype(x.dtype)
-        self.affine = Affine(centre, scale, shift)
+        self.mean = mean
+        scale = weight * self.inv_std
+        self.affine = Affine(scale.astype(x.dtype), (bias - scale * mean).astype(x.dtype))
 
         y = np.empty_like(self.x)
         self.apply_to(y, None if shortcut is None else to_nhwc(shortcut))
@@ -111,14 +112,14 @@ class _FastNorm(BatchNorm):
         return moments
 
     def apply_to(self, y: np.ndarray, shortcut: np.ndarray | None) -> None:
-        """y ← scale (x - μ) + bias, plus the shortcut, rectified."""
+        """y ← scale x + shift, plus the shortcut, rectified."""
         rows, out = pixels(self.x), pixels(y)
         added = None if shortcut is None else pixels(shortcut)
 
         def work(span: tuple[int, int]) -> None:
             for start, stop in blocks(*span, rows.shape[1]):
                 a = out[start:stop]
-                self.affine.apply(rows[start:stop], a, a)
+                self.affine.apply(rows[start:stop], a)
                 if added is not None:
                     np.add(a, added[start:stop], out=a)
                 if self.rectified:
@@ -133,7 +134,7 @@ class _FastNorm(BatchNorm):
         else:
             dz, sums = self.sweep_sums(to_nhwc(dy))
             owned = self.rectified and not self.needs[-1]
-        dbias, dweight = sums[0], sums[1] * self.inv_std
+        dbias, dweight = sums[0], (sums[1] - self.mean * sums[0]) * self.inv_std
         dx = None
         if self.needs[0]:
             dx = to_nchw(self.sweep_dx(dz, dbias, dweight, owned))
@@ -153,23 +154,25 @@ class _FastNorm(BatchNorm):
         def work(part: tuple[int, tuple[int, int]]) -> None:
             i, span = part
             for start, stop in blocks(*span, C):
-                block = x[start:stop]
-                h, a = (scratch(name, block.shape, x.dtype) for name in ("h", "a"))
-                self.affine.apply(block, h, a)
+                block, mask = x[start:stop], None
                 if self.rectified:
                     np.copyto(dz_rows[start:stop], dy_rows[start:stop])
-                mask = (a if kept is None else kept[start:stop]) if self.rectified else None
-                masked_sums(dz_rows[start:stop], mask, h, sums[i])
+                    if kept is None:
+                        mask = scratch("a", block.shape, x.dtype)
+                        self.affine.apply(block, mask)
+                    else:
+                        mask = kept[start:stop]
+                masked_sums(dz_rows[start:stop], mask, block, sums[i])
 
         pool().run(work, list(enumerate(parts)))
         return dz, sums.sum(axis=0)
 
     def sweep_dx(self, dz: np.ndarray, dbias: np.ndarray, dweight: np.ndarray, owned: bool) -> np.ndarray:
-        """dx = scale dz + slope (x - μ) + offset, over dz itself if it is `owned`."""
+        """dx = scale dz + (slope x + offset), over dz itself if it is `owned`."""
         scale = self.weight * self.inv_std
         share = scale / self.m if self.training else np.zeros_like(scale)
-        slope, offset = -share * dweight * self.inv_std, -share * dbias
-        back = Affine(self.affine.vectors[0], slope.astype(dz.dtype), offset.astype(dz.dtype))
+        slope = -share * dweight * self.inv_std
+        back = Affine(slope.astype(dz.dtype), (-share * dbias - slope * self.mean).astype(dz.dtype))
         dx = dz if owned else np.empty_like(dz)
         x, dz_rows, dx_rows = pixels(self.x), pixels(dz), pixels(dx)
         C = x.shape[1]
@@ -182,9 +185,9 @@ class _FastNorm(BatchNorm):
                 d = dx_rows[start:stop].reshape(shape)
                 np.multiply(dz_rows[start:stop].reshape(shape), np.tile(scale, repeat), out=d)
                 if self.training:
-                    h = scratch("h", (stop - start, C), x.dtype)
-                    back.apply(x[start:stop], h, h)
-                    np.add(d, h.reshape(shape), out=d)
+                    rest = scratch("rest", (stop - start, C), x.dtype)
+                    back.apply(x[start:stop], rest)
+                    np.add(d, rest.reshape(shape), out=d)
 
         pool().run(work, spans(len(x), parts_for(x.size), 8))
         return dx

@@ -155,7 +155,7 @@ class Winograd:
             u = transformed_filters(s, w, groups).transpose(0, 1, 3, 2) if grad is not None else None
             mine = slice(groups[0] * s.c, groups[1] * s.c)
             for n in s.images(images):
-                a, h = x.images(n, mine)
+                a = x.images(n, mine)
                 for g in range(*groups):
                     j = g - groups[0]
                     dm = output_transposed(dy[slice(*n), :, :, g * s.o : (g + 1) * s.o]).reshape(16, -1, s.o)
@@ -168,8 +168,7 @@ class Winograd:
                         np.matmul(dm, u[j], out=dv.reshape(16, -1, s.c))
                         input_transposed(dv, grad.dx[slice(*n), :, :, g * s.c : (g + 1) * s.c])
                 if grad is not None:
-                    rows = pixels(grad.dx)[s.rows(n, (0, s.H), s.H, s.W), mine]
-                    grad.finish(i, rows, a.reshape(rows.shape), h, mine)
+                    grad.finish(i, s.rows(n, (0, s.H), s.H, s.W), a.reshape(-1, a.shape[-1]), mine)
 
         pool().run(work, cells)
         if dw is not None:
