@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 import tiny
 from numpy.testing import assert_allclose, assert_array_equal
 
-from train import checkpoint, parallel
+from train import checkpoint, parallel, scaling
 from train.checkpoint import LAST
 
 # `pip install mpi4py mpich` puts mpiexec beside the interpreter, which need not be on the PATH.
@@ -74,6 +75,43 @@ def test_without_mpi4py_s_runner_the_command_is_refused(monkeypatch):
             patch.setenv(variable, "2")
             with pytest.raises(ValueError, match=r"python -m mpi4py -m train\.cifar"):
                 parallel.start()
+
+
+# ---- the model of many GPUs -----------------------------------------------------------------------------------------
+
+
+def test_a_ring_of_ranks_takes_the_time_of_its_messages():
+    """The formula against a ring walked message by message: all links are busy at once, each step as slow as one."""
+    cluster = scaling.Cluster(gpus=4, inside=1e9, between=1e8, latency=1e-3)
+    for n in (1, 2, 4, 5, 64):
+        bandwidth = 1e9 if n <= 4 else 1e8
+        messages = 0.0
+        for _ in range(2 * (n - 1)):
+            messages += 1e-3 + 6e6 / n / bandwidth
+        assert_allclose(scaling.reduce_seconds(n, 6e6, cluster), messages)
+
+
+def test_the_scaling_command(capsys):
+    command = "--model resnext29_8x64d --step-ms 20 --batch-size 128 --gpus 8 --inside 100 --between 25 --latency 5"
+    assert scaling.main([*command.split(), "--ranks", "1", "8"]) == 0
+    first, _, one, eight = capsys.readouterr().out.splitlines()
+    # 34,426,698 weights and twice as many running statistics as batch norm has channels, four bytes each.
+    assert first == "resnext29_8x64d: 137.9 MB a step"
+    assert [float(word) for word in re.findall(r"[\d.]+", one)] == [1, 0, 20, 6400, 100, 20, 6400, 100]
+    reduce = 2 * 7 / 8 * 137.9 / 100 + 14 * 0.005
+    found = [float(word) for word in re.findall(r"[\d.]+", eight)]
+    weak, strong = 20 + reduce, 20 / 8 + reduce
+    expected = [8, reduce, weak, 8 * 128e3 / weak, 2000 / weak, strong, 128e3 / strong, 250 / strong]
+    assert_allclose(found, expected, rtol=2e-3)
+
+
+@pytest.mark.parametrize("change", [("--model", "resnext"), ("--step-ms", "0"), ("--latency", "-1"), ("--ranks", "0")])
+def test_the_scaling_command_refuses_bad_numbers(capsys, change):
+    command = "--model resnext29_8x64d --step-ms 20 --batch-size 128 --gpus 8 --inside 100 --between 25 --latency 5"
+    with pytest.raises(SystemExit) as stop:
+        scaling.main([*command.split(), *change])
+    assert stop.value.code == 2
+    assert "error: " in capsys.readouterr().err
 
 
 # ---- with MPI -------------------------------------------------------------------------------------------------------
