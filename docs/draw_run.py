@@ -36,17 +36,19 @@ def main(run: Path) -> None:
     first = [i for k in range(len(test_set.classes)) for i in right[predictions.labels[right] == k][:2]]
     shown = [*first[:20], *predictions.mistakes()[:10]]
 
-    figure = plt.figure(figsize=(12, 4.2), layout="constrained", facecolor="#fcfbf8")
+    figure = plt.figure(figsize=(12, 3.8), layout="constrained", facecolor="#fcfbf8")
     left, images = figure.subfigures(1, 2, width_ratios=(1, 1.9))
     for part in (left, images):
         part.set_facecolor("#fcfbf8")
     axis = left.subplots()
     axis.set_facecolor("none")
     epochs = [line["epoch"] for line in lines]
+    higher = max(("train", "test"), key=lambda part: lines[-1][f"{part}_error"])
     for part, colour in (("train", TRAIN), ("test", TEST)):
+        side = "bottom" if part == higher else "top"
         values = [line[f"{part}_error"] for line in lines]
         axis.plot(epochs, values, color=colour, marker="o", markersize=4)
-        axis.annotate(f"  {part} {values[-1]:.1f} %", (epochs[-1], values[-1]), color=colour, va="center")
+        axis.annotate(f"  {part} {values[-1]:.1f} %", (epochs[-1], values[-1]), color=colour, va=side)
     axis.set(xlabel="epoch", ylim=(0, None), xlim=(epochs[0] - 0.3, epochs[-1] + 0.45 * len(epochs)))
     axis.set_xticks(epochs[:: max(1, len(epochs) // 8)])
     axis.set_title(f"{config['model']}: error (%)", fontsize=11)
