@@ -581,7 +581,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with usage_errors():
             ranks = parallel.start()
         if args.evaluate:
-            evaluate_file(args)
+            evaluate_file(args, ranks)
         else:
             train_command(args, ranks)
         return 0
@@ -659,6 +659,7 @@ def train_command(args: argparse.Namespace, ranks: Ranks) -> None:
                 train(run, args.out, guard)
         except Interrupted:
             guard.save()
+            ranks.wait()  # the first rank to exit ends the others: not before the state is saved
             raise
         except TrainingError as error:
             epoch, step = run.saved or (0, 0)
@@ -680,7 +681,7 @@ def describe(args: argparse.Namespace, test_set: Dataset) -> None:
         warn(f"the report cannot be written: {error}")
 
 
-def evaluate_file(args: argparse.Namespace) -> None:
+def evaluate_file(args: argparse.Namespace, ranks: Ranks) -> None:
     """Evaluate a checkpoint on the data it was trained for, or weights on --data, and print one line."""
     path = args.evaluate
     try:
@@ -694,9 +695,10 @@ def evaluate_file(args: argparse.Namespace) -> None:
         if not base and not args.model:
             raise ValueError(f"{path} holds weights but not the name of their network: give it with --model")
         config = configure(args, base)
-    parallel.use_threads(args.threads)
+        config = replace(config, device=ranks.device(config.device))
+    parallel.use_threads(args.threads or ranks.threads())
     # A run's state knows how its images were normalised: the training images are not needed.
-    train_set, test_set = load_data(args, config, limit_train=1 if state else None)
+    train_set, test_set = ranks.in_turn(lambda: load_data(args, config, limit_train=1 if state else None))
     weights = checkpoint.weights(arrays)
     # A checkpoint from somewhere else may name a network that no memory can hold: no number in a network's name is
     # larger than its number of arrays and than all their axes.
@@ -711,9 +713,10 @@ def evaluate_file(args: argparse.Namespace) -> None:
         raise ValueError(f"{path} does not fit {config.model} with {len(test_set.classes)} classes: {error}") from None
     model.to(config.device, "float64" if config.dtype == "float64" else "float32")
     mean, std = (np.array(state["mean"]), np.array(state["std"])) if state else (train_set.mean, train_set.std)
-    result = evaluate(model, _on_device(test_set, config.device), mean, std, config)
-    digits = [np.format_float_positional(x, trim="0") for x in (result.error, result.loss)]
-    print(f"test_error {digits[0]} test_loss {digits[1]}")
+    result = evaluate(model, _on_device(test_set, config.device), mean, std, config, ranks)
+    if ranks.rank == 0:
+        digits = [np.format_float_positional(x, trim="0") for x in (result.error, result.loss)]
+        print(f"test_error {digits[0]} test_loss {digits[1]}")
 
 
 def on_this_machine(config: Config) -> Config:

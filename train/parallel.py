@@ -68,6 +68,9 @@ class Ranks:
         """Whether all ranks have the same number."""
         return True
 
+    def wait(self) -> None:
+        """Return when all ranks have come here."""
+
     def in_turn(self, function: Callable[[], T]) -> T:
         """Call the function, on rank 0 before the others: what it downloads is there then."""
         return function()
@@ -157,12 +160,15 @@ class MPIRanks(Ranks):
         largest, smallest = self.maximum(number, -number)
         return largest == -smallest
 
+    def wait(self) -> None:
+        self.comm.Barrier()
+
     def in_turn(self, function: Callable[[], T]) -> T:
         if self.rank > 0:
-            self.comm.Barrier()
+            self.wait()
             return function()
         value = function()
-        self.comm.Barrier()
+        self.wait()
         return value
 
     def broadcast(self, value: Any) -> Any:
