@@ -238,7 +238,7 @@ def draw_curves(logs: Sequence[tuple[str, Sequence[dict]]], path: Path, title: s
             face = colour if part == "test_error" else "white"
             axes.plot(
                 epochs, errors, color=colour, linestyle=line, linewidth=width, marker=marker, markersize=4,
-                markevery=every, markerfacecolor=face,
+                markevery=every, markerfacecolor=face, clip_on=False,
             )  # fmt: skip
     ends = spread([log[-1]["test_error"] for _, log in logs], 0.1 * highest)
     lift = max(0.0, 0.05 * highest - min(ends))  # no label below the axis
