@@ -15,7 +15,7 @@ done here, once, for all operations.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +45,7 @@ def no_grad() -> Iterator[None]:
 # The engine room (minigrad/fast) registers here, by operation and kind of device, a subclass that computes the same
 # thing faster. With nothing registered the formulas of minigrad/ops run.
 faster: dict[tuple[type[Function], str], type[Function]] = {}
+faster_add: dict[str, Callable[[Array, Array], Array]] = {}  # by kind of device: the sum of two gradients, a new array
 
 
 class Function:
@@ -145,6 +146,12 @@ def unbroadcast(dx: Array, shape: tuple[int, ...]) -> Array:
     repeated = tuple(i for i in range(dx.ndim) if i < lead or shape[i - lead] == 1)
     dx = total(dx, repeated, keepdims=True)
     return dx.reshape(dx.shape[lead:])
+
+
+def add_gradients(a: Array, b: Array) -> Array:
+    """a + b, for two gradients that meet at a node."""
+    add = faster_add.get(device_of(a).partition(":")[0]) if faster_add else None
+    return a + b if add is None else add(a, b)
 
 
 def consumers(root: Function | Tensor) -> dict[Function | Tensor, int]:
@@ -304,7 +311,7 @@ class Tensor:
                 node.grad = dy if node.grad is None else node.grad + dy
                 continue
             for parent, dx in node.gradients(dy):
-                pending[parent] = pending[parent] + dx if parent in pending else dx
+                pending[parent] = add_gradients(pending[parent], dx) if parent in pending else dx
                 waiting[parent] -= 1
                 if not waiting[parent]:
                     ready.append(parent)

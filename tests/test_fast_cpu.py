@@ -30,11 +30,12 @@ FAST = {}
 @pytest.fixture(scope="module", autouse=True)
 def registered():
     """What `cpu.register` puts into the tables, whether or not MINIGRAD_FAST did; and the tables as they were after."""
-    saved, update = dict(tensor.faster), dict(optim.faster_update)
+    tables = tensor.faster, tensor.faster_add, optim.faster_update
+    saved = [dict(table) for table in tables]
     cpu.register()
     FAST.update({key: value for key, value in tensor.faster.items() if key[1] == "cpu"})
     yield
-    for table, before in ((tensor.faster, saved), (optim.faster_update, update)):
+    for table, before in zip(tables, saved, strict=True):
         table.clear()
         table.update(before)
 
@@ -290,6 +291,14 @@ def test_one_gradient_for_two_batch_norms():
         return F.conv2d(y, w)
 
     assert_same(function, [normal(0, 2, 4, 6, 6), normal(1, 2, 4, 6, 6), normal(2, 4, 4, 1, 1)], 1e-11)
+
+
+@pytest.mark.parametrize("layout", [(0, 1, 2, 3), (0, 3, 1, 2)])
+def test_gradients_are_added_in_any_layout(layout):
+    a, b = (normal(i, 6, 7, 64, 80).transpose(layout) for i in range(2))
+    for x, y in ((a, b), (a, b.copy()), (a[:, :3], b[:, :3])):
+        np.testing.assert_array_equal(cpu.add_gradients(x, y), x + y)
+    assert cpu.add_gradients(a, b).strides == (a + b).strides
 
 
 def test_strided_pointwise_after_relu():

@@ -23,10 +23,12 @@ from ..ops.conv import Conv2d, Pair
 from . import notes
 from .channels import Moments, pixels, to_nchw, to_nhwc
 from .columns import Columns
-from .conv_work import ROWS, Geometry, Gradient, Source, geometry
+from .conv_work import Geometry, Gradient, Source, geometry
 from .cpu_norm import Recipe
 from .pool import Span, parts_for, pool, scratch, spans, steps
 from .winograd import Winograd
+
+ROWS = 512  # rows of a product that needs no columns: input, output and its statistics then share the cache
 
 
 class Method(Protocol):
@@ -88,12 +90,33 @@ def add_parts(parts: list[np.ndarray]) -> np.ndarray:
     return parts[0]
 
 
+def every(x: np.ndarray, stride: Pair) -> np.ndarray:
+    """Every SH-th row and SW-th column of images (N, H, W, C), as an array of their own."""
+    if stride == (1, 1):
+        return x
+    view = x[:, :: stride[0], :: stride[1]]
+    taken = np.empty(view.shape, x.dtype)
+    pool().run(lambda n: np.copyto(taken[slice(*n)], view[slice(*n)]), spans(len(x), parts_for(taken.size)))
+    return taken
+
+
+def spread(dx: np.ndarray, out: np.ndarray, stride: Pair) -> None:
+    """The transpose of `every`: `out` becomes dx in every SH-th row and SW-th column and 0 elsewhere."""
+
+    def work(n: Span) -> None:
+        for i in range(*n):
+            out[i].fill(0)
+            out[i, :: stride[0], :: stride[1]] = dx[i]
+
+    pool().run(work, spans(len(out), parts_for(out.size)))
+
+
 class Pointwise:
     """y = x w with rows of pixels; dx = dy wᵀ, dw = xᵀ dy. A stride takes every SH-th row and SW-th column."""
 
     def forward(self, s: Geometry, x: Source, w: np.ndarray, y: np.ndarray, moments: Moments | None) -> None:
         matrix = np.ascontiguousarray(w.reshape(s.O, s.C).T)
-        taken = pixels(np.ascontiguousarray(x.x[:, :: s.stride[0], :: s.stride[1]]))
+        taken = pixels(every(x.x, s.stride))
         out = pixels(y)
 
         def work(part: tuple[int, Span]) -> None:
@@ -111,7 +134,7 @@ class Pointwise:
         matrix, dy_rows = w.reshape(s.O, s.C), pixels(dy)
         strided = s.stride != (1, 1)
         if strided:
-            x = Source(to_nchw(x.x[:, :: s.stride[0], :: s.stride[1]]), None)
+            x = Source(to_nchw(every(x.x, s.stride)), None)
         dx = None if grad is None else np.empty((len(dy_rows), s.C), dy.dtype) if strided else pixels(grad.dx)
         parts = spans(len(dy_rows), parts_for(s.operations), 16)
         sums: list[Any] = [None] * len(parts)
@@ -134,8 +157,7 @@ class Pointwise:
         if dw is not None:
             dw.reshape(s.O, s.C)[:] = add_parts(sums)
         if strided and grad is not None and dx is not None:
-            grad.dx.fill(0)
-            grad.dx[:, :: s.stride[0], :: s.stride[1]] = dx.reshape(dy.shape[0], s.OH, s.OW, s.C)
+            spread(dx.reshape(s.N, s.OH, s.OW, s.C), grad.dx, s.stride)
 
 
 def method(s: Geometry) -> Method:
