@@ -5,7 +5,7 @@ import oracles
 import pytest
 from hypothesis import given
 from numpy.testing import assert_allclose, assert_array_equal
-from strategies import pool_cases
+from strategies import distinct, pool_cases
 
 import minigrad.functional as F
 from minigrad import Tensor, gradcheck
@@ -55,6 +55,15 @@ def test_the_gradient_of_equal_values_goes_to_the_first():
     x = Tensor(np.ones((1, 1, 2, 4)), requires_grad=True)
     F.max_pool2d(x, 2).backward(np.array([[[[2.0, 3.0]]]]))
     assert_array_equal(x.grad, [[[[2, 0, 3, 0], [0, 0, 0, 0]]]])
+
+
+@pytest.mark.parametrize("name", ["max_pool2d", "avg_pool2d"])
+@pytest.mark.parametrize(("kernel", "padding"), [((5, 1), (2, 0)), ((1, 5), (0, 2))])
+def test_windows_that_begin_far_outside_of_the_image(name, kernel, padding):
+    x = distinct(0, 1, 2, 6, 6)
+    window = (kernel, 1, padding)
+    assert_allclose(getattr(F, name)(Tensor(x), *window).data, getattr(oracles, name)(x, kernel, (1, 1), padding))
+    gradcheck(lambda t: getattr(F, name)(t, *window), [x])
 
 
 def test_padding_never_wins_and_counts_as_zero_in_the_average():
