@@ -98,7 +98,7 @@ def _matrix(a: Any) -> Matrix:
 @cache
 def _library() -> ctypes.CDLL:
     """The cuBLAS that CuPy itself uses, with the argument types of the two products declared."""
-    from cuda import pathfinder  # type: ignore[import-untyped]  # a dependency of CuPy
+    from cuda import pathfinder  # a dependency of CuPy
 
     library = ctypes.CDLL(pathfinder.load_nvidia_dynamic_lib("cublas").abs_path)
     i, p, s = ctypes.c_int, ctypes.c_void_p, ctypes.c_longlong
