@@ -11,8 +11,8 @@ import numpy as np
 from .backend import Array, array_module, device_of, to_device
 from .tensor import Tensor
 
-# The engine room registers here, by kind of device: a function that does what `sgd_update` does in one pass, or one that
-# takes the arguments of all updates, `[(w, dw, velocity, momentum, weight_decay, nesterov), ...], lr`, in one go.
+# The engine room registers here, by kind of device: a function that does what `sgd_update` does in one pass, or one
+# that takes the arguments of all updates, `[(w, dw, velocity, momentum, weight_decay, nesterov), ...], lr`, in one go.
 faster_update: dict[str, Callable[..., None]] = {}
 faster_step: dict[str, Callable[[list[tuple], Any], None]] = {}
 
