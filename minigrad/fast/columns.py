@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 
 from ..ops.conv import Pair, tap
 from .channels import Moments, pixels
@@ -33,7 +32,8 @@ def im2col(padded: np.ndarray, kernel: Pair, rows: Span, OW: int, stride: Pair, 
     shape = (n, rows[1] - rows[0], OW, *kernel, c)
     strides = (sn, stride[0] * sh, stride[1] * sw, dilation[0] * sh, dilation[1] * sw, sc)
     columns = scratch("columns", shape, padded.dtype)
-    np.copyto(columns, as_strided(padded[:, rows[0] * stride[0] :], shape, strides))
+    windows = np.ndarray(shape, padded.dtype, padded, rows[0] * stride[0] * sh, strides)
+    np.copyto(columns, windows)
     return columns.reshape(shape[0] * shape[1] * OW, -1)
 
 
