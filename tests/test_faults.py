@@ -58,7 +58,7 @@ def test_a_signal_lets_the_step_finish_saves_and_exits_with_its_number(undisturb
 
 def test_a_signal_during_evaluation_loses_nothing_either(tmp_path, monkeypatch):
     """With averaged weights in the network's place at that moment, which must not be what is saved."""
-    options = ("--average", "0.5", "--limit-test", "300")
+    options = ("--average", "0.5", "--limit-test", "260", "--epochs", "1")
     assert tiny.train(tmp_path / "once", *options) == 0
     normalise = cifar.augment.normalise
 

