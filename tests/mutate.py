@@ -41,7 +41,10 @@ TARGETS = {
     "minigrad/ops/norm.py": (["backward"], [TABLE, "tests/test_norm.py"]),
     "minigrad/ops/pool.py": (["backward"], [TABLE, "tests/test_pool.py"]),
     "minigrad/ops/loss.py": (["backward"], [TABLE, "tests/test_loss.py"]),
-    "minigrad/tensor.py": (["unbroadcast", "consumers", "gradients", "backward"], ["tests/test_tensor.py", TABLE]),
+    "minigrad/tensor.py": (
+        ["unbroadcast", "consumers", "add_gradients", "gradients", "backward"],
+        ["tests/test_tensor.py", TABLE],
+    ),
     "minigrad/optim.py": (["sgd_update"], ["tests/test_optim.py"]),
 }
 
@@ -60,6 +63,7 @@ EQUIVALENT = {
     "dpadded = col2im(dcolumns, (N, C, H + 2 * PH, W + 3 * PW), self.stride, self.dilation)": BORDER,
     "dx = array_module(dy).zeros((N, C, H + 3 * PH, W + 2 * PW), dy.dtype)": BORDER,
     "dx = array_module(dy).zeros((N, C, H + 2 * PH, W + 3 * PW), dy.dtype)": BORDER,
+    "add = faster_add.get(device_of(a).partition(':')[1]) if faster_add else None": "for the engine room",
     "if isinstance(parent, Tensor):": COPY,
     "if dx is dy or dx.base is not None or any((dx is d for _, d in checked)):": COPY,
     "if self.broadcasts and dx.dtype == dtype:": "sums over no axis, or over axes of size 1",
