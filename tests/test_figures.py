@@ -210,3 +210,11 @@ def test_what_is_wrong_is_said_in_one_sentence(tmp_path, capsys):
 
 def test_pictures_are_closed():
     assert not plt.get_fignums()
+
+
+def test_a_run_with_other_options_is_not_taken_for_done(tmp_path, monkeypatch):
+    options = ["--data", "shapes", "--epochs", "1"]
+    # What `--resume` does to a finished run: nothing, successfully.
+    monkeypatch.setattr(figures.cifar, "main", lambda command: 0)
+    with pytest.raises(ValueError, match="other options"):
+        figures.train(["resnext11_1x4d_w8"], 1, tmp_path, options)

@@ -89,6 +89,8 @@ def train(models: Sequence[str], seeds: int, folder: Path, options: Sequence[str
             code = cifar.main(command)
             if code:
                 raise Stopped(code)
+            if not is_done(out, config):  # --resume keeps the options of a run that was begun with others
+                raise ValueError(f"{out} holds a run with other options: choose another folder with --runs")
         runs[model].append(out)
     return runs
 
