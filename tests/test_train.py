@@ -278,8 +278,8 @@ def configured(*options):
 
 def test_what_is_trained_by_default():
     config = configured()
-    assert (config.data, config.model, config.device) == ("shapes", "resnext11_4x8d_w32", "cpu")
-    assert (config.recipe, config.batch_size, config.seed) == (RECIPES["quick"], 64, 0)
+    assert (config.data, config.model, config.device) == ("shapes", "resnext11_4x4d_w16", "cpu")
+    assert (config.recipe, config.batch_size, config.seed) == (RECIPES["quick"], 32, 0)
     # The paper's recipe for CIFAR (appendix A).
     r = configured("--data", "cifar10").recipe
     assert (r.epochs, r.lr, r.schedule, r.momentum, r.weight_decay) == (300, 0.1, "multi-step", 0.9, 5e-4)

@@ -99,10 +99,10 @@ class Config:
 
 # What a machine can do in minutes: without a GPU, a small network on images that need no download.
 DEFAULTS = {
-    "cpu": {"data": "shapes", "model": "resnext11_4x8d_w32"},
+    "cpu": {"data": "shapes", "model": "resnext11_4x4d_w16"},
     "cuda": {"data": "cifar10", "model": "resnext29_8x64d"},
 }
-BATCH_SIZE = {"paper": 128, "short": 128, "quick": 64}  # by recipe
+BATCH_SIZE = {"paper": 128, "short": 128, "quick": 32}  # by recipe
 
 
 # ------------------------------------------------------------------------------------------------- the state of a run
@@ -477,7 +477,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--device", metavar="cpu|cuda", help="where to compute (default: cpu)")
     p.add_argument(
-        "--model", help="a name that `python -m resnext` lists (default: resnext11_4x8d_w32; on cuda resnext29_8x64d)"
+        "--model", help="a name that `python -m resnext` lists (default: resnext11_4x4d_w16; on cuda resnext29_8x64d)"
     )
     p.add_argument("--data", help="cifar10, cifar100, shapes or a path (default: shapes; on cuda cifar10)")
     p.add_argument(
@@ -486,7 +486,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--data-mirror", metavar="URL", help="fetch archives from this address instead of their home")
     p.add_argument("--recipe", choices=sorted(RECIPES), help="hyper-parameters (default: paper; quick for shapes)")
     p.add_argument("--epochs", type=int, help="passes over the data (default: the recipe's)")
-    p.add_argument("--batch-size", type=int, metavar="N", help="images a step, of all ranks (default: 128; quick: 64)")
+    p.add_argument("--batch-size", type=int, metavar="N", help="images a step, of all ranks (default: 128; quick: 32)")
     p.add_argument("--seed", type=int, metavar="N", help="of weights, order and augmentation (default: 0)")
     p.add_argument("--dtype", choices=("float32", "float64", "bfloat16"), help="of activations (default: float32)")
     p.add_argument("--limit-train", type=int, metavar="N", help="use the first N training images only")
