@@ -28,7 +28,7 @@ def conv2d_loops(x: Array, w: Array, stride: Pair, padding: Pair, dilation: Pair
 
     y[n, o, oh, ow] = Σ_c Σ_kh Σ_kw  w[o, c, kh, kw] · x[n, g C/G + c, oh SH + kh DH - PH, ow SW + kw DW - PW]
 
-    with g = o // (O/G), and x = 0 outside the image.
+    with g = o // (O/G), and x = 0 outside the image. In the code (h, v) is the pixel, and c_in = C/G.
     """
     (N, _, H, W), (O, c_in, KH, KW) = x.shape, w.shape
     OH, OW = output_size((H, W), (KH, KW), stride, padding, dilation)
@@ -58,7 +58,7 @@ def output_size(size: Pair, kernel: Pair, stride: Pair, padding: Pair, dilation:
 
 
 def tap(kh: int, kw: int, out: Pair, stride: Pair, dilation: Pair) -> tuple[slice, slice]:
-    """The rows and columns of the padded image that tap (kh, kw) of the window meets on its way: OH x OW pixels."""
+    """The rows and columns of the padded image that tap (kh, kw) meets while the window moves: OH x OW pixels."""
     h, w = kh * dilation[0], kw * dilation[1]
     return slice(h, h + out[0] * stride[0], stride[0]), slice(w, w + out[1] * stride[1], stride[1])
 
@@ -88,9 +88,9 @@ def im2col(x: Array, kernel: Pair, out: Pair, stride: Pair, dilation: Pair) -> A
 def col2im(columns: Array, shape: tuple[int, ...], stride: Pair, dilation: Pair) -> Array:
     """Add the windows (N, C, KH, KW, OH, OW) back into images of `shape` (N, C, H', W'): the transpose of im2col.
 
-    im2col copies pixel p into several places; whatever the loss feels at each of them, it feels at p. So the gradient
-    of p is the sum over its copies: where im2col reads `x[slice]`, col2im adds to `x[slice]`. The slices of different
-    taps overlap, those of one tap do not, so each tap is a plain addition.
+    im2col copies pixel p into several places, and moving p moves all of its copies. So the gradient of p is the sum of
+    theirs: where im2col reads `x[slice]`, col2im adds to `x[slice]`. The slices of different taps overlap, but one tap
+    meets every pixel at most once, so each tap is a plain addition.
     """
     _, _, KH, KW, OH, OW = columns.shape
     x = array_module(columns).zeros(shape, columns.dtype)

@@ -19,8 +19,8 @@ class BatchNorm(Function):
 
         dx = weight / √(σ² + ε) · (dy - mean(dy) - x̂ mean(dy x̂))
 
-    the part of dy that is neither constant nor along x̂: y cannot feel a shift or a scaling of x. In evaluation μ and σ²
-    are constants, and dx = weight / √(σ² + ε) · dy.
+    the part of dy that is neither constant nor along x̂: a shift or a scaling of x leaves y as it is. In evaluation μ
+    and σ² are constants, and dx = weight / √(σ² + ε) · dy.
     """
 
     mixed = True
