@@ -242,7 +242,7 @@ def picture(pixels: np.ndarray, alt: str) -> str:
 
 def curve(lines: Sequence[dict[str, float]], quantity: str, unit: str) -> str:
     """Training and test curve over the epochs, as inline SVG; a point says its value under the pointer."""
-    left, top, width, height = 44, 14, 376, 226
+    left, top, width, height = 44, 14, 345, 226
     epochs = [line["epoch"] for line in lines]
     most = max(line[f"{part}_{quantity}"] for line in lines for part in ("train", "test"))
     ticks = MaxNLocator(5).tick_values(0, most or 1)
@@ -263,9 +263,9 @@ def curve(lines: Sequence[dict[str, float]], quantity: str, unit: str) -> str:
             parts.append(f'<text x="{x(tick):.1f}" y="{top + height + 19}" text-anchor="middle">{tick:g}</text>')
     parts.append(f'<text x="{left + width / 2}" y="280" text-anchor="middle">epoch</text>')
     ends = {part: y(lines[-1][f"{part}_{quantity}"]) for part in ("train", "test")}
-    if abs(ends["train"] - ends["test"]) < 16:  # keep the two labels apart
+    if abs(ends["train"] - ends["test"]) < 20:  # keep the two labels apart
         middle, lower = sum(ends.values()) / 2, max(ends, key=lambda part: ends[part])
-        ends = {part: middle + (8 if part == lower else -8) for part in ends}
+        ends = {part: middle + (10 if part == lower else -10) for part in ends}
     for part in ("train", "test"):
         values = [line[f"{part}_{quantity}"] for line in lines]
         points = " ".join(f"{x(e):.1f},{y(v):.1f}" for e, v in zip(epochs, values, strict=True))
@@ -276,7 +276,7 @@ def curve(lines: Sequence[dict[str, float]], quantity: str, unit: str) -> str:
             for e, v in zip(epochs, values, strict=True)
         ]
         parts.append(f'<text class="{part}" x="{x(last) + 9:.1f}" y="{ends[part] + 4:.1f}">')
-        parts.append(f"{part} {values[-1]:.3g}{unit}</text>")
+        parts.append(f"{part} {values[-1]:{'.2f' if unit else '.3f'}}{unit}</text>")
     return "".join([*parts, "</svg>"])
 
 
@@ -295,7 +295,8 @@ def confusion_table(confusion: np.ndarray, classes: Sequence[str]) -> str:
         )
         rows.append(f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>')
     return (
-        f'<div class="scroll"><table class="confusion"><thead><tr><th></th>{head}</tr></thead>'
+        '<div class="scroll" role="region" aria-label="Confusion matrix" tabindex="0"><table class="confusion">'
+        f"<thead><tr><th></th>{head}</tr></thead>"
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
 
@@ -363,8 +364,8 @@ def time_section(predictor: Predictor, test_set: Dataset, device: str) -> str:
     return (
         f"<section><h2>Where the time goes</h2><p class=note>One training step on {len(labels)} images, "
         f"{1000 * total:.0f} ms on {escape(device)}, without augmentation and the update of the weights; the mean of "
-        f'{TIMED_STEPS} steps, measured when this page was written.<i class="key forward"></i>forward'
-        '<i class="key backward"></i>backward</p>'
+        f'{TIMED_STEPS} steps, measured when this page was written. <span class="keys">'
+        '<span><i class="key forward"></i>forward</span> <span><i class="key backward"></i>backward</span></span></p>'
         f'<div class="pair"><div>{bars(summed(by_module, depth))}</div><div>{bars(kinds)}</div></div></section>'
     )
 
@@ -430,9 +431,9 @@ def body(out: Path, state: State, predictor: Predictor, test_set: Dataset | None
         parts.append(time_section(predictor, test_set, device))
     known = {"commit": revision} if (revision := commit()) else {}
     recipe = config["recipe"]
+    again = escape(command(state, out)).replace(" --", "</span> <span>--")
     parts.append(
-        "<section><h2>Do it again</h2>"
-        f"<pre>{escape(command(state, out))}</pre></section>"
+        f"<section><h2>Do it again</h2><pre><span>{again}</span></pre></section>"
         '<section class="pair"><div><h2>Configuration</h2>'
         f"{table({**{k: v for k, v in config.items() if k != 'recipe'}, **recipe})}</div>"
         f"<div><h2>Written with</h2>{table({**known, **versions()})}</div></section>"
