@@ -188,10 +188,10 @@ def im2col_matrix() -> None:
 
 def groups() -> None:
     """Tables of kernels, slabs of columns and outputs for 8 channels and 8 filters in 1, 2, 4 and 8 groups."""
-    p = Picture(860, 446, "Groups cut the table of kernels into blocks and the columns into slabs")
+    p = Picture(860, 490, "Groups cut the table of kernels into blocks and the columns into slabs")
     size, m = 15, 6
     for panel, G in enumerate((1, 2, 4, 8)):
-        x0, y0 = 48 + (panel % 2) * 418, 66 + (panel // 2) * 220
+        x0, y0 = 48 + (panel % 2) * 418, 66 + (panel // 2) * 240
         name = {1: "groups = 1", 8: "groups = 8 = C, depthwise"}.get(G, f"groups = {G}")
         p.text(x0, y0 - 32, name, "ink bold", "start")
         p.text(x0 + 4 * size, y0 - 10, "weights", "dim small")
@@ -221,6 +221,7 @@ def groups() -> None:
             "dim",
             "start",
         )
+        p.text(x0, y0 + 8 * size + 44, f"({G}, {n}, {9 * n}) @ ({G}, {9 * n}, m) = ({G}, {n}, m)", "dim small", "start")
     p.save("groups")
 
 
@@ -267,9 +268,9 @@ def batch_norm() -> None:
     mean = np.full(8, dy.mean())
     along = x_hat * (dy * x_hat).mean()
     p = Picture(880, 236, "The gradient dy is its mean, plus its part along x-hat, plus the rest")
-    titles = ("dy", "mean(dy)", "x̂ · mean(dy x̂)", "what is left: dx, but for its scale")
+    titles = ("dy", "mean(dy)", "x̂ · mean(dy x̂)", "the rest: dx, but for its scale")
     styles = ("g7", "g0", "g1", "g2")
-    notes = ("", "y feels no shift", "y feels no stretch", "")
+    notes = ("", "a shift of x leaves y as it is", "so does a stretch", "")
     scale = 66 / max(abs(v).max() for v in (dy, mean, along))
     for k, (title, values, style, note) in enumerate(
         zip(titles, (dy, mean, along, dy - mean - along), styles, notes, strict=True)

@@ -65,7 +65,7 @@ def graph(y: Tensor, names: Module | Mapping[str, Tensor] | None = None) -> str:
             shape = str(given[0])
             if parent is None:
                 source = f"{ids[node]}_{i}"
-                lines.append(f'  {source} [shape=box, style=dashed, label="no gradient\\n{shape}"];')
+                lines.append(f'  {source} [shape=box, style="filled,dashed", label="no gradient\\n{shape}"];')
             else:
                 source = declare(parent)
             label = f' [label="{shape}"]' if isinstance(parent, Function) else ""
