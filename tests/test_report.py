@@ -64,6 +64,13 @@ def test_mistakes_come_in_the_order_of_confidence():
     assert predictions.confusion().tolist() == [[0, 1], [2, 1]]
 
 
+def test_without_mistakes_the_page_says_so():
+    images, labels = np.zeros((2, 3, 4, 4), np.uint8), np.array([1, 0])
+    test_set = Dataset(images, labels, ["a", "b"], "two", np.full(3, 128.0), np.full(3, 64.0))
+    predictions = report.Predictions(np.array([[0.1, 0.9], [0.8, 0.2]]), labels)
+    assert "all 2 test images are right" in report.mistakes_section(predictions, test_set)
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -264,7 +264,8 @@ def curve(lines: Sequence[dict[str, float]], quantity: str, unit: str) -> str:
     parts.append(f'<text x="{left + width / 2}" y="280" text-anchor="middle">epoch</text>')
     ends = {part: y(lines[-1][f"{part}_{quantity}"]) for part in ("train", "test")}
     if abs(ends["train"] - ends["test"]) < 20:  # keep the two labels apart
-        middle, lower = sum(ends.values()) / 2, max(ends, key=lambda part: ends[part])
+        lower = max(ends, key=lambda part: ends[part])
+        middle = min(sum(ends.values()) / 2, top + height - 10)  # and above the epochs
         ends = {part: middle + (10 if part == lower else -10) for part in ends}
     for part in ("train", "test"):
         values = [line[f"{part}_{quantity}"] for line in lines]
@@ -381,6 +382,8 @@ def mistakes_section(predictions: Predictions, test_set: Dataset) -> str:
             f"<li>{picture(to_numpy(test_set.images[i]), f'test image {i}, a {was}')}"
             f'<span class="said">{escape(said)} {share:.1f} %</span><span class="was">is {escape(was)}</span></li>'
         )
+    if not items:
+        return f"<section><h2>Mistakes</h2><p>None: all {len(test_set):,} test images are right.</p></section>"
     shown = f"the {len(items)} most confident ones" if len(wrong) > len(items) else "all of them"
     return (
         f"<section><h2>Mistakes</h2><p class=note>{len(wrong):,} of {len(test_set):,} test images; {shown}, with the "
