@@ -2,7 +2,8 @@
 
 A page's ```python blocks run in order in one namespace. A ```text block right below one is what it prints. A ```console
 block below the line `<!-- run -->` is run in an empty folder, and what it shows below a command is compared as well; of
-the others, each `python -m` command must at least name a module and options that exist. "..." stands for anything.
+the others (and of ```sh blocks), each `python -m` command must at least name a module and options that exist, and each
+script or test file must be there. "..." stands for anything.
 """
 
 import contextlib
@@ -81,14 +82,14 @@ def commands(block: Block) -> list[tuple[str, str]]:
     """The commands of a console block, each with the output shown below it."""
     found: list[tuple[str, str]] = []
     for line in re.sub(r"\\\n\s*", "", block.text).splitlines(keepends=True):
-        if line.startswith("$ "):
-            found.append((line[2:].strip(), ""))
+        if line.startswith("$ ") or (block.language == "sh" and line.strip()):
+            found.append((line.removeprefix("$ ").strip(), ""))
         elif found:
             found[-1] = (found[-1][0], found[-1][1] + line)
     return found
 
 
-CONSOLE = [(page, block) for page in PAGES for block in blocks(page) if block.language == "console"]
+CONSOLE = [(page, block) for page in PAGES for block in blocks(page) if block.language in ("console", "sh")]
 MARKED = [pytest.param(p, b, id=f"{name(p)}:{b.line}") for p, b in CONSOLE if b.marked]
 UNMARKED = [pytest.param(p, b, id=f"{name(p)}:{b.line}") for p, b in CONSOLE if not b.marked]
 
@@ -105,9 +106,9 @@ def test_commands(page, block, tmp_path):
 
 
 @cache
-def usage(module: str) -> str:
-    """What `python -m module --help` prints; empty where there is no such command."""
-    command = [sys.executable, "-m", module, "--help"]
+def usage(*words: str) -> str:
+    """What `python -m words... --help` prints; empty where there is no such command."""
+    command = [sys.executable, "-m", *words, "--help"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"COLUMNS": "1000"})
     return done.stdout if done.returncode == 0 else ""
 
@@ -118,8 +119,12 @@ def test_commands_that_take_long_exist(page, block):
         for module, arguments in re.findall(r"python3? -m ((?:train|minigrad|resnext)\b[\w.]*)([^;&|#]*)", command):
             text = usage(module)
             assert text, f"{name(page)}:{block.line}: python -m {module} --help fails"
+            if module == "train.figures":  # has subcommands, and passes on what it does not know
+                text = usage(module, arguments.split()[0]) + usage("train.cifar")
             for option in re.findall(r"(?<=\s)--[\w-]+", arguments):
                 assert option in text, f"{name(page)}:{block.line}: python -m {module} has no option {option}"
+        for file in re.findall(r"(?<=\s)(?:tests|docs|benchmarks)/[\w/]+\.\w+", command):
+            assert (ROOT / file).exists(), f"{name(page)}:{block.line}: there is no {file}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
