@@ -20,11 +20,16 @@ def draw_curves(lines: Sequence[dict[str, Any]], path: Path, title: str) -> None
     epochs = [line["epoch"] for line in lines]
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for axis, quantity, unit in ((left, "loss", "loss (nats)"), (right, "error", "error (%)")):
+        higher = max(("test", "train"), key=lambda part: lines[-1][f"{part}_{quantity}"])
         for part, colour in (("train", TRAIN), ("test", TEST)):
             values = [line[f"{part}_{quantity}"] for line in lines]
             axis.plot(epochs, values, color=colour, marker="o", markersize=3 if len(epochs) < 40 else 0)
             axis.annotate(
-                f" {part} {values[-1]:.3g}", (epochs[-1], values[-1]), color=colour, va="center", annotation_clip=False
+                f" {part} {values[-1]:.3g}",
+                (epochs[-1], values[-1]),
+                color=colour,
+                va="bottom" if part == higher else "top",  # labels of curves that end together do not overlap
+                annotation_clip=False,
             )
         axis.set_xlabel("epoch")
         axis.set_ylabel(unit)
