@@ -42,6 +42,6 @@ RECIPES = {
         cutout=12,
         average=0.999,
     ),
-    # The embedded shapes in about two minutes on a CPU, in batches of 32: many small steps, for a short run needs steps.
+    # The embedded shapes in about two minutes on a CPU, in batches of 32: a short run needs many steps.
     "quick": Recipe(epochs=6, lr=0.1, schedule="cosine", warmup=0.3),
 }
