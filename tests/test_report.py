@@ -139,11 +139,13 @@ def test_in_a_browser(run, tmp_path):
     right = "e => e.getBoundingClientRect().right"
     edges = f"[...document.querySelectorAll('svg text')].map(t => [t, t.ownerSVGElement].map({right}))"
     with browser(tmp_path) as window:
-        for width in (320, 1200):
+        for width in (320, 390, 768, 1200):
             for dark in (False, True):
                 window.open(path, width, 800, dark)
                 assert window.overflow() <= 0
                 assert all(text <= drawing for text, drawing in window.script(f"return {edges}"))  # no label is cut
+                matrix = "document.querySelector('.scroll')"
+                assert width == 320 or window.script(f"return {matrix}.scrollWidth <= {matrix}.clientWidth")
                 background = window.script("return getComputedStyle(document.body).backgroundColor")
                 assert (sum(map(int, re.findall(r"\d+", background)[:3])) < 200) == dark
         broken = "return [...document.images].filter(i => !i.complete || !i.naturalWidth).length"
