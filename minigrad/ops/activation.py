@@ -8,7 +8,7 @@ from .basic import one_axis
 
 
 class ReLU(Function):
-    """y = max(x, 0),  dx = dy where x > 0 and 0 elsewhere (at the kink x = 0 too, as the field has agreed)."""
+    """y = max(x, 0),  dx = dy where x > 0 and 0 elsewhere (at the kink x = 0 too, by convention)."""
 
     def forward(self, x: Array) -> Array:
         # x > 0 exactly where y > 0, so the mask can wait: y is kept by whatever comes next, x then need not be.
