@@ -22,7 +22,7 @@ STYLE = """
 svg{font-family:"Helvetica Neue",Helvetica,Arial,sans-serif;font-size:14px}
 .card{fill:#fcfbf8;stroke:#e4e0d8} .cell{fill:#fff;stroke:#c9c4ba}
 .pad{fill:#f3f0ea;stroke:#d6d1c7;stroke-dasharray:3 2}
-.ink{fill:#26292e} .dim{fill:#7a776f} .faint{fill:#b9b4a9} .bold{font-weight:600} .small{font-size:12px}
+.ink{fill:#26292e} .dim{fill:#6f6c65} .faint{fill:#b9b4a9} .bold{font-weight:600} .small{font-size:12px}
 .big{font-size:16px}
 .line{stroke:#7a776f;fill:none;stroke-width:1.4} .axis{stroke:#c9c4ba;fill:none} .none{fill:none}
 .g0{fill:#cfe0f6;stroke:#7fa8da} .g1{fill:#fbdcbd;stroke:#dda262} .g2{fill:#cdead4;stroke:#7dbb8e}
@@ -31,7 +31,7 @@ svg{font-family:"Helvetica Neue",Helvetica,Arial,sans-serif;font-size:14px}
 .g7{fill:#dcdfe6;stroke:#98a0b0}
 .s0{stroke:#1f65b7;fill:none} .s1{stroke:#c2620c;fill:none} .s2{stroke:#2c8a4b;fill:none}
 .s3{stroke:#7a49ad;fill:none}
-.t0{fill:#1f65b7} .t1{fill:#c2620c} .t2{fill:#2c8a4b} .t3{fill:#7a49ad}
+.t0{fill:#1f65b7} .t1{fill:#b45309} .t2{fill:#237a40} .t3{fill:#7a49ad}
 .heavy{stroke-width:3} .thick{stroke-width:2.2}
 @media (prefers-color-scheme:dark){
 .card{fill:#1c1e22;stroke:#34373d} .cell{fill:#25282d;stroke:#4a4e56} .pad{fill:#1f2125;stroke:#43474e}

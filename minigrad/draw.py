@@ -20,7 +20,7 @@ from .tensor import Function, Tensor
 HEAD = """digraph tape {
   rankdir=LR; bgcolor="transparent"; nodesep=0.25; ranksep=0.45;
   node [fontname="Helvetica,Arial,sans-serif", fontsize=12, color="#5b6572", fillcolor="#ffffff", style=filled];
-  edge [fontname="Helvetica,Arial,sans-serif", fontsize=10, color="#7d8894", fontcolor="#7d8894", arrowsize=0.7];
+  edge [fontname="Helvetica,Arial,sans-serif", fontsize=10, color="#717c89", fontcolor="#717c89", arrowsize=0.7];
 """
 
 
@@ -70,7 +70,7 @@ def graph(y: Tensor, names: Module | Mapping[str, Tensor] | None = None) -> str:
                 source = declare(parent)
             label = f' [label="{shape}"]' if isinstance(parent, Function) else ""
             lines.append(f"  {source} -> {ids[node]}{label};")
-    lines.append(f'  y [shape=plain, style="", fontcolor="#7d8894", label="{y.shape}"];\n  {root} -> y;')
+    lines.append(f'  y [shape=plain, style="", fontcolor="#717c89", label="{y.shape}"];\n  {root} -> y;')
     return HEAD + "\n".join(lines) + "\n}\n"
 
 

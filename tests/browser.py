@@ -76,6 +76,15 @@ class Browser:
         move = {"type": "pointerMove", "duration": 0, "x": 0, "y": 0, "origin": origin}
         self.call("POST", "/actions", actions=[{"type": "pointer", "id": "mouse", "actions": [move]}])
 
+    def tap(self, selector: str) -> None:
+        """Touch an element, as a finger does."""
+        origin = {"element-6066-11e4-a52e-4f735466cecf": self.element(selector)}
+        self.script(f"document.querySelector({json.dumps(selector)}).scrollIntoView({{block: 'center'}})")
+        move = {"type": "pointerMove", "duration": 0, "x": 0, "y": 0, "origin": origin}
+        actions = [move, {"type": "pointerDown", "button": 0}, {"type": "pointerUp", "button": 0}]
+        finger = {"type": "pointer", "id": "finger", "parameters": {"pointerType": "touch"}, "actions": actions}
+        self.call("POST", "/actions", actions=[finger])
+
     def press(self, *keys: str) -> None:
         """Press and release keys, one after the other, wherever the focus is."""
         actions = [{"type": kind, "value": KEYS[key]} for key in keys for kind in ("keyDown", "keyUp")]

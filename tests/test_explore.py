@@ -95,6 +95,16 @@ def test_pointing_at_a_pixel_shows_the_outputs_that_feel_it(page, window):
     assert "Output (5, 5) of filter 3" in window.text("#say")
 
 
+def test_a_finger_on_a_phone(page, window):
+    window.open(page, 390, 844)
+    window.tap("#y-3-1-1")
+    assert "Output (1, 1) of filter 3" in window.text("#say")
+    window.tap("#x-2-1-1")
+    assert "Pixel (1, 1) of channel 2 lies in 9 windows" in window.text("#say")
+    window.tap("input[name=G][value='4']")
+    assert "G=4" in window.script("return location.hash")
+
+
 def test_groups_change_the_counts(page, window):
     window.open(page)
     weights = {}
