@@ -28,8 +28,9 @@ RECIPES = {
     # Xie et al. 2017, Appendix A: 300 epochs, learning rate 0.1 reduced at 150 and 225, weight decay 5e-4, momentum
     # 0.9, pad-4 crop and flip. The factor 10 and Nesterov's form are from the authors' code.
     "paper": Recipe(epochs=300, lr=0.1, schedule="multi-step"),
-    # The same accuracy in a fifth of the epochs: linear decay (Li et al., ICLR 2020), label smoothing (Szegedy et al.,
-    # CVPR 2016), cutout (DeVries & Taylor 2017), alternating flips (Jordan 2024), averaged weights.
+    # Meant to reach the same accuracy in a fifth of the epochs (not measured yet, see docs/paper.md): linear decay (Li
+    # et al., ICLR 2020), label smoothing (Szegedy et al., CVPR 2016), cutout (DeVries & Taylor 2017), alternating flips
+    # (Jordan 2024), averaged weights.
     "short": Recipe(
         epochs=60,
         lr=0.1,
