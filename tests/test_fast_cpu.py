@@ -17,11 +17,13 @@ from minigrad import Tensor, optim, tensor
 from minigrad import functional as F
 from minigrad.fast import cpu, notes
 from minigrad.fast.channels import Moments
+from minigrad.fast.columns import Windows
 from minigrad.fast.conv_work import geometry
 from minigrad.fast.cpu_norm import Recipe
 from minigrad.fast.pool import Pool, pool, spans, steps
 from minigrad.fast.winograd import FILTER, filter_gradients, input_transform, input_transposed, output_transform
 from minigrad.fast.winograd import output_transposed as transposed
+from minigrad.ops.conv import im2col, output_size, pad_image
 from minigrad.ops.norm import batch_norm, batch_norm_relu
 
 FAST = {}
@@ -136,6 +138,22 @@ def test_narrow_groups_match_the_book():
     assert geometry(x.shape, w.shape, (1, 1), (1, 1), (1, 1), 32).merge == 8
     assert_same(lambda x, w: F.conv2d(x, w, padding=1, groups=32), [x, w])
     assert_same(lambda x, w: F.conv2d(x, w, padding=1, groups=32, stride=2), [x, w])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("dilation", [(1, 1), (2, 1), (1, 2)])
+def test_windows_are_unfolded_as_the_book_unfolds_them(dtype, dilation):
+    """Bytes are moved as they are, a band at a time, from fewer images than the buffer holds and from a slice."""
+    x = normal(0, 3, 7, 8, 10).astype(dtype)
+    kernel, stride, padding = (3, 2), (2, 1), (1, 2)
+    OH, OW = output_size((7, 8), kernel, stride, padding, dilation)
+    windows = Windows(3, (7, 8), 4, kernel, OW, stride, padding, dilation, x.dtype)
+    for images in (x[..., 2:6], x[:2, ..., 6:]):
+        windows.load(images)
+        book = im2col(pad_image(images.transpose(0, 3, 1, 2), padding), kernel, (OH, OW), stride, dilation)
+        book = book.transpose(0, 4, 5, 2, 3, 1)  # (n, OH, OW, KH, KW, c)
+        for band in ((0, 1), (1, OH)):
+            np.testing.assert_array_equal(windows.unfold(band), book[:, slice(*band)].reshape(-1, 3 * 2 * 4))
 
 
 def test_float32_convolution_is_as_exact_as_float32_allows():

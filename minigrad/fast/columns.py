@@ -12,29 +12,64 @@ from .conv_work import ROWS, Geometry, Gradient, Source, add_weight_gradients, z
 from .pool import Span, pool, scratch
 
 
-def pad(x: np.ndarray, padding: Pair) -> np.ndarray:
-    """Copy images (n, H, W, c) into a buffer with a border of zeros."""
-    (n, H, W, c), (PH, PW) = x.shape, padding
-    padded = scratch("padded", (n, H + 2 * PH, W + 2 * PW, c), x.dtype)
-    for border in (padded[:, :PH], padded[:, PH + H :], padded[:, :, :PW], padded[:, :, PW + W :]):
-        border.fill(0)
-    np.copyto(padded[:, PH : PH + H, PW : PW + W], x)
-    return padded
+class Windows:
+    """The windows of one group's images as the rows of a matrix, in two buffers laid out once for a part of the work.
 
-
-def im2col(padded: np.ndarray, kernel: Pair, rows: Span, OW: int, stride: Pair, dilation: Pair) -> np.ndarray:
-    """The windows of output rows h0 ... h1 as a matrix (n·(h1 - h0)·OW, KH·KW·c).
-
-    One strided copy: neighbouring taps of a row are neighbours in memory, so its inner loop moves KW·c numbers.
+    `load` copies images into a buffer with a border of zeros, `unfold` copies its windows. What lies side by side in
+    memory is copied as one item of so many bytes, a pixel's channels or a row of a window: NumPy spends its time on
+    items, not on bytes, and 8 numbers as one item take two thirds of the time.
     """
-    n, c = padded.shape[0], padded.shape[3]
-    sn, sh, sw, sc = padded.strides
-    shape = (n, rows[1] - rows[0], OW, *kernel, c)
-    strides = (sn, stride[0] * sh, stride[1] * sw, dilation[0] * sh, dilation[1] * sw, sc)
-    columns = scratch("columns", shape, padded.dtype)
-    windows = np.ndarray(shape, padded.dtype, padded, rows[0] * stride[0] * sh, strides)
-    np.copyto(columns, windows)
-    return columns.reshape(shape[0] * shape[1] * OW, -1)
+
+    def __init__(
+        self,
+        images: int,
+        size: Pair,
+        c: int,
+        kernel: Pair,
+        OW: int,
+        stride: Pair,
+        padding: Pair,
+        dilation: Pair,
+        dtype: np.dtype,
+    ):
+        (H, W), (PH, PW) = size, padding
+        self.kernel, self.OW, self.stride, self.dilation = kernel, OW, stride, dilation
+        self.padded = scratch("padded", (images, H + 2 * PH, W + 2 * PW, c), dtype)
+        for border in (
+            self.padded[:, :PH],
+            self.padded[:, PH + H :],
+            self.padded[:, :, :PW],
+            self.padded[:, :, PW + W :],
+        ):
+            border.fill(0)
+        self.inside = as_items(self.padded[:, PH : PH + H, PW : PW + W])
+
+    def load(self, x: np.ndarray) -> None:
+        """Take images (n, H, W, c); the border stays as it is."""
+        self.n = len(x)
+        np.copyto(self.inside[: self.n], as_items(x))
+
+    def unfold(self, rows: Span) -> np.ndarray:
+        """The windows of output rows h0 ... h1 as a matrix (n·(h1 - h0)·OW, KH·KW·c), valid until the next call."""
+        (KH, KW), c = self.kernel, self.padded.shape[3]
+        sn, sh, sw, _ = self.padded.strides
+        # The taps of a window's row are neighbours unless they are dilated.
+        taps, run = (1, KW * c) if self.dilation[1] == 1 else (KW, c)
+        columns = scratch("columns", (self.n, rows[1] - rows[0], self.OW, KH, taps, run), self.padded.dtype)
+        to = as_items(columns)
+        strides = (sn, self.stride[0] * sh, self.stride[1] * sw, self.dilation[0] * sh, self.dilation[1] * sw)
+        np.copyto(to, np.ndarray(to.shape, to.dtype, self.padded, rows[0] * self.stride[0] * sh, strides))
+        return columns.reshape(-1, KH * KW * c)
+
+
+def as_items(x: np.ndarray) -> np.ndarray:
+    """View the neighbours along the last axis (..., c) as one item (...)."""
+    return x.view(np.dtype((np.void, x.shape[-1] * x.itemsize)))[..., 0]
+
+
+def input_windows(s: Geometry, images: Span, dtype: np.dtype) -> Windows:
+    """The windows of a convolution's input, for a part of its images."""
+    return Windows(s.most(images), (s.H, s.W), s.c, (s.KH, s.KW), s.OW, s.stride, s.padding, s.dilation, dtype)
 
 
 def bands(images: Span, H: int, W: int) -> Iterator[Span]:
@@ -72,11 +107,12 @@ class Columns:
 
         def work(cell: tuple[int, Span, Span]) -> None:
             i, groups, images = cell
+            windows = input_windows(s, images, w.dtype)
             for n in s.images(images):
                 for g in range(*groups):
-                    padded = pad(x.x[slice(*n), :, :, g * s.c : (g + 1) * s.c], s.padding)
+                    windows.load(x.x[slice(*n), :, :, g * s.c : (g + 1) * s.c])
                     for h in bands(n, s.OH, s.OW):
-                        columns = im2col(padded, (s.KH, s.KW), h, s.OW, s.stride, s.dilation)
+                        columns = windows.unfold(h)
                         np.matmul(columns, matrices[g], out=out[s.rows(n, h, s.OH, s.OW), g * s.o : (g + 1) * s.o])
                 if moments is not None:
                     mine = slice(groups[0] * s.o, groups[1] * s.o)
@@ -110,14 +146,16 @@ class Columns:
         def work(cell: tuple[int, Span, Span]) -> None:
             i, groups, images = cell
             mine = slice(groups[0] * s.c, groups[1] * s.c)
+            kernel, size = (s.KH, s.KW), (s.OH, s.OW)
+            windows = Windows(s.most(images), size, s.o, kernel, s.W, (1, 1), padding, s.dilation, w.dtype)
             for n in s.images(images):
                 a = x.images(n, mine)
                 a = a.reshape(-1, a.shape[-1])
                 for g in range(*groups):
-                    padded = pad(dy[slice(*n), :, :, g * s.o : (g + 1) * s.o], padding)
+                    windows.load(dy[slice(*n), :, :, g * s.o : (g + 1) * s.o])
                     j = g - groups[0]
                     for band in bands(n, s.H, s.W):
-                        columns = im2col(padded, (s.KH, s.KW), band, s.W, (1, 1), s.dilation)
+                        columns = windows.unfold(band)
                         if grad is not None:
                             rows = s.rows(n, band, s.H, s.W)
                             np.matmul(columns, flipped[g], out=pixels(grad.dx)[rows, g * s.c : (g + 1) * s.c])
@@ -144,17 +182,18 @@ class Columns:
         def work(cell: tuple[int, Span, Span]) -> None:
             i, groups, images = cell
             mine = slice(groups[0] * s.c, groups[1] * s.c)
+            windows = input_windows(s, images, w.dtype)
             for n in s.images(images):
                 a = x.images(n, mine)
                 for g in range(*groups):
                     j = g - groups[0]
-                    padded = pad(a[..., j * s.c : (j + 1) * s.c], s.padding)
-                    dpadded = scratch("dpadded", padded.shape, dy.dtype)
+                    windows.load(a[..., j * s.c : (j + 1) * s.c])
+                    dpadded = scratch("dpadded", (len(a), *windows.padded.shape[1:]), dy.dtype)
                     dpadded.fill(0)
                     for band in bands(n, s.OH, s.OW):
                         d = dy_rows[s.rows(n, band, s.OH, s.OW), g * s.o : (g + 1) * s.o]
                         if dw is not None:
-                            columns = im2col(padded, (s.KH, s.KW), band, s.OW, s.stride, s.dilation)
+                            columns = windows.unfold(band)
                             parts[i][j] += np.matmul(columns.T, d, out=scratch("dw", parts[i][j].shape, w.dtype))
                         if grad is not None:
                             self.col2im(s, d, matrices[g], band, dpadded)

@@ -79,6 +79,10 @@ class Geometry:
         """Walk over a span of images so many at a time that a product has about ROWS rows."""
         return list(steps(span, max(1, ROWS // (self.OH * self.OW))))
 
+    def most(self, span: Span) -> int:
+        """The most images that `images` takes at a time."""
+        return max(stop - start for start, stop in self.images(span))
+
 
 @lru_cache(maxsize=1024)
 def geometry(x: tuple, w: tuple, stride: Pair, padding: Pair, dilation: Pair, groups: int) -> Geometry:
