@@ -117,7 +117,7 @@ def test_a_sweep_trains_its_grid_once_for_every_seed(tmp_path, pretend, monkeypa
     assert table[0][1] == f"{sum(p.size for p in create(networks[0]).parameters()):,}" and table[0][3] == "2"
     labels = [t.strip() for t in seen[0]]
     assert sorted(labels) == sorted(
-        ["1x4d", "2x4d", "1x8d", "more paths", "wider paths", "parameters (millions)", "test error (%)"]
+        ["1x4d", "2x4d", "1x8d", "more paths", "wider paths", "parameters (thousands)", "test error (%)"]
     )
     with Image.open(out) as picture:
         assert picture.format == "PNG"

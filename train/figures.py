@@ -355,13 +355,15 @@ def sweep(args: argparse.Namespace, command: str, options: Sequence[str]) -> Non
     models = list(dict.fromkeys(model for points in named.values() for _, model, _ in points))
     runs = train(models, args.seeds, args.runs, options)
     results = {model: summarise(model, runs[model]) for model in models}
+    large = max(r.parameters for r in results.values()) >= 1e6
+    unit, word = (1e6, "millions") if large else (1e3, "thousands")
     series = {
         name: [
-            (label, c if args.size == "equal" else results[m].parameters / 1e6, results[m]) for label, m, c in points
+            (label, c if args.size == "equal" else results[m].parameters / unit, results[m]) for label, m, c in points
         ]
         for name, points in named.items()
     }
-    xlabel = "cardinality, at equal size" if args.size == "equal" else "parameters (millions)"
+    xlabel = "cardinality, at equal size" if args.size == "equal" else f"parameters ({word})"
     title = args.title or f"ResNeXt-{args.depth}, {args.seeds} seed{'s' * (args.seeds > 1)}, standard errors"
     draw_sweep(series, args.out, title, xlabel)
     write_results(args.out.with_suffix(".md"), title, command, [(m, results[m]) for m in models])
