@@ -162,6 +162,19 @@ def test_the_road_runs_from_hand_made_features_to_resnext(tmp_path, pretend, mon
     assert "20.50 ± 0.50 %" in seen[0]
 
 
+def test_the_longest_error_bar_of_the_road_and_its_label_lie_inside_the_picture(tmp_path, monkeypatch):
+    pictures = []
+    monkeypatch.setattr(figures, "save", lambda figure, path: pictures.append(figure))
+    uneven = figures.Result("plain20", 105_940, 15_900_000, 2, (47.0, 27.0), (42.0, 27.0), (42.0, 27.0), 280.0)
+    even = figures.Result("resnet20", 105_940, 15_900_000, 2, (19.0, 0.7), (14.0, 0.3), (14.0, 0.3), 290.0)
+    figures.draw_road([("plain-20", uneven), ("ResNet-20", even)], tmp_path / "road.png", "The road")
+    (figure,) = pictures
+    figure.canvas.draw()
+    assert figure.axes[0].get_xlim()[1] > 42 + 27
+    assert all(text.get_window_extent().x1 <= figure.bbox.x1 for text in figure.axes[0].texts)
+    plt.close(figure)
+
+
 def test_a_real_run_from_the_command_to_the_table(tmp_path, capsys):
     out = tmp_path / "road.png"
     command = ["road", "--models", "hog_linear", "--seeds", "2", "--runs", str(tmp_path / "runs"), "--figure", str(out)]

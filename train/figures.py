@@ -301,11 +301,13 @@ def draw_sweep(series: dict[str, list[tuple[str, float, Result]]], path: Path, t
 def draw_road(results: Sequence[tuple[str, Result]], path: Path, title: str) -> None:
     """One row a system, the oldest on top: test error with its standard error, and what the system costs."""
     figure, axes = new_axes(8, 0.55 * len(results) + 1.6)
+    ends = []
     for row, (_, r) in enumerate(results):
         mean, error = r.test_error
         axes.barh(row, mean, height=0.55, color="0.82" if row < len(results) - 1 else "#0b5394")
         axes.errorbar(mean, row, xerr=None if math.isnan(error) else error, color="black", capsize=3, linewidth=1)
         right = mean + (0 if math.isnan(error) else error)
+        ends.append(right)
         millions = r.multiply_adds / 1e6
         cost = f"{r.parameters:,} parameters, {millions:.{0 if millions >= 10 else 2}f} M multiply-adds"
         for text, below, size, grey in ((f"{in_words(r.test_error)} %", -0.12, 9, "0"), (cost, 0.2, 7, "0.35")):
@@ -314,7 +316,7 @@ def draw_road(results: Sequence[tuple[str, Result]], path: Path, title: str) -> 
             )
     axes.set_yticks(range(len(results)), [label for label, _ in results])
     axes.invert_yaxis()
-    axes.set(xlabel="test error (%)", title=title, xlim=(0, 1.5 * max(r.test_error[0] for _, r in results)))
+    axes.set(xlabel="test error (%)", title=title, xlim=(0, 1.5 * max(ends)))
     axes.tick_params(axis="y", length=0)
     save(figure, path)
 
