@@ -117,12 +117,12 @@ def overlap(dv: np.ndarray, axis: int, name: str) -> tuple[np.ndarray, np.ndarra
     return even, odd
 
 
-def transformed_filters(s: Geometry, w: np.ndarray, groups: Span) -> np.ndarray:
-    """U = G g Gᵀ for a span of groups: (groups, 16, c, o)."""
-    count = groups[1] - groups[0]
+def transformed_filters(s: Geometry, w: np.ndarray, groups: Span, transposed: bool = False) -> np.ndarray:
+    """U = G g Gᵀ for a span of groups: (groups, 16, c, o), or `transposed`, (groups, 16, o, c)."""
     filters = w.reshape(s.G, s.o, s.c, 9)[slice(*groups)]
-    taps = np.ascontiguousarray(filters.transpose(0, 3, 2, 1)).reshape(count, 9, s.c * s.o)
-    return np.matmul(FILTER.astype(w.dtype), taps).reshape(count, 16, s.c, s.o)
+    taps = np.ascontiguousarray(filters.transpose(0, 3, 1, 2) if transposed else filters.transpose(0, 3, 2, 1))
+    count, _, *matrix = taps.shape
+    return np.matmul(FILTER.astype(w.dtype), taps.reshape(count, 9, -1)).reshape(count, 16, *matrix)
 
 
 class Winograd:
@@ -152,7 +152,7 @@ class Winograd:
 
         def work(cell: tuple[int, Span, Span]) -> None:
             i, groups, images = cell
-            u = transformed_filters(s, w, groups).transpose(0, 1, 3, 2) if grad is not None else None
+            u = transformed_filters(s, w, groups, transposed=True) if grad is not None else None
             mine = slice(groups[0] * s.c, groups[1] * s.c)
             for n in s.images(images):
                 a = x.images(n, mine)
