@@ -29,6 +29,7 @@ from .pool import Span, parts_for, pool, scratch, spans, steps
 from .winograd import Winograd
 
 ROWS = 512  # rows of a product that needs no columns: input, output and its statistics then share the cache
+NUMBERS = 1 << 17  # of input and output together; few channels take more rows, for each product costs Python time too
 
 
 class Method(Protocol):
@@ -114,6 +115,11 @@ def spread(dx: np.ndarray, out: np.ndarray, stride: Pair) -> None:
 class Pointwise:
     """y = x w with rows of pixels; dx = dy wᵀ, dw = xᵀ dy. A stride takes every SH-th row and SW-th column."""
 
+    @staticmethod
+    def rows(s: Geometry) -> int:
+        """How many rows to multiply at a time."""
+        return max(ROWS, NUMBERS // (s.C + s.O))
+
     def forward(self, s: Geometry, x: Source, w: np.ndarray, y: np.ndarray, moments: Moments | None) -> None:
         matrix = np.ascontiguousarray(w.reshape(s.O, s.C).T)
         taken = pixels(every(x.x, s.stride))
@@ -121,7 +127,7 @@ class Pointwise:
 
         def work(part: tuple[int, Span]) -> None:
             i, span = part
-            for start, stop in steps(span, ROWS):
+            for start, stop in steps(span, self.rows(s)):
                 np.dot(taken[start:stop], matrix, out=out[start:stop])
                 if moments is not None:
                     moments.measure(out[start:stop], i)
@@ -141,7 +147,7 @@ class Pointwise:
 
         def work(part: tuple[int, Span]) -> None:
             i, span = part
-            for start, stop in steps(span, ROWS):
+            for start, stop in steps(span, self.rows(s)):
                 d = dy_rows[start:stop]
                 a = x.rows(start, stop)
                 if dw is not None:
