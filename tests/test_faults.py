@@ -136,6 +136,20 @@ def test_a_full_disk_leaves_the_old_state_and_stops(undisturbed, tmp_path, at_st
     assert tiny.differences(undisturbed, tmp_path) == []
 
 
+@pytest.mark.parametrize("what", ["cifar.plots.draw_confusion", "cifar.plots.draw_curves"])
+def test_a_disk_that_is_full_for_a_picture_is_told_with_what_is_kept(tmp_path, capsys, monkeypatch, what):
+    def fail(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(f"train.{what}", fail)
+    assert tiny.train(tmp_path, "--save-every", "1") == cifar.FAILED
+    error = capsys.readouterr().err
+    assert f"a file in {tmp_path} cannot be written: {os.strerror(errno.ENOSPC)}; " in error
+    assert f"{tmp_path} holds the state after epoch " in error
+    monkeypatch.undo()
+    assert tiny.train(tmp_path, "--resume") == 0
+
+
 def test_a_disk_that_is_full_in_the_middle_of_a_file(tmp_path):
     """The system refuses to let a file grow beyond a limit, as a full disk does: half of it is written by then."""
     assert tiny.train(tmp_path, "--epochs", "1") == 0

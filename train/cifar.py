@@ -590,7 +590,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Interrupted as stop:
         return complain(f"{stop}; {args.out} holds the run: go on with --resume", 128 + stop.number, ranks)
     except KeyboardInterrupt:
-        return complain("stopped before the first step", 128 + signal.SIGINT, ranks)
+        return complain("stopped" if args.evaluate else "stopped before the first step", 128 + signal.SIGINT, ranks)
     except MemoryError as error:
         return complain(faults.out_of_memory(error, args.device or "cpu", batch_size), FAILED, ranks)
     except (TrainingError, ValueError, TypeError, OSError) as error:
@@ -612,6 +612,16 @@ def usage_errors() -> Iterator[None]:
         yield
     except (ValueError, TypeError) as error:
         raise UsageError(str(error)) from error
+
+
+@contextmanager
+def writing(out: Path) -> Iterator[None]:
+    """Inside, what the system will not do is a file of the run that cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        path = error.filename or f"a file in {out}"
+        raise TrainingError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def train_command(args: argparse.Namespace, ranks: Ranks) -> None:
@@ -651,16 +661,18 @@ def train_command(args: argparse.Namespace, ranks: Ranks) -> None:
                 stack.enter_context(faults.sole_user(args.out))
             if not found and faults.holds_run(args.out):
                 print(f"{args.out} holds another run, which is kept in {faults.put_aside(args.out)}", flush=True)
-            write_atomically(args.out / "config.json", (json.dumps(asdict(config), indent=2) + "\n").encode())
+            with writing(args.out):
+                write_atomically(args.out / "config.json", (json.dumps(asdict(config), indent=2) + "\n").encode())
         guard = Guard(lambda: run.save(args.out / checkpoint.LAST), **interval, ranks=ranks)
         try:
-            # Overflow is no news here: losses and weights are looked at before they are believed or saved.
-            with guard.watching(), np.errstate(over="ignore", invalid="ignore"):
-                train(run, args.out, guard)
-        except Interrupted:
-            guard.save()
-            ranks.wait()  # the first rank to exit ends the others: not before the state is saved
-            raise
+            try:
+                # Overflow is no news here: losses and weights are looked at before they are believed or saved.
+                with writing(args.out), guard.watching(), np.errstate(over="ignore", invalid="ignore"):
+                    train(run, args.out, guard)
+            except Interrupted:
+                guard.save()
+                ranks.wait()  # the first rank to exit ends the others: not before the state is saved
+                raise
         except TrainingError as error:
             epoch, step = run.saved or (0, 0)
             kept = (
