@@ -616,7 +616,7 @@ def usage_errors() -> Iterator[None]:
 
 @contextmanager
 def writing(out: Path) -> Iterator[None]:
-    """Inside, what the system will not do is a file of the run that cannot be written."""
+    """Inside, an OSError becomes a TrainingError that names the file, or the run's folder, that cannot be written."""
     try:
         yield
     except OSError as error:
