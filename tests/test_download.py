@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from train.download import DataError, Remote, fetch, verify
+from train.download import DataError, Remote, fetch, locked, verify
 
 CONTENT = b"\x1f\x8b" + bytes(i * i % 251 for i in range(100_000))
 PART = "file.tar.gz.part"
@@ -363,6 +363,28 @@ def test_two_threads_at_once_make_one_file(server: Server, tmp_path: Path) -> No
     assert failures == []
     assert len(server.requests) == 3
     check_whole(tmp_path / "file.tar.gz")
+
+
+def test_the_lock_survives_a_file_that_comes_and_goes(tmp_path: Path) -> None:
+    # Whoever waits for the lock may look for the file at the very moment at which the holder renames it.
+    failures = []
+
+    def run() -> None:
+        for _ in range(300):
+            try:
+                with locked(tmp_path / "part") as part:
+                    part.write(b"x")
+                    part.flush()
+                    os.replace(tmp_path / "part", tmp_path / "whole")
+            except OSError as error:
+                failures.append(error)
+
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
 
 
 def test_killed_in_the_middle_leaves_a_part_that_is_resumed(server: Server, tmp_path: Path) -> None:

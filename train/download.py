@@ -118,7 +118,10 @@ def locked(path: Path) -> Iterator[BinaryIO]:
 
 def is_at(file: BinaryIO, path: Path) -> bool:
     """Whether `path` still names the open `file`."""
-    return path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def flush_folder(folder: Path) -> None:
