@@ -15,7 +15,7 @@ from strategies import conv_cases, normal, seeds
 import minigrad
 from minigrad import Tensor, optim, tensor
 from minigrad import functional as F
-from minigrad.fast import cpu, notes
+from minigrad.fast import blas, cpu, cpu_conv, notes
 from minigrad.fast.channels import Moments
 from minigrad.fast.columns import Windows
 from minigrad.fast.conv_work import geometry
@@ -394,6 +394,89 @@ def test_blas_threads_are_put_back():
     before = [i["num_threads"] for i in threadpool_info()]
     pool().run(lambda part: None, [0])
     assert [i["num_threads"] for i in threadpool_info()] == before
+
+
+def test_the_turn_of_pythons_lock_is_put_back():
+    before, seen = sys.getswitchinterval(), []
+    pool().run(lambda part: seen.append(sys.getswitchinterval()), [0])
+    assert seen == [pytest.approx(1e-4)]
+    assert sys.getswitchinterval() == before
+    with pytest.raises(ZeroDivisionError):
+        pool().run(lambda part: 1 // part, [0])
+    assert sys.getswitchinterval() == before
+
+
+@pytest.mark.parametrize(
+    ("family", "flags", "zen4"),
+    [
+        (25, "avx2 avx512f fma", True),
+        (25, "avx2 fma", False),
+        (26, "avx2 avx512f fma", False),
+        (6, "avx512f fma", False),
+    ],
+)
+def test_the_processor_is_recognised(family, flags, zen4):
+    text = f"processor\t: 0\ncpu family\t: {family}\nmodel\t\t: 17\nflags\t\t: fpu {flags} sse\n\nprocessor\t: 1\n"
+    assert blas.is_zen4(text) == zen4
+
+
+KERNELS = """
+import ctypes, sys, threading
+import numpy as np
+from minigrad.fast import blas
+{before}
+found = [b for b in blas.libraries() if b.internal_api == "openblas"]
+if not found or not hasattr(handle := ctypes.CDLL(found[0].filepath), "gotoblas_corename"):
+    print("no choice")
+    sys.exit()
+handle.gotoblas_corename.restype = ctypes.c_char_p
+found[0].architecture = "SkylakeX"
+then = handle.gotoblas_corename().decode()
+blas.choose_kernels(sys.argv[1])
+a = np.random.default_rng(0).standard_normal((300, 300))
+assert np.allclose(a.astype(np.float32) @ a.astype(np.float32), a @ a, atol=1e-3)
+print(then, handle.gotoblas_corename().decode(), found[0].architecture)
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "pin", "chooses"),
+    [
+        ("", None, True),
+        ("", "Nehalem", False),
+        ("threading.Thread(target=threading.Event().wait, daemon=True).start()", None, False),
+    ],
+)
+def test_openblas_is_asked_for_other_kernels_on_zen4_alone(tmp_path, before, pin, chooses):
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("cpu family\t: 25\nflags\t\t: fma avx512f sse\n")
+    environment = {k: v for k, v in os.environ.items() if k != "OPENBLAS_CORETYPE"} | {"MINIGRAD_FAST": "0"}
+    if pin is not None:
+        environment["OPENBLAS_CORETYPE"] = pin
+    code = KERNELS.format(before=before)
+    answer = subprocess.run(
+        [sys.executable, "-c", code, str(cpuinfo)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    ).stdout.split()
+    if answer == ["no", "choice"]:
+        pytest.skip("NumPy's BLAS is no OpenBLAS that can choose its kernels")
+    then, now, noted = answer
+    if chooses:
+        assert now == noted == "Haswell"  # the AVX2 kernels, whatever the machine would have by itself
+    else:
+        assert now == then
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.sampled_from([np.float32, np.float64]))
+def test_transposed(O, C, dtype):
+    w = np.arange(O * C, dtype=dtype).reshape(O, C)
+    turned = cpu_conv.transposed(w)
+    assert turned.flags.c_contiguous and turned.dtype == dtype
+    np.testing.assert_array_equal(turned, w.T)
 
 
 @pytest.mark.parametrize(("count", "error"), [(0, ValueError), (-2, ValueError), (1.5, TypeError), (True, TypeError)])

@@ -3,7 +3,7 @@
 - cpu_conv.py: convolution, with winograd.py and columns.py; conv_work.py cuts it into parts
 - cpu_norm.py: batch norm with ReLU and shortcut
 - channels.py: channels-last memory, sums per channel; notes.py: what one operation tells the next
-- pool.py: threads, scratch memory, heap
+- pool.py: threads, scratch memory, heap; blas.py: BLAS's threads and kernels
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from .. import optim, tensor
 from ..backend import Array
 from ..ops.conv import Conv2d
 from ..ops.norm import BatchNorm, BatchNormReLU
+from .blas import choose_kernels
 from .channels import to_nchw, to_nhwc
 from .cpu_conv import FastConv2d
 from .cpu_norm import FastBatchNorm, FastBatchNormReLU
@@ -72,6 +73,7 @@ def add_gradients(a: Array, b: Array) -> Array:
 
 def register() -> None:
     """Put the fast operations in the tape's table, in place of the book's, for arrays on the CPU."""
+    choose_kernels()
     for book, fast in ((Conv2d, FastConv2d), (BatchNorm, FastBatchNorm), (BatchNormReLU, FastBatchNormReLU)):
         tensor.faster[book, "cpu"] = fast
     optim.faster_update["cpu"] = sgd_update

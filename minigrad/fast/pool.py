@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextvars
 import ctypes
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
+
+from .blas import one_blas_thread
 
 Span = tuple[int, int]
 
@@ -82,7 +85,7 @@ class Pool:
         An exception in one part is raised here after the others have finished, because they share arrays.
         """
         done: SimpleQueue = SimpleQueue()
-        with self.lock, one_blas_thread():
+        with self.lock, one_blas_thread(), short_turns():
             for i in range(len(self.inboxes), len(parts) - 1):
                 self._start(i)
             for inbox, part in zip(self.inboxes, parts[1:], strict=False):
@@ -165,25 +168,19 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-_blas: list[Any] | None = None
-
-
 @contextmanager
-def one_blas_thread() -> Iterator[None]:
-    """Hold every BLAS library in the process to one thread, and put it back afterwards; about two microseconds."""
-    global _blas
-    if _blas is None:
-        from threadpoolctl import ThreadpoolController
+def short_turns() -> Iterator[None]:
+    """Let a thread that waits for Python's lock have it after 0.1 ms instead of 5, for the whole process.
 
-        _blas = ThreadpoolController().select(user_api="blas").lib_controllers
-    before = [library.get_num_threads() for library in _blas]
-    for library in _blas:
-        library.set_num_threads(1)
+    Between two calls of NumPy a worker holds the lock for some microseconds. One that asks for it while another takes
+    it again and again may be overlooked until the interval is over.
+    """
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-4)
     try:
         yield
     finally:
-        for library, count in zip(_blas, before, strict=True):
-            library.set_num_threads(count)
+        sys.setswitchinterval(before)
 
 
 def keep_heap() -> None:
