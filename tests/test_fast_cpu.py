@@ -15,7 +15,7 @@ from strategies import conv_cases, normal, seeds
 import minigrad
 from minigrad import Tensor, optim, tensor
 from minigrad import functional as F
-from minigrad.fast import blas, cpu, cpu_conv, notes
+from minigrad.fast import blas, cpu, cpu_conv, narrow, notes
 from minigrad.fast.channels import Moments
 from minigrad.fast.columns import Windows
 from minigrad.fast.conv_work import geometry
@@ -138,6 +138,45 @@ def test_narrow_groups_match_the_book():
     assert geometry(x.shape, w.shape, (1, 1), (1, 1), (1, 1), 32).merge == 8
     assert_same(lambda x, w: F.conv2d(x, w, padding=1, groups=32), [x, w])
     assert_same(lambda x, w: F.conv2d(x, w, padding=1, groups=32, stride=2), [x, w])
+
+
+@st.composite
+def narrow_cases(draw):
+    """3x3 convolutions of groups of at most 16 channels, on images of 16 pixels a row or more."""
+    groups, c, o = draw(st.integers(1, 6)), draw(st.integers(1, 5)), draw(st.integers(1, 5))
+    n, H, W, seed = draw(st.integers(1, 4)), draw(st.integers(1, 9)), draw(st.integers(16, 21)), draw(seeds)
+    return normal(seed, n, groups * c, H, W), normal(seed + 1, groups * o, c, 3, 3), groups
+
+
+@pytest.mark.usefixtures("threads", "eager")
+@pytest.mark.parametrize(("most_pixels", "most_channels"), [(1024, 128), (60, 9)])
+def test_narrow_groups_of_wide_images_match_the_book(monkeypatch, most_pixels, most_channels):
+    """All at once, and in bands of a few rows and chunks of a few groups."""
+    monkeypatch.setattr(narrow, "PIXELS", most_pixels)
+    monkeypatch.setattr(narrow, "CHANNELS", most_channels)
+
+    @given(narrow_cases())
+    def check(case):
+        x, w, groups = case
+        s = geometry(x.shape, w.shape, (1, 1), (1, 1), (1, 1), groups)
+        assert isinstance(cpu_conv.method(s), narrow.Narrow)
+        assert_same(lambda x, w: F.conv2d(x, w, padding=1, groups=groups), [x, w])
+
+    check()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("band", [(0, 7), (0, 2), (3, 5), (5, 7)])
+def test_three_neighbouring_stacks_are_a_window(dtype, band):
+    x, groups, (H, W) = normal(0, 2, 7, 16, 6).astype(dtype), 2, (7, 16)
+    book = im2col(pad_image(x.transpose(0, 3, 1, 2), (1, 1)), (3, 3), (H, W), (1, 1), (1, 1))
+    book = book.reshape(2, groups, 3, 3, 3, H, W).transpose(1, 0, 5, 6, 4, 3, 2)  # (G, n, H, W, KW, KH, c)
+    rows = band[1] - band[0]
+    windows = np.full((groups, 2 * rows * (W + 2), 27), np.nan, dtype)
+    for which, matrix in narrow.thirds(narrow.stacked(x, groups, band)):
+        windows[:, which] = matrix
+    found = windows.reshape(groups, 2, rows, W + 2, 27)[:, :, :, :W]
+    np.testing.assert_array_equal(found, book[:, :, slice(*band)].reshape(found.shape))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

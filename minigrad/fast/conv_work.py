@@ -55,9 +55,16 @@ class Geometry:
         return (self.KH, self.KW, self.padding, self.groups) == (1, 1, (0, 0), 1)
 
     @property
+    def plain(self) -> bool:
+        return (self.KH, self.KW, self.stride, self.padding, self.dilation) == (3, 3, (1, 1), (1, 1), (1, 1))
+
+    @property
     def winograd(self) -> bool:
-        plain = (self.KH, self.KW, self.stride, self.padding, self.dilation) == (3, 3, (1, 1), (1, 1), (1, 1))
-        return plain and self.H % 2 == self.W % 2 == 0 and self.merge == 1 and min(self.c, self.o) >= 48
+        return self.plain and self.H % 2 == self.W % 2 == 0 and self.merge == 1 and min(self.c, self.o) >= 48
+
+    @property
+    def narrow(self) -> bool:
+        return self.plain and max(self.c, self.o) <= 16 and self.W >= 16
 
     @property
     def operations(self) -> int:

@@ -1,7 +1,8 @@
-"""Convolution on a CPU: three ways to make matrix products of it, all on channels-last memory.
+"""Convolution on a CPU: four ways to make matrix products of it, all on channels-last memory.
 
     Pointwise   1x1: the image already is the matrix; rows (N·OH·OW, C) @ (C, O)
-    Winograd    3x3, stride 1: winograd.py; 2.25 times fewer multiplications
+    Winograd    3x3, stride 1, wide groups: winograd.py; 2.25 times fewer multiplications
+    Narrow      3x3, stride 1, narrow groups: narrow.py; im2col with a third of the copies
     Columns     everything else: im2col into a buffer that stays in the cache, then one product per group
 
 Narrow groups are merged first: a product 4 columns wide runs at a few per cent of a core's speed, so neighbouring
@@ -25,6 +26,7 @@ from .channels import Moments, pixels, to_nchw, to_nhwc
 from .columns import Columns
 from .conv_work import Geometry, Gradient, Source, geometry
 from .cpu_norm import Recipe
+from .narrow import Narrow
 from .pool import Span, parts_for, pool, scratch, spans, steps
 from .winograd import Winograd
 
@@ -185,4 +187,4 @@ class Pointwise:
 
 def method(s: Geometry) -> Method:
     """The fastest way to compute a convolution of this geometry."""
-    return Pointwise() if s.pointwise else Winograd() if s.winograd else Columns()
+    return Pointwise() if s.pointwise else Winograd() if s.winograd else Narrow() if s.narrow else Columns()
