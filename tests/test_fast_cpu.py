@@ -435,14 +435,18 @@ def test_blas_threads_are_put_back():
     assert [i["num_threads"] for i in threadpool_info()] == before
 
 
-def test_the_turn_of_pythons_lock_is_put_back():
-    before, seen = sys.getswitchinterval(), []
-    pool().run(lambda part: seen.append(sys.getswitchinterval()), [0])
-    assert seen == [pytest.approx(1e-4)]
-    assert sys.getswitchinterval() == before
+def test_the_turn_of_pythons_lock_and_numpys_buffer_are_put_back():
+    def settings():
+        return round(sys.getswitchinterval(), 6), np.getbufsize()
+
+    before, seen, own = settings(), [], Pool(2)
+    own.run(lambda part: seen.append(settings()), [0, 1])
+    assert seen == [(1e-4, 1024)] * 2
+    assert settings() == before
     with pytest.raises(ZeroDivisionError):
-        pool().run(lambda part: 1 // part, [0])
-    assert sys.getswitchinterval() == before
+        own.run(lambda part: 1 // part, [1, 0])
+    assert settings() == before
+    own.stop()
 
 
 @pytest.mark.parametrize(

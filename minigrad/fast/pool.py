@@ -85,7 +85,7 @@ class Pool:
         An exception in one part is raised here after the others have finished, because they share arrays.
         """
         done: SimpleQueue = SimpleQueue()
-        with self.lock, one_blas_thread(), short_turns():
+        with self.lock, one_blas_thread(), short_turns(), small_buffers():
             for i in range(len(self.inboxes), len(parts) - 1):
                 self._start(i)
             for inbox, part in zip(self.inboxes, parts[1:], strict=False):
@@ -181,6 +181,20 @@ def short_turns() -> Iterator[None]:
         yield
     finally:
         sys.setswitchinterval(before)
+
+
+@contextmanager
+def small_buffers() -> Iterator[None]:
+    """Let NumPy's arithmetic run over rows of 1,024 numbers where they lie.
+
+    The rows of a slice are not one run of memory. Where they are shorter than NumPy's buffer, 8,192 numbers unless told,
+    it copies them into the buffer, computes there, and copies the result out.
+    """
+    before = np.setbufsize(1024)
+    try:
+        yield
+    finally:
+        np.setbufsize(before)
 
 
 def keep_heap() -> None:
