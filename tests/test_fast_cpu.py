@@ -441,7 +441,7 @@ def test_the_turn_of_pythons_lock_and_numpys_buffer_are_put_back():
 
     before, seen, own = settings(), [], Pool(2)
     own.run(lambda part: seen.append(settings()), [0, 1])
-    assert seen == [(1e-4, 1024)] * 2
+    assert seen == [(1e-4, 512)] * 2
     assert settings() == before
     with pytest.raises(ZeroDivisionError):
         own.run(lambda part: 1 // part, [1, 0])

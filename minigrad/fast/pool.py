@@ -185,12 +185,12 @@ def short_turns() -> Iterator[None]:
 
 @contextmanager
 def small_buffers() -> Iterator[None]:
-    """Let NumPy's arithmetic run over rows of 1,024 numbers where they lie.
+    """Let NumPy's arithmetic run over rows of 512 numbers where they lie.
 
-    The rows of a slice are not one run of memory. Where they are shorter than NumPy's buffer, 8,192 numbers unless told,
+    The rows of a slice are not one run of memory. Where they are shorter than NumPy's buffer, 8,192 numbers by default,
     it copies them into the buffer, computes there, and copies the result out.
     """
-    before = np.setbufsize(1024)
+    before = np.setbufsize(512)
     try:
         yield
     finally:

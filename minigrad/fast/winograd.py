@@ -64,18 +64,18 @@ def four_taps(even0: np.ndarray, even1: np.ndarray, odd0: np.ndarray, odd1: np.n
 
 def output_transform(m: np.ndarray, y: np.ndarray) -> None:
     """y = Aᵀ M A into images y (n, H, W, o), which may be a slice of channels. Overwrites M."""
-    halves = scratch("halves", (2, *m.shape[1:]), m.dtype)
-    two_outputs(m, halves[0], halves[1])
-    for q in (0, 1):
-        two_outputs(halves[q], y[:, 0::2, q::2], y[:, 1::2, q::2])
+    for q, half in enumerate(two_outputs(m)):
+        for p, quarter in enumerate(two_outputs(half)):
+            np.copyto(y[:, p::2, q::2], quarter)
 
 
-def two_outputs(m: np.ndarray, even: np.ndarray, odd: np.ndarray) -> None:
-    """even, odd = Aᵀ m = m0 + m1 + m2, m1 - m2 + m3. Overwrites m0 and m3."""
+def two_outputs(m: np.ndarray) -> np.ndarray:
+    """Aᵀ m = m0 + m1 + m2, m1 - m2 + m3, in place of m0 and m1. Overwrites m."""
     np.add(m[0], m[1], out=m[0])
-    np.add(m[0], m[2], out=even)
-    np.subtract(m[1], m[2], out=m[0])
-    np.add(m[0], m[3], out=odd)
+    np.add(m[0], m[2], out=m[0])
+    np.subtract(m[1], m[2], out=m[1])
+    np.add(m[1], m[3], out=m[1])
+    return m[:2]
 
 
 def output_transposed(dy: np.ndarray) -> np.ndarray:
