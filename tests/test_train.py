@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import re
+import select
 import sys
 import termios
 
@@ -27,7 +28,7 @@ def run(tmp_path_factory):
     """A finished run, and what its command printed."""
     out = tmp_path_factory.mktemp("run") / "with" / "folders"
     process = tiny.start(*tiny.OPTIONS, "--out", out)
-    printed, error = process.communicate()
+    printed, error = process.communicate(timeout=120)
     assert (process.returncode, error) == (0, "")
     return out, printed
 
@@ -71,12 +72,12 @@ def test_it_shows_a_bar_on_a_terminal(tmp_path):
     os.close(end)
     shown = b""
     try:
-        while block := os.read(terminal, 4096):
+        while select.select([terminal], [], [], 60)[0] and (block := os.read(terminal, 4096)):
             shown += block
     except OSError:  # the other end is closed
         pass
     os.close(terminal)
-    printed, _ = process.communicate()
+    printed, _ = process.communicate(timeout=120)
     assert process.returncode == 0
     assert re.search(rb"epoch 1/1: .* \d+/25 .*loss \d\.\d+, error \d+\.\d %, \d+ images/s", shown)
     assert printed.startswith("epoch   1/1")
@@ -375,7 +376,7 @@ def test_real_images_from_the_command_to_the_evaluation(tmp_path, capsys):
         *("--limit-train", "600", "--limit-test", "300", "--batch-size", "32", "--epochs", "3", "--lr", "0.05"),
         *("--schedule", "cosine", "--out", tmp_path),
     )
-    printed, error = process.communicate()
+    printed, error = process.communicate(timeout=120)
     assert (process.returncode, error) == (0, "")
     assert printed.count("\n") == 3
     assert {path.name for path in tmp_path.iterdir()} >= {

@@ -9,7 +9,6 @@ import argparse
 import json
 import math
 import re
-import signal
 import sys
 import time
 import zlib
@@ -20,6 +19,11 @@ from functools import partial
 from pathlib import Path
 from types import NoneType
 from typing import Any
+
+from .signals import Interrupted, Signals, end_at_once
+
+if __name__ == "__main__":
+    end_at_once("python -m train.cifar")  # the imports below take a second
 
 import numpy as np
 from tqdm import tqdm
@@ -35,7 +39,7 @@ from resnext.counts import outlines
 
 from . import augment, checkpoint, faults, parallel, plots
 from .data import Dataset, load
-from .faults import Guard, Interrupted, TrainingError
+from .faults import Guard, TrainingError
 from .parallel import ALONE, Ranks
 from .recipes import RECIPES, Recipe
 from .report import write_report
@@ -575,7 +579,13 @@ def save_interval(text: str | None) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
-    args = parser().parse_args(argv)
+    signals = Signals()
+    with signals.caught():
+        return run_command(parser().parse_args(argv), signals)
+
+
+def run_command(args: argparse.Namespace, signals: Signals) -> int:
+    """Evaluate or train; say what goes wrong in one sentence, and return the exit code."""
     ranks, batch_size = ALONE, args.batch_size or BATCH_SIZE["paper"]
     try:
         with usage_errors():
@@ -583,14 +593,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.evaluate:
             evaluate_file(args, ranks)
         else:
-            train_command(args, ranks)
+            train_command(args, ranks, signals)
         return 0
     except UsageError as error:
         return complain(error, USAGE, ranks)
     except Interrupted as stop:
-        return complain(f"{stop}; {args.out} holds the run: go on with --resume", 128 + stop.number, ranks)
-    except KeyboardInterrupt:
-        return complain("stopped" if args.evaluate else "stopped before the first step", 128 + signal.SIGINT, ranks)
+        return complain(stop, 128 + stop.number, ranks)
     except MemoryError as error:
         return complain(faults.out_of_memory(error, args.device or "cpu", batch_size), FAILED, ranks)
     except (TrainingError, ValueError, TypeError, OSError) as error:
@@ -624,7 +632,7 @@ def writing(out: Path) -> Iterator[None]:
         raise TrainingError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
-def train_command(args: argparse.Namespace, ranks: Ranks) -> None:
+def train_command(args: argparse.Namespace, ranks: Ranks, signals: Signals) -> None:
     """Train a network as the command line says. Nothing is written before everything that it says has been checked."""
     with ExitStack() as stack:
         found = None
@@ -652,27 +660,25 @@ def train_command(args: argparse.Namespace, ranks: Ranks) -> None:
                 except ValueError as error:
                     raise ValueError(f"cannot go on from {args.out}: {error}") from error
 
-        if ranks.rank == 0:
-            if not args.resume or not args.out.is_dir():
-                try:
-                    args.out.mkdir(parents=True, exist_ok=True)
-                except OSError as error:
-                    raise UsageError(f"--out {args.out} cannot be made a folder: {error.strerror}") from error
-                stack.enter_context(faults.sole_user(args.out))
-            if not found and faults.holds_run(args.out):
-                print(f"{args.out} holds another run, which is kept in {faults.put_aside(args.out)}", flush=True)
-            with writing(args.out):
-                write_atomically(args.out / "config.json", (json.dumps(asdict(config), indent=2) + "\n").encode())
-        guard = Guard(lambda: run.save(args.out / checkpoint.LAST), **interval, ranks=ranks)
-        try:
+        if ranks.rank == 0 and not (args.resume and args.out.is_dir()):
             try:
-                # Overflow is no news here: losses and weights are looked at before they are believed or saved.
-                with writing(args.out), guard.watching(), np.errstate(over="ignore", invalid="ignore"):
+                args.out.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UsageError(f"--out {args.out} cannot be made a folder: {error.strerror}") from error
+            stack.enter_context(faults.sole_user(args.out))
+        save = partial(run.save, args.out / checkpoint.LAST)
+        guard = Guard(save, **interval, ranks=ranks, signals=signals)
+        try:
+            # Overflow is no news here: losses and weights are looked at before they are believed or saved.
+            with writing(args.out), signals.postponed(), np.errstate(over="ignore", invalid="ignore"):
+                if ranks.rank == 0:
+                    prepare_folder(args.out, config, keep=found is not None)
+                try:
                     train(run, args.out, guard)
-            except Interrupted:
-                guard.save()
-                ranks.wait()  # the first rank to exit ends the others: not before the state is saved
-                raise
+                except Interrupted as stop:
+                    save()
+                    ranks.wait()  # the first rank to exit ends the others: not before the state is saved
+                    raise Interrupted(stop.number, f"; {args.out} holds the run: go on with --resume") from None
         except TrainingError as error:
             epoch, step = run.saved or (0, 0)
             kept = (
@@ -683,6 +689,13 @@ def train_command(args: argparse.Namespace, ranks: Ranks) -> None:
             raise TrainingError(f"{error}; {kept}") from error
         if ranks.rank == 0:
             describe(args, test_set)
+
+
+def prepare_folder(out: Path, config: Config, keep: bool) -> None:
+    """Put another run that is in the folder aside, unless it is to be kept; write config.json."""
+    if not keep and faults.holds_run(out):
+        print(f"{out} holds another run, which is kept in {faults.put_aside(out)}", flush=True)
+    write_atomically(out / "config.json", (json.dumps(asdict(config), indent=2) + "\n").encode())
 
 
 def describe(args: argparse.Namespace, test_set: Dataset) -> None:

@@ -111,7 +111,7 @@ def locked(path: Path) -> Iterator[BinaryIO]:
             try:
                 yield file
             finally:
-                if is_at(file, path) and path.stat().st_size == 0:
+                if is_at(file, path) and file.seek(0, os.SEEK_END) == 0:  # seek: what is in the buffer counts too
                     path.unlink()
             return
 
