@@ -300,7 +300,9 @@ def test_a_mirror_replaces_the_address(server: Server, tmp_path: Path) -> None:
     assert server.requests == [("/mirror/file.tar.gz", None)]
 
 
-@pytest.mark.parametrize("mirror", ["file:///etc", "/etc", "ftp://127.0.0.1/"])
+@pytest.mark.parametrize(
+    "mirror", ["file:///etc", "/etc", "ftp://127.0.0.1/", "", "http://", "http://[", "http://a b/", "http://a\n/"]
+)
 def test_a_mirror_must_be_on_the_web(server: Server, tmp_path: Path, mirror: str) -> None:
     with pytest.raises(DataError, match="needs an http:// or https:// address"):
         fetch(remote(server), tmp_path, mirror=mirror)
@@ -343,6 +345,12 @@ def test_a_full_disk_is_told_and_leaves_no_file(
     with pytest.raises(DataError, match=r"cannot write file.tar.gz to .*: No space left on device"):
         get(server, tmp_path)
     assert not (tmp_path / "file.tar.gz").exists()
+
+
+def test_a_file_in_the_place_of_the_folder_is_told(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(DataError, match=r"cannot write file.tar.gz to .*/link, which is no folder"):
+        get(server, tmp_path / "link")
 
 
 def test_two_threads_at_once_make_one_file(server: Server, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What goes wrong in the middle of a run: signals, kills, full disks, numbers that are none (train/faults.py)."""
 
+import contextlib
 import errno
 import operator
 import os
@@ -9,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import kill_runs
 import numpy as np
@@ -239,11 +241,63 @@ def test_a_folder_that_cannot_be_written_is_a_usage_error(tmp_path):
     assert tiny.train(tmp_path / "new") == cifar.USAGE
 
 
-def test_a_file_in_the_place_of_the_folder_is_a_usage_error(tmp_path, capsys):
-    (tmp_path / "file").write_text("mine")
-    assert tiny.train(tmp_path / "file") == cifar.USAGE
-    assert f"--out {tmp_path / 'file'} cannot be made a folder" in capsys.readouterr().err
-    assert (tmp_path / "file").read_text() == "mine"
+@pytest.mark.parametrize("what", ["file", "fifo", "dangling", "loop"])
+@pytest.mark.parametrize("below", ["", "out"])
+@pytest.mark.parametrize("options", [(), ("--resume",)])
+def test_whatever_is_in_the_place_of_the_folder_is_left_and_told(tmp_path, capsys, what, below, options):
+    place = tmp_path / what
+    {
+        "file": lambda: place.write_text("mine"),
+        "fifo": lambda: os.mkfifo(place),
+        "dangling": lambda: place.symlink_to("nowhere"),
+        "loop": lambda: place.symlink_to(place),
+    }[what]()
+    before = place.lstat()
+    assert tiny.train(place / below, *options) == cifar.USAGE
+    error = capsys.readouterr().err
+    assert f"--out {place / below} cannot be made a folder: " in error
+    assert error.count("\n") == 1
+    assert below or "is there and is neither a folder nor a link to one" in error
+    assert (os.listdir(tmp_path), place.lstat()) == ([what], before)
+
+
+HOSTILE = {
+    "a folder": os.mkdir,
+    "a pipe": os.mkfifo,
+    "a device": lambda path: os.symlink("/dev/zero", path),
+    "a link to nothing": lambda path: os.symlink("nowhere", path),
+    "nothing": lambda path: None,
+    "an empty file": lambda path: open(path, "x").close(),
+    "noise": lambda path: Path(path).write_bytes(bytes(range(256))),
+}
+
+
+@pytest.mark.parametrize("option", ["--evaluate", "--data"])
+@pytest.mark.parametrize("name", ["plain", "two\nlines", "\x1b[31mred", "x" * 255, "x" * 300])
+@pytest.mark.parametrize("what", HOSTILE)
+def test_whatever_is_given_for_a_file_is_read_or_refused_in_one_line(tmp_path, capsys, option, name, what):
+    with contextlib.suppress(OSError):  # no file can have the longest of the names
+        HOSTILE[what](tmp_path / name)
+    assert cifar.main([option, str(tmp_path / name), "--out", str(tmp_path / "out")]) in (cifar.FAILED, cifar.USAGE)
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err.count("\n")) == ("", 1)
+    assert printed.err[:-1].isprintable()
+    assert repr(name)[1:-1] in printed.err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", [LAST, "config.json", "metrics.jsonl", "curves.png", "report.html"])
+def test_a_folder_in_the_place_of_a_file_is_put_aside(tmp_path, name):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "mine").write_text("mine")
+    assert tiny.train(tmp_path, "--epochs", "1") == 0
+    assert (tmp_path / "earlier-1" / name / "mine").read_text() == "mine"
+
+
+def test_a_folder_in_the_place_of_the_lock_is_told(tmp_path, capsys):
+    (tmp_path / ".lock").mkdir()
+    assert tiny.train(tmp_path) == cifar.FAILED
+    assert capsys.readouterr().err == f"python -m train.cifar: {tmp_path / '.lock'}: Is a directory\n"
 
 
 # ---- numbers --------------------------------------------------------------------------------------------------------

@@ -302,6 +302,7 @@ def test_what_is_trained_by_default():
         (["--epochs", "0"], "--epochs must be at least 1, got 0"),
         (["--batch-size", "-4"], "--batch-size must be at least 1, got -4"),
         (["--threads", "0"], "--threads must be at least 1, got 0"),
+        (["--threads", "100000"], "--threads must be at most 1024, got 100000"),
         (["--seed", "-1"], "--seed must be at least 0, got -1"),
         (["--lr", "-1"], "lr must be a finite number that is not negative, got -1"),
         (["--lr", "nan"], "lr must be a finite number that is not negative, got nan"),

@@ -554,6 +554,8 @@ def configure(args: argparse.Namespace, base: Config | None = None) -> Config:
     ):
         if value is not None and value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
+    if args.threads and args.threads > 1024:
+        raise ValueError(f"--threads must be at most 1024, got {args.threads}")
     for name in ("label_smoothing", "average", "warmup"):
         if not 0 <= getattr(recipe, name) < 1:
             option = "--" + name.replace("_", "-")
@@ -601,7 +603,9 @@ def run_command(args: argparse.Namespace, signals: Signals) -> int:
         return complain(stop, 128 + stop.number, ranks)
     except MemoryError as error:
         return complain(faults.out_of_memory(error, args.device or "cpu", batch_size), FAILED, ranks)
-    except (TrainingError, ValueError, TypeError, OSError) as error:
+    except OSError as error:
+        return complain(f"{error.filename}: {error.strerror}" if error.filename else error, FAILED, ranks)
+    except (TrainingError, ValueError, TypeError) as error:
         return complain(error, FAILED, ranks)
 
 
@@ -609,7 +613,7 @@ def complain(sentence: object, code: int, ranks: Ranks) -> int:
     """Print a sentence to standard error and return the exit code."""
     if ranks.rank > 0:
         time.sleep(1)  # if rank 0 has the same to say, its exit ends this process before it repeats it
-    print(f"python -m train.cifar: {sentence}", file=sys.stderr, flush=True)
+    warn(sentence, kind="")
     return code
 
 
@@ -664,7 +668,9 @@ def train_command(args: argparse.Namespace, ranks: Ranks, signals: Signals) -> N
             try:
                 args.out.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise UsageError(f"--out {args.out} cannot be made a folder: {error.strerror}") from error
+                there = f"{error.filename} is there and is neither a folder nor a link to one"
+                reason = there if isinstance(error, FileExistsError) else error.strerror
+                raise UsageError(f"--out {args.out} cannot be made a folder: {reason}") from error
             stack.enter_context(faults.sole_user(args.out))
         save = partial(run.save, args.out / checkpoint.LAST)
         guard = Guard(save, **interval, ranks=ranks, signals=signals)
@@ -755,7 +761,8 @@ def on_this_machine(config: Config) -> Config:
 
 def load_data(args: argparse.Namespace, config: Config, limit_train: int | None = None) -> tuple[Dataset, Dataset]:
     """Load the images of a configuration."""
-    if config.data not in ("cifar10", "cifar100", "shapes") and not Path(config.data).exists():
+    path = Path(config.data)
+    if config.data not in ("cifar10", "cifar100", "shapes") and not (path.is_file() or path.is_dir()):
         raise UsageError(
             f"--data {config.data} is not cifar10, cifar100 or shapes, and there is no such folder or file"
         )
@@ -769,9 +776,10 @@ def load_data(args: argparse.Namespace, config: Config, limit_train: int | None 
     )
 
 
-def warn(sentence: str) -> None:
-    """Print a warning to standard error."""
-    print(f"python -m train.cifar: warning: {sentence}", file=sys.stderr, flush=True)
+def warn(sentence: object, kind: str = "warning: ") -> None:
+    """Print a sentence to standard error, in one line even where a file's name has several."""
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in f"python -m train.cifar: {kind}{sentence}")
+    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
