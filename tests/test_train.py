@@ -248,21 +248,23 @@ def test_evaluation_refuses_what_does_not_fit(run, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"model": 3}, "the checkpoint has model = 3 in its configuration"),
+        ({"model": 3}, "/x has model = 3 in its configuration"),
         ({"model": "resnext29_9999999x9999d"}, "does not fit resnext29_9999999x9999d, which is a larger network"),
         ({"model": "resnext900000002_1x1d"}, "does not fit resnext900000002_1x1d, which is a larger network"),
         ({"model": "resnext11_1x8d_w8"}, "does not fit resnext11_1x8d_w8 with 10 classes"),
         ({"data": "/dev/null/x"}, "--data /dev/null/x is not cifar10, cifar100 or shapes"),
-        ({"surprise": 1}, "configuration of another version"),
-        ({"recipe": {}}, "configuration of another version"),
+        ({"surprise": 1}, "/x has a configuration of another version"),
+        ({"recipe": {}}, "/x has a configuration of another version"),
         ({"limit_test": -1}, "--limit-test must be at least 1, got -1"),
         ({"dtype": "float8"}, "float8"),
-        ({"seed": 1.5}, "seed = 1.5"),
+        ({"seed": 1.5}, "/x has seed = 1.5"),
+        ({"seed": "DELETED"}, "/x has seed = None"),
     ],
 )
 def test_a_checkpoint_with_a_strange_configuration(run, tmp_path, capsys, change, sentence):
     arrays, state = checkpoint.read(run[0] / LAST)
     state["config"].update(change)
+    state["config"] = {name: value for name, value in state["config"].items() if value != "DELETED"}
     checkpoint.write(tmp_path / "x", arrays, state)
     assert cifar.main(["--evaluate", str(tmp_path / "x")]) in (cifar.USAGE, cifar.FAILED)
     error = capsys.readouterr().err

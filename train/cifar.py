@@ -77,18 +77,19 @@ class Config:
         return decay(r.lr, r.epochs, r.warmup * r.epochs)
 
     @classmethod
-    def stored(cls, values: Mapping[str, Any]) -> Config:
-        """The configuration that a checkpoint holds. Raises ValueError for one that this version does not know."""
-        kinds = {"str": str, "int": int, "float": int | float, "bool": bool, "int | None": int | NoneType}
+    def stored(cls, values: Mapping[str, Any], where: object) -> Config:
+        """The configuration in the checkpoint `where`. Raises ValueError for one that is not of this version."""
+        kinds = {"str": str, "int": int, "bool": bool, "int | None": int | NoneType}
         try:
             config = cls(**{**values, "recipe": Recipe(**values["recipe"])})
         except TypeError as error:
-            raise ValueError(f"the checkpoint has a configuration of another version: {error}") from None
-        for part in (config, config.recipe):
+            raise ValueError(f"{where} has a configuration of another version: {error}") from None
+        for part, held in ((config, values), (config.recipe, values["recipe"])):
             for f in fields(part):
-                value = getattr(part, f.name)
-                if not isinstance(value, kinds.get(str(f.type), Recipe)):
-                    raise ValueError(f"the checkpoint has {f.name} = {checkpoint.brief(value)} in its configuration")
+                value, kind = held.get(f.name), str(f.type)
+                fits = checkpoint.is_number(value) if kind == "float" else isinstance(value, kinds.get(kind, dict))
+                if not fits or f.name not in held:
+                    raise ValueError(f"{where} has {f.name} = {checkpoint.brief(value)} in its configuration")
         return config
 
     def differences(self, other: Config) -> list[str]:
@@ -126,9 +127,7 @@ class Run:
     epoch: int = 0  # epochs completed
     step: int = 0  # steps completed in this epoch
     best_error: float = math.inf  # lowest test error so far, in per cent
-    totals: dict[str, float] = field(
-        default_factory=lambda: dict.fromkeys(("loss", "errors", "images", "seconds"), 0.0)
-    )
+    totals: dict[str, float] = field(default_factory=lambda: dict.fromkeys(checkpoint.TOTALS, 0.0))
     average: dict[str, Array] = field(default_factory=dict)  # averaged weights and statistics, if the recipe asks
     history: list[dict[str, float]] = field(default_factory=list)  # the lines of metrics.jsonl, one an epoch
     fingerprint: int = 0  # of the training images and labels, by which other data is noticed
@@ -200,7 +199,7 @@ class Run:
 
     def restore(self, arrays: Mapping[str, np.ndarray], state: checkpoint.State) -> None:
         """Go on from what `state` returned. Raises ValueError, with both values, for the state of another run."""
-        old = Config.stored(state["config"])
+        old = Config.stored(state["config"], "the run")
         changed = old.differences(self.config)
         if state["images"] != self.fingerprint and not changed:
             same = old.data == self.config.data
@@ -221,7 +220,7 @@ class Run:
             self.average[name] = to_device(np.array(a), self.config.device)
         self.epoch, self.step, self.history = state["epoch"], state["step"], state["history"]
         self.best_error = math.inf if state["best_error"] is None else state["best_error"]
-        self.totals = {name: state["totals"][name] for name in self.totals}
+        self.totals = state["totals"]
         minigrad.backend.generator().bit_generator.state = state["generator"]
         self.saved = (self.epoch, self.step)
 
@@ -645,7 +644,7 @@ def train_command(args: argparse.Namespace, ranks: Ranks, signals: Signals) -> N
             found = checkpoint.read_last(args.out, warn)
         found = ranks.broadcast(found)
         with usage_errors():
-            config = configure(args, Config.stored(found[1]["config"]) if found else None)
+            config = configure(args, Config.stored(found[1]["config"], args.out) if found else None)
             if config.batch_size < ranks.size:
                 raise ValueError(
                     f"--batch-size {config.batch_size} leaves some of the {ranks.size} ranks without an image"
@@ -720,7 +719,7 @@ def evaluate_file(args: argparse.Namespace, ranks: Ranks) -> None:
     except FileNotFoundError as error:
         raise UsageError(str(error)) from error
     with usage_errors():
-        base = Config.stored(state["config"]) if state else None
+        base = Config.stored(state["config"], path) if state else None
         if base and not args.device:
             base = on_this_machine(base)
         if not base and not args.model:
