@@ -113,11 +113,7 @@ def test_a_signal_ends_the_evaluation_of_a_file(undisturbed, monkeypatch, capsys
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("module", ["numpy", "matplotlib.ticker", "train.report"])
 def test_a_signal_ends_the_command_while_it_imports(tmp_path, number, module):
-    (tmp_path / "sitecustomize.py").write_text(
-        "import os, sys\n\nclass Finder:\n    def find_spec(name, path, target=None):\n"
-        f"        if name == {module!r}:\n            os.kill(os.getpid(), {int(number)})\n\n"
-        "sys.meta_path.insert(0, Finder)\n"
-    )
+    tiny.signal_at_import(tmp_path, module, number)
     path = os.pathsep.join([str(tmp_path), str(tiny.ROOT)])
     process = tiny.start("--out", tmp_path / "out", env={"PYTHONPATH": path})
     assert process.communicate(timeout=60) == ("", f"python -m train.cifar: stopped by {number.name}\n")
@@ -252,13 +248,14 @@ def test_whatever_is_in_the_place_of_the_folder_is_left_and_told(tmp_path, capsy
         "dangling": lambda: place.symlink_to("nowhere"),
         "loop": lambda: place.symlink_to(place),
     }[what]()
-    before = place.lstat()
+    before = place.lstat().st_ino, place.lstat().st_mtime_ns
     assert tiny.train(place / below, *options) == cifar.USAGE
     error = capsys.readouterr().err
     assert f"--out {place / below} cannot be made a folder: " in error
     assert error.count("\n") == 1
     assert below or "is there and is neither a folder nor a link to one" in error
-    assert (os.listdir(tmp_path), place.lstat()) == ([what], before)
+    assert os.listdir(tmp_path) == [what]
+    assert (place.lstat().st_ino, place.lstat().st_mtime_ns) == before
 
 
 HOSTILE = {

@@ -196,6 +196,19 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step(tmp_path):
 
 
 @needs_mpi
+@pytest.mark.parametrize("module", ["numpy", "train.report", "mpi4py.MPI"])
+def test_a_signal_to_one_rank_ends_all_before_they_have_met(tmp_path, module):
+    second = "'1' in (os.environ.get('PMI_RANK'), os.environ.get('OMPI_COMM_WORLD_RANK'))"
+    tiny.signal_at_import(tmp_path, module, signal.SIGTERM, second)
+    path = os.pathsep.join([str(tmp_path), str(tiny.ROOT)])
+    command = (*tiny.OPTIONS, "--out", tmp_path / "out")
+    process = tiny.start(*command, mpi=(MPIEXEC, "-n", "2"), env={**ENVIRONMENT, "PYTHONPATH": path})
+    _, error = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert error.count("python -m train.cifar: stopped by SIGTERM") == 1
+
+
+@needs_mpi
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_dies_ends_all(tmp_path, rank):
     process = start(2, "--epochs", "1000", "--save-every", "1", "--out", tmp_path)

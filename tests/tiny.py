@@ -35,6 +35,15 @@ def start(*options, mpi=(), **settings):
     return subprocess.Popen(command, env=environment, **{**pipes, **settings})
 
 
+def signal_at_import(folder, module, number, condition="True"):
+    """Let a process with this folder in its PYTHONPATH send itself a signal when it imports a module."""
+    (folder / "sitecustomize.py").write_text(
+        "import os, sys\n\nclass Finder:\n    def find_spec(name, path, target=None):\n"
+        f"        if name == {module!r} and {condition}:\n            os.kill(os.getpid(), {int(number)})\n\n"
+        "sys.meta_path.insert(0, Finder)\n"
+    )
+
+
 def wait_until(condition, seconds=60):
     """Look again and again until a condition holds; fail where it does not within this time."""
     end = time.monotonic() + seconds

@@ -580,17 +580,20 @@ def save_interval(text: str | None) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
+    args = parser().parse_args(argv)
+    try:
+        ranks = parallel.start()
+    except ValueError as error:
+        return complain(error, USAGE, ALONE)
     signals = Signals()
     with signals.caught():
-        return run_command(parser().parse_args(argv), signals)
+        return run_command(args, ranks, signals)
 
 
-def run_command(args: argparse.Namespace, signals: Signals) -> int:
+def run_command(args: argparse.Namespace, ranks: Ranks, signals: Signals) -> int:
     """Evaluate or train; say what goes wrong in one sentence, and return the exit code."""
-    ranks, batch_size = ALONE, args.batch_size or BATCH_SIZE["paper"]
+    batch_size = args.batch_size or BATCH_SIZE["paper"]
     try:
-        with usage_errors():
-            ranks = parallel.start()
         if args.evaluate:
             evaluate_file(args, ranks)
         else:

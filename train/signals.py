@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -71,6 +72,9 @@ def end_at_once(program: str) -> None:
 
     def end(number: int, frame: Any) -> None:
         os.write(2, f"{program}: {Interrupted(number)}\n".encode())
+        if "mpi4py.run" in sys.modules:  # a rank that ends before MPI_Init ends the others only if it is killed
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
         os._exit(128 + number)  # an exception could get lost in somebody's module that is half imported
 
     for number in SIGNALS:
