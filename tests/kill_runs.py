@@ -76,13 +76,12 @@ def wait_for_save(process, out):
         return 0
 
     before = saved()
-    while saved() in (0, before) and process.poll() is None:
-        time.sleep(0.002)
+    tiny.wait_until(lambda: saved() not in (0, before) or process.poll() is not None)
 
 
 def finish(process):
     """Wait for a process to end; print what it complained about, return its exit code."""
-    _, error = process.communicate()
+    _, error = process.communicate(timeout=600)
     if process.returncode not in (0, -signal.SIGKILL):
         print(error, file=sys.stderr)
     return process.returncode

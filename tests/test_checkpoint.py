@@ -1,5 +1,6 @@
 """The state of a run: saved whole, told from a damaged one, gone on from bit for bit (train/checkpoint.py)."""
 
+import functools
 import json
 
 import numpy as np
@@ -61,9 +62,9 @@ STATE = {
     "epoch": 1,
     "step": 2,
     "best_error": 12.5,
-    "totals": {"loss": 0.1},
-    "history": [{"epoch": 1}],
-    "generator": {},
+    "totals": dict.fromkeys(checkpoint.TOTALS, 0.1),
+    "history": [dict.fromkeys(checkpoint.FIGURES, 1)],
+    "generator": np.random.PCG64(0).state,
 }
 
 
@@ -98,8 +99,8 @@ def test_every_changed_byte_is_noticed(tmp_path):
                 assert_array_equal(arrays[name], ARRAYS[name], strict=True)
 
 
-WRONG = (None, "x", -1, 1e999, [1], [None], ["a"], {}, {"a": "b"}, [[[]]], True)
-FITTING = {"best_error": (None, -1), "classes": (["a"],), "totals": ({},), "generator": ({}, {"a": "b"})}
+WRONG = (None, "x", -1, 1e999, 10**400, [1], [None], ["a"], {}, {"a": "b"}, [{}], [[[]]], True)
+FITTING = {"best_error": (None, -1), "classes": (["a"],)}
 
 
 @pytest.mark.parametrize(
@@ -110,6 +111,21 @@ def test_a_state_of_another_form_is_refused(tmp_path, name, value):
     text = json.dumps({**STATE, name: value})
     save_file({}, tmp_path / "x", metadata={checkpoint.STATE: text, checkpoint.CHECKSUM: checkpoint.checksum({}, text)})
     with pytest.raises(ValueError, match=rf"/x has a state that train.cifar does not write: {name} is "):
+        checkpoint.read(tmp_path / "x")
+
+
+@pytest.mark.parametrize("value", [None, "x", 10**400, float("inf"), {}, "DELETED"])
+@pytest.mark.parametrize("keys", [("totals", "images"), ("history", 0, "lr"), ("generator", "state", "inc")])
+def test_a_state_that_is_wrong_further_inside_is_refused(tmp_path, keys, value):
+    state = json.loads(json.dumps(STATE))
+    *way, last = keys
+    inside = functools.reduce(lambda part, key: part[key], way, state)
+    inside[last] = value
+    if value == "DELETED":
+        del inside[last]
+    text = json.dumps(state)
+    save_file({}, tmp_path / "x", metadata={checkpoint.STATE: text, checkpoint.CHECKSUM: checkpoint.checksum({}, text)})
+    with pytest.raises(ValueError, match=rf"/x has a state that train.cifar does not write: {keys[0]} is "):
         checkpoint.read(tmp_path / "x")
 
 

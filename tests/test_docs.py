@@ -100,7 +100,9 @@ def test_commands(page, block, tmp_path):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHON": sys.executable, "COLUMNS": "100"}
     for command, shown in commands(block):
         shell = f'python() {{ "$PYTHON" "$@"; }}; {command}'
-        done = subprocess.run(["sh", "-c", shell], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        done = subprocess.run(
+            ["sh", "-c", shell], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
+        )
         assert done.returncode == 0, f"{name(page)}:{block.line}: {command}\n{done.stderr}"
         if shown.strip():
             assert same(shown, done.stdout), f"{name(page)}:{block.line}: {command} gave\n{done.stdout}"
@@ -110,7 +112,8 @@ def test_commands(page, block, tmp_path):
 def usage(*words: str) -> str:
     """What `python -m words... --help` prints; empty where there is no such command."""
     command = [sys.executable, "-m", *words, "--help"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"COLUMNS": "1000"})
+    environment = os.environ | {"COLUMNS": "1000"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=60)
     return done.stdout if done.returncode == 0 else ""
 
 

@@ -96,7 +96,7 @@ def server() -> Iterator[Server]:
     yield server
     server.shutdown()
     server.server_close()
-    thread.join()
+    thread.join(60)
 
 
 def remote(server: Server, content: bytes = CONTENT) -> Remote:
@@ -300,7 +300,9 @@ def test_a_mirror_replaces_the_address(server: Server, tmp_path: Path) -> None:
     assert server.requests == [("/mirror/file.tar.gz", None)]
 
 
-@pytest.mark.parametrize("mirror", ["file:///etc", "/etc", "ftp://127.0.0.1/"])
+@pytest.mark.parametrize(
+    "mirror", ["file:///etc", "/etc", "ftp://127.0.0.1/", "", "http://", "http://[", "http://a b/", "http://a\n/"]
+)
 def test_a_mirror_must_be_on_the_web(server: Server, tmp_path: Path, mirror: str) -> None:
     with pytest.raises(DataError, match="needs an http:// or https:// address"):
         fetch(remote(server), tmp_path, mirror=mirror)
@@ -345,6 +347,12 @@ def test_a_full_disk_is_told_and_leaves_no_file(
     assert not (tmp_path / "file.tar.gz").exists()
 
 
+def test_a_file_in_the_place_of_the_folder_is_told(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(DataError, match=r"cannot write file.tar.gz to .*/link, which is no folder"):
+        get(server, tmp_path / "link")
+
+
 def test_two_threads_at_once_make_one_file(server: Server, tmp_path: Path) -> None:
     server.behaviours = [drop(20_000), drop(20_000), good]
     failures = []
@@ -355,11 +363,12 @@ def test_two_threads_at_once_make_one_file(server: Server, tmp_path: Path) -> No
         except DataError as error:
             failures.append(error)
 
-    threads = [threading.Thread(target=run) for _ in range(4)]
+    threads = [threading.Thread(target=run, daemon=True) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(60)
+        assert not thread.is_alive()
     assert failures == []
     assert len(server.requests) == 3
     check_whole(tmp_path / "file.tar.gz")
@@ -379,12 +388,21 @@ def test_the_lock_survives_a_file_that_comes_and_goes(tmp_path: Path) -> None:
             except OSError as error:
                 failures.append(error)
 
-    threads = [threading.Thread(target=run) for _ in range(4)]
+    threads = [threading.Thread(target=run, daemon=True) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(60)
+        assert not thread.is_alive()
     assert failures == []
+
+
+def test_a_part_that_is_not_yet_on_the_disk_is_kept(tmp_path: Path) -> None:
+    for content, left in ((b"", []), (b"x", ["part"])):
+        with contextlib.suppress(KeyboardInterrupt), locked(tmp_path / "part") as part:
+            part.write(content)
+            raise KeyboardInterrupt
+        assert os.listdir(tmp_path) == left
 
 
 def test_killed_in_the_middle_leaves_a_part_that_is_resumed(server: Server, tmp_path: Path) -> None:
@@ -405,7 +423,7 @@ def test_killed_in_the_middle_leaves_a_part_that_is_resumed(server: Server, tmp_
     assert held.wait(20)
     time.sleep(0.1)
     child.kill()
-    child.wait()
+    child.wait(60)
     assert os.listdir(tmp_path) == [PART]
     server.behaviours = [good]
     check_whole(get(server, tmp_path))

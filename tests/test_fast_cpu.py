@@ -404,11 +404,12 @@ def test_two_threads_of_the_user_do_not_disturb_each_other():
             if np.abs(a - b).max() > 1e-10 * max(1, np.abs(b).max()):
                 failures.append(np.abs(a - b).max())
 
-    threads = [threading.Thread(target=work) for _ in range(3)]
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(3)]
     for t in threads:
         t.start()
     for t in threads:
-        t.join()
+        t.join(60)
+        assert not t.is_alive()
     assert not failures
 
 

@@ -1,19 +1,23 @@
 """What goes wrong in the middle of a run: signals, kills, full disks, numbers that are none (train/faults.py)."""
 
+import contextlib
 import errno
+import operator
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import kill_runs
 import numpy as np
 import pytest
 import tiny
 
-from train import checkpoint, cifar, faults
+from train import checkpoint, cifar, data, faults
 from train.checkpoint import LAST, PREVIOUS
 
 
@@ -76,21 +80,83 @@ def test_a_signal_during_evaluation_loses_nothing_either(tmp_path, monkeypatch):
     assert tiny.differences(tmp_path / "once", tmp_path / "twice") == []
 
 
-def test_a_second_signal_ends_the_process_at_once(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("where", ["load", "create", "write_report", "faults.put_aside"])
+def test_a_signal_at_any_other_moment_ends_the_command_with_its_number(tmp_path, monkeypatch, capsys, number, where):
+    """While data is loaded, the network made and the report written; moving files is finished first."""
+    handlers = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    (tmp_path / "metrics.jsonl").write_text("an earlier run's\n")
+
+    function = operator.attrgetter(where)(cifar)
+
+    def signalled(*arguments, **options):
+        os.kill(os.getpid(), number)
+        return function(*arguments, **options)
+
+    monkeypatch.setattr(f"train.cifar.{where}", signalled)
+    assert cifar.main([*tiny.OPTIONS, "--epochs", "1", "--out", str(tmp_path)]) == 128 + number
+    rest = f"; {tmp_path} holds the run: go on with --resume" if where == "faults.put_aside" else ""
+    assert capsys.readouterr().err == f"python -m train.cifar: stopped by {number.name}{rest}\n"
+    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == handlers
+    assert (tmp_path / "earlier-1").exists() == (where in ("write_report", "faults.put_aside"))
+    assert (tmp_path / LAST).exists() == (where in ("write_report", "faults.put_aside"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_evaluation_of_a_file(undisturbed, monkeypatch, capsys, number):
+    monkeypatch.setattr(cifar.augment, "normalise", lambda *arguments: os.kill(os.getpid(), number))
+    assert cifar.main(["--evaluate", str(undisturbed / LAST)]) == 128 + number
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", f"python -m train.cifar: stopped by {number.name}\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("module", ["numpy", "matplotlib.ticker", "train.report"])
+def test_a_signal_ends_the_command_while_it_imports(tmp_path, number, module):
+    tiny.signal_at_import(tmp_path, module, number)
+    path = os.pathsep.join([str(tmp_path), str(tiny.ROOT)])
+    process = tiny.start("--out", tmp_path / "out", env={"PYTHONPATH": path})
+    assert process.communicate(timeout=60) == ("", f"python -m train.cifar: stopped by {number.name}\n")
+    assert process.returncode == 128 + number
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_signal_ends_a_download_which_later_goes_on(tmp_path):
+    """The server promises the archive, sends a part of it and then nothing more."""
+    name, size = data.CIFAR10.remote.name, data.CIFAR10.remote.size
+    part = tmp_path / f"{name}.part"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(60)
+        mirror = f"http://127.0.0.1:{server.getsockname()[1]}"
+        process = tiny.start("--data", "cifar10", "--data-root", tmp_path, "--data-mirror", mirror)
+        with server.accept()[0] as connection:
+            connection.recv(4096)
+            connection.sendall(f"HTTP/1.1 200 OK\r\nContent-Length: {size}\r\n\r\n".encode() + bytes(100_000))
+            tiny.wait_until(lambda: part.exists() and part.stat().st_size > 50_000)
+            process.send_signal(signal.SIGTERM)
+            _, error = process.communicate(timeout=60)
+    assert (process.returncode, error) == (128 + signal.SIGTERM, "python -m train.cifar: stopped by SIGTERM\n")
+    assert [path.name for path in tmp_path.iterdir()] == [part.name]
+    assert 50_000 < part.stat().st_size <= 100_000
+
+
+@pytest.mark.parametrize("block", ["caught()", "caught(), signals.postponed()"])
+def test_a_second_signal_ends_the_process_at_once(block):
     code = (
-        "import signal, time\nfrom train.faults import Guard\n"
-        "with Guard(save=lambda: None).watching():\n"
-        "    signal.raise_signal(signal.SIGINT)\n    print('first', flush=True)\n"
+        "import signal\nfrom train.signals import Interrupted, Signals\n"
+        f"signals = Signals()\nwith signals.{block}:\n"
+        "    try:\n        signal.raise_signal(signal.SIGINT)\n    except Interrupted:\n        pass\n"
+        "    print('first', signals.number, flush=True)\n"
         "    signal.raise_signal(signal.SIGTERM)\n    print('second', flush=True)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tiny.ROOT)
-    assert (done.stdout, done.returncode) == ("first\n", -signal.SIGTERM)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tiny.ROOT, timeout=60)
+    assert (done.stdout, done.returncode) == ("first 2\n", -signal.SIGTERM)
 
 
 def test_signals_reach_a_process_of_its_own(tmp_path):
     """As a cluster's scheduler sends them."""
     process = tiny.start(*tiny.OPTIONS, "--epochs", "1000", "--out", tmp_path)
-    assert process.stdout.readline().startswith("epoch   1/1000")
+    assert tiny.first_line(process).startswith("epoch   1/1000")
     process.send_signal(signal.SIGTERM)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
@@ -158,7 +224,7 @@ def test_a_disk_that_is_full_in_the_middle_of_a_file(tmp_path):
         *(*tiny.OPTIONS, "--epochs", "1", "--out", tmp_path / "new", "--save-every", "1"),
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (len(before[LAST]) // 2,) * 2),
     )
-    _, error = process.communicate()
+    _, error = process.communicate(timeout=60)
     assert process.returncode == cifar.FAILED
     assert f"{tmp_path / 'new' / LAST} cannot be saved: File too large; nothing was saved before" in error
     assert error.count("\n") == 1
@@ -171,11 +237,64 @@ def test_a_folder_that_cannot_be_written_is_a_usage_error(tmp_path):
     assert tiny.train(tmp_path / "new") == cifar.USAGE
 
 
-def test_a_file_in_the_place_of_the_folder_is_a_usage_error(tmp_path, capsys):
-    (tmp_path / "file").write_text("mine")
-    assert tiny.train(tmp_path / "file") == cifar.USAGE
-    assert f"--out {tmp_path / 'file'} cannot be made a folder" in capsys.readouterr().err
-    assert (tmp_path / "file").read_text() == "mine"
+@pytest.mark.parametrize("what", ["file", "fifo", "dangling", "loop"])
+@pytest.mark.parametrize("below", ["", "out"])
+@pytest.mark.parametrize("options", [(), ("--resume",)])
+def test_whatever_is_in_the_place_of_the_folder_is_left_and_told(tmp_path, capsys, what, below, options):
+    place = tmp_path / what
+    {
+        "file": lambda: place.write_text("mine"),
+        "fifo": lambda: os.mkfifo(place),
+        "dangling": lambda: place.symlink_to("nowhere"),
+        "loop": lambda: place.symlink_to(place),
+    }[what]()
+    before = place.lstat().st_ino, place.lstat().st_mtime_ns
+    assert tiny.train(place / below, *options) == cifar.USAGE
+    error = capsys.readouterr().err
+    assert f"--out {place / below} cannot be made a folder: " in error
+    assert error.count("\n") == 1
+    assert below or "is there and is neither a folder nor a link to one" in error
+    assert os.listdir(tmp_path) == [what]
+    assert (place.lstat().st_ino, place.lstat().st_mtime_ns) == before
+
+
+HOSTILE = {
+    "a folder": os.mkdir,
+    "a pipe": os.mkfifo,
+    "a device": lambda path: os.symlink("/dev/zero", path),
+    "a link to nothing": lambda path: os.symlink("nowhere", path),
+    "nothing": lambda path: None,
+    "an empty file": lambda path: open(path, "x").close(),
+    "noise": lambda path: Path(path).write_bytes(bytes(range(256))),
+}
+
+
+@pytest.mark.parametrize("option", ["--evaluate", "--data"])
+@pytest.mark.parametrize("name", ["plain", "two\nlines", "\x1b[31mred", "x" * 255, "x" * 300])
+@pytest.mark.parametrize("what", HOSTILE)
+def test_whatever_is_given_for_a_file_is_read_or_refused_in_one_line(tmp_path, capsys, option, name, what):
+    with contextlib.suppress(OSError):  # no file can have the longest of the names
+        HOSTILE[what](tmp_path / name)
+    assert cifar.main([option, str(tmp_path / name), "--out", str(tmp_path / "out")]) in (cifar.FAILED, cifar.USAGE)
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err.count("\n")) == ("", 1)
+    assert printed.err[:-1].isprintable()
+    assert repr(name)[1:-1] in printed.err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", [LAST, "config.json", "metrics.jsonl", "curves.png", "report.html"])
+def test_a_folder_in_the_place_of_a_file_is_put_aside(tmp_path, name):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "mine").write_text("mine")
+    assert tiny.train(tmp_path, "--epochs", "1") == 0
+    assert (tmp_path / "earlier-1" / name / "mine").read_text() == "mine"
+
+
+def test_a_folder_in_the_place_of_the_lock_is_told(tmp_path, capsys):
+    (tmp_path / ".lock").mkdir()
+    assert tiny.train(tmp_path) == cifar.FAILED
+    assert capsys.readouterr().err == f"python -m train.cifar: {tmp_path / '.lock'}: Is a directory\n"
 
 
 # ---- numbers --------------------------------------------------------------------------------------------------------
@@ -227,13 +346,13 @@ def test_a_folder_in_use_is_refused_until_it_is_free(tmp_path, capsys):
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
-    assert holder.stdout.readline() == b"1\n"
+    assert tiny.first_line(holder) == b"1\n"
     for options in ((), ("--resume",)):
         assert tiny.train(tmp_path, *options) == cifar.FAILED
         assert f"{tmp_path} is in use by process {holder.pid}" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
     holder.kill()  # the lock of a killed process is no obstacle
-    holder.communicate()
+    holder.communicate(timeout=60)
     assert tiny.train(tmp_path, "--epochs", "1") == 0
 
 

@@ -195,6 +195,19 @@ def test_a_run_that_stops_ends_the_command_with_its_code(tmp_path, monkeypatch):
     assert not (tmp_path / "x.png").exists()
 
 
+@pytest.mark.parametrize(
+    "damage", [b'"1"', b"null", b"[" * 100_000, b"9" * 5000, b"1e999", b"}{", b"\xff", b'{"a": 1}']
+)
+def test_a_damaged_log_is_refused_with_its_name(tmp_path, damage):
+    write_run(tmp_path / "run", [3.0])
+    path = tmp_path / "run" / "metrics.jsonl"
+    log = path.read_bytes()
+    path.write_bytes(log.replace(b'"epoch": 1', b'"epoch": ' + damage))
+    assert path.read_bytes() != log
+    with pytest.raises(ValueError, match=r"metrics.jsonl is no log of a run: an epoch's line is damaged"):
+        figures.read_metrics(tmp_path / "run")
+
+
 def test_what_is_wrong_is_said_in_one_sentence(tmp_path, capsys):
     write_run(tmp_path / "run", [3.0])
     (tmp_path / "damaged").mkdir()

@@ -124,5 +124,17 @@ def test_training_imports_the_network_and_the_network_minigrad_never_the_other_w
 def test_importing_minigrad_loads_nothing_heavy():
     heavy = ("matplotlib", "tqdm", "cupy", "PIL", "hypothesis", "ml_dtypes", "torch")
     script = f"import sys, minigrad; print([m for m in {heavy} if m in sys.modules])"
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
     assert result.stdout.strip() == "[]"
+
+
+def test_no_test_waits_for_ever():
+    """Whatever waits for a process or a thread says for how long; tiny.first_line reads a line with a limit."""
+    for path in Path(__file__).parent.rglob("*.py"):
+        for call in ast.walk(ast.parse(path.read_text())):
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute):
+                what, place = ast.unparse(call.func), f"{path.name}:{call.lineno}"
+                limited = any(keyword.arg == "timeout" for keyword in call.keywords)
+                assert limited or what not in ("subprocess.run", "subprocess.check_output"), place
+                assert limited or call.args or call.func.attr not in ("wait", "join", "communicate"), place
+                assert path.name == "tiny.py" or ".stdout.read" not in what, place

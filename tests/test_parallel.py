@@ -145,7 +145,7 @@ def test_ranks_with_their_shares_equal_one_rank_with_the_whole(tmp_path, size):
     script.write_text(STEPS)
     path = os.pathsep.join([str(tiny.ROOT), str(tiny.ROOT / "tests")])
     environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, script, tmp_path / "one"], env=environment, check=True)
+    subprocess.run([sys.executable, script, tmp_path / "one"], env=environment, check=True, timeout=120)
     together = [MPIEXEC, "-n", str(size), sys.executable, "-m", "mpi4py", script, tmp_path / "many"]
     subprocess.run(together, env=environment, check=True, timeout=120)
     one = np.load(tmp_path / "one-0.npz")
@@ -165,7 +165,7 @@ def test_two_ranks_train_and_rank_0_alone_speaks(tmp_path):
     # Evaluation is sharded and exact: one process gets the same numbers, to the last digit.
     for mpi in ((), (MPIEXEC, "-n", "3")):
         done = tiny.start("--evaluate", tmp_path / "two" / LAST, mpi=mpi, env=ENVIRONMENT)
-        assert done.communicate()[0] == f"test_error {line['test_error']} test_loss {line['test_loss']}\n"
+        assert done.communicate(timeout=120)[0] == f"test_error {line['test_error']} test_loss {line['test_loss']}\n"
 
 
 @needs_mpi
@@ -183,7 +183,7 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step(tmp_path):
         mpi=(MPIEXEC, "-n", "2"),
         env={**ENVIRONMENT, "PYTHONPATH": path},
     )
-    assert process.stdout.readline().startswith("epoch   1/3")
+    assert tiny.first_line(process).startswith("epoch   1/3")
     os.kill(ranks_of(process)[1], signal.SIGTERM)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
@@ -196,10 +196,23 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step(tmp_path):
 
 
 @needs_mpi
+@pytest.mark.parametrize("module", ["numpy", "train.report", "mpi4py.MPI"])
+def test_a_signal_to_one_rank_ends_all_before_they_have_met(tmp_path, module):
+    second = "'1' in (os.environ.get('PMI_RANK'), os.environ.get('OMPI_COMM_WORLD_RANK'))"
+    tiny.signal_at_import(tmp_path, module, signal.SIGTERM, second)
+    path = os.pathsep.join([str(tmp_path), str(tiny.ROOT)])
+    command = (*tiny.OPTIONS, "--out", tmp_path / "out")
+    process = tiny.start(*command, mpi=(MPIEXEC, "-n", "2"), env={**ENVIRONMENT, "PYTHONPATH": path})
+    _, error = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert error.count("python -m train.cifar: stopped by SIGTERM") == 1
+
+
+@needs_mpi
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_dies_ends_all(tmp_path, rank):
     process = start(2, "--epochs", "1000", "--save-every", "1", "--out", tmp_path)
-    assert process.stdout.readline().startswith("epoch   1/1000")
+    assert tiny.first_line(process).startswith("epoch   1/1000")
     pids = ranks_of(process)
     os.kill(pids[rank], signal.SIGKILL)
     begin = time.monotonic()

@@ -213,6 +213,6 @@ def test_as_a_command(folder):
         "--checkpoint",
         str(path / "run.safetensors"),
     ]
-    result = subprocess.run(command, capture_output=True, text=True)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert result.returncode == 0 and not result.stderr
     assert len(result.stdout.splitlines()) == 6

@@ -37,7 +37,7 @@ def test_another_process_draws_the_same_bytes(drawn: tuple[np.ndarray, np.ndarra
         "import hashlib; from train.shapes import draw_shapes\n"
         "print(hashlib.sha256(draw_shapes(30, 0)[0].tobytes()).hexdigest())"
     )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert out.stdout.strip() == digest(drawn[0][:30])
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import re
+import select
 import sys
 import termios
 
@@ -27,7 +28,7 @@ def run(tmp_path_factory):
     """A finished run, and what its command printed."""
     out = tmp_path_factory.mktemp("run") / "with" / "folders"
     process = tiny.start(*tiny.OPTIONS, "--out", out)
-    printed, error = process.communicate()
+    printed, error = process.communicate(timeout=120)
     assert (process.returncode, error) == (0, "")
     return out, printed
 
@@ -71,12 +72,12 @@ def test_it_shows_a_bar_on_a_terminal(tmp_path):
     os.close(end)
     shown = b""
     try:
-        while block := os.read(terminal, 4096):
+        while select.select([terminal], [], [], 60)[0] and (block := os.read(terminal, 4096)):
             shown += block
     except OSError:  # the other end is closed
         pass
     os.close(terminal)
-    printed, _ = process.communicate()
+    printed, _ = process.communicate(timeout=120)
     assert process.returncode == 0
     assert re.search(rb"epoch 1/1: .* \d+/25 .*loss \d\.\d+, error \d+\.\d %, \d+ images/s", shown)
     assert printed.startswith("epoch   1/1")
@@ -247,21 +248,23 @@ def test_evaluation_refuses_what_does_not_fit(run, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"model": 3}, "the checkpoint has model = 3 in its configuration"),
+        ({"model": 3}, "/x has model = 3 in its configuration"),
         ({"model": "resnext29_9999999x9999d"}, "does not fit resnext29_9999999x9999d, which is a larger network"),
         ({"model": "resnext900000002_1x1d"}, "does not fit resnext900000002_1x1d, which is a larger network"),
         ({"model": "resnext11_1x8d_w8"}, "does not fit resnext11_1x8d_w8 with 10 classes"),
         ({"data": "/dev/null/x"}, "--data /dev/null/x is not cifar10, cifar100 or shapes"),
-        ({"surprise": 1}, "configuration of another version"),
-        ({"recipe": {}}, "configuration of another version"),
+        ({"surprise": 1}, "/x has a configuration of another version"),
+        ({"recipe": {}}, "/x has a configuration of another version"),
         ({"limit_test": -1}, "--limit-test must be at least 1, got -1"),
         ({"dtype": "float8"}, "float8"),
-        ({"seed": 1.5}, "seed = 1.5"),
+        ({"seed": 1.5}, "/x has seed = 1.5"),
+        ({"seed": "DELETED"}, "/x has seed = None"),
     ],
 )
 def test_a_checkpoint_with_a_strange_configuration(run, tmp_path, capsys, change, sentence):
     arrays, state = checkpoint.read(run[0] / LAST)
     state["config"].update(change)
+    state["config"] = {name: value for name, value in state["config"].items() if value != "DELETED"}
     checkpoint.write(tmp_path / "x", arrays, state)
     assert cifar.main(["--evaluate", str(tmp_path / "x")]) in (cifar.USAGE, cifar.FAILED)
     error = capsys.readouterr().err
@@ -301,6 +304,7 @@ def test_what_is_trained_by_default():
         (["--epochs", "0"], "--epochs must be at least 1, got 0"),
         (["--batch-size", "-4"], "--batch-size must be at least 1, got -4"),
         (["--threads", "0"], "--threads must be at least 1, got 0"),
+        (["--threads", "100000"], "--threads must be at most 1024, got 100000"),
         (["--seed", "-1"], "--seed must be at least 0, got -1"),
         (["--lr", "-1"], "lr must be a finite number that is not negative, got -1"),
         (["--lr", "nan"], "lr must be a finite number that is not negative, got nan"),
@@ -375,7 +379,7 @@ def test_real_images_from_the_command_to_the_evaluation(tmp_path, capsys):
         *("--limit-train", "600", "--limit-test", "300", "--batch-size", "32", "--epochs", "3", "--lr", "0.05"),
         *("--schedule", "cosine", "--out", tmp_path),
     )
-    printed, error = process.communicate()
+    printed, error = process.communicate(timeout=120)
     assert (process.returncode, error) == (0, "")
     assert printed.count("\n") == 3
     assert {path.name for path in tmp_path.iterdir()} >= {

@@ -181,10 +181,10 @@ def test_one_network_layer_by_layer(capsys):
 
 def test_the_command_line_says_what_is_wrong():
     command = [sys.executable, "-m", "resnext"]
-    result = subprocess.run([*command, "resnext29_8x64"], capture_output=True, text=True)
+    result = subprocess.run([*command, "resnext29_8x64"], capture_output=True, text=True, timeout=60)
     assert result.returncode == 2 and not result.stdout
     assert result.stderr.startswith("python -m resnext: there is no network 'resnext29_8x64': did you mean")
-    assert subprocess.run([*command, "--size", "9"], capture_output=True).returncode == 2
+    assert subprocess.run([*command, "--size", "9"], capture_output=True, timeout=60).returncode == 2
 
 
 def test_bad_sizes_are_usage_errors(capsys):

@@ -2,8 +2,10 @@
 
 import json
 import os
+import select
 import subprocess
 import sys
+import time
 from pathlib import Path
 from unittest import mock
 
@@ -31,6 +33,29 @@ def start(*options, mpi=(), **settings):
     command = [*mpi, sys.executable, *(("-m", "mpi4py") if mpi else ()), "-m", "train.cifar", *map(str, options)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, env=environment, **{**pipes, **settings})
+
+
+def signal_at_import(folder, module, number, condition="True"):
+    """Let a process with this folder in its PYTHONPATH send itself a signal when it imports a module."""
+    (folder / "sitecustomize.py").write_text(
+        "import os, sys\n\nclass Finder:\n    def find_spec(name, path, target=None):\n"
+        f"        if name == {module!r} and {condition}:\n            os.kill(os.getpid(), {int(number)})\n\n"
+        "sys.meta_path.insert(0, Finder)\n"
+    )
+
+
+def wait_until(condition, seconds=60):
+    """Look again and again until a condition holds; fail where it does not within this time."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"waited for {seconds} seconds in vain"
+        time.sleep(0.002)
+
+
+def first_line(process):
+    """The first line that a process prints, which it must do within a minute."""
+    assert select.select([process.stdout], [], [], 60)[0], "not a line within a minute"
+    return process.stdout.readline()
 
 
 def log(out):

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -66,7 +65,7 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], State]:
     if not isinstance(state, dict):
         raise ValueError(f"{path} has a state that is no JSON object")
     for name, valid in FIELDS.items():
-        if not valid(state.get(name)):
+        if name not in state or not valid(state[name]):
             raise ValueError(f"{path} has a state that train.cifar does not write: {name} is {brief(state.get(name))}")
     return arrays, state
 
@@ -94,8 +93,8 @@ def weights(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 # ---- the form of a state --------------------------------------------------------------------------------------------
 
 
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300  # so NaN is none
 
 
 def _count(value: Any) -> bool:
@@ -108,20 +107,36 @@ def _list_of(valid: Callable[[Any], bool], length: int | None = None) -> Callabl
     )
 
 
+def has_numbers(*names: str) -> Callable[[Any], bool]:
+    """What tells whether a value is a JSON object with these names, and numbers under all that it has."""
+    return lambda value: isinstance(value, dict) and value.keys() >= set(names) and all(map(is_number, value.values()))
+
+
+def _generator(value: Any) -> bool:
+    try:
+        np.random.PCG64().state = value
+        return True
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return False
+
+
+TOTALS = ("loss", "errors", "images", "seconds")  # the sums of an epoch so far
+FIGURES = ("epoch", "lr", "train_loss", "train_error", "images_per_second", "test_loss", "test_error")  # of an epoch
+
 # What a state holds, and of what form each part must be.
 FIELDS: dict[str, Callable[[Any], bool]] = {
     "config": lambda value: isinstance(value, dict) and isinstance(value.get("recipe"), dict),
     "classes": _list_of(lambda value: isinstance(value, str)),
-    "mean": _list_of(_number, 3),
-    "std": _list_of(lambda value: _number(value) and value > 0, 3),
+    "mean": _list_of(is_number, 3),
+    "std": _list_of(lambda value: is_number(value) and value > 0, 3),
     "size": _list_of(lambda value: _count(value) and 0 < value <= 1 << 16, 2),
     "images": _count,
     "epoch": _count,
     "step": _count,
-    "best_error": lambda value: value is None or _number(value),
-    "totals": lambda value: isinstance(value, dict) and all(_number(total) for total in value.values()),
-    "history": _list_of(lambda value: isinstance(value, dict)),
-    "generator": lambda value: isinstance(value, dict),
+    "best_error": lambda value: value is None or is_number(value),
+    "totals": has_numbers(*TOTALS),
+    "history": _list_of(has_numbers(*FIGURES)),
+    "generator": _generator,
 }
 
 

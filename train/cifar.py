@@ -9,7 +9,6 @@ import argparse
 import json
 import math
 import re
-import signal
 import sys
 import time
 import zlib
@@ -20,6 +19,11 @@ from functools import partial
 from pathlib import Path
 from types import NoneType
 from typing import Any
+
+from .signals import Interrupted, Signals, end_at_once
+
+if __name__ == "__main__":
+    end_at_once("python -m train.cifar")  # the imports below take a second
 
 import numpy as np
 from tqdm import tqdm
@@ -35,7 +39,7 @@ from resnext.counts import outlines
 
 from . import augment, checkpoint, faults, parallel, plots
 from .data import Dataset, load
-from .faults import Guard, Interrupted, TrainingError
+from .faults import Guard, TrainingError
 from .parallel import ALONE, Ranks
 from .recipes import RECIPES, Recipe
 from .report import write_report
@@ -73,18 +77,19 @@ class Config:
         return decay(r.lr, r.epochs, r.warmup * r.epochs)
 
     @classmethod
-    def stored(cls, values: Mapping[str, Any]) -> Config:
-        """The configuration that a checkpoint holds. Raises ValueError for one that this version does not know."""
-        kinds = {"str": str, "int": int, "float": int | float, "bool": bool, "int | None": int | NoneType}
+    def stored(cls, values: Mapping[str, Any], where: object) -> Config:
+        """The configuration in the checkpoint `where`. Raises ValueError for one that is not of this version."""
+        kinds = {"str": str, "int": int, "bool": bool, "int | None": int | NoneType}
         try:
             config = cls(**{**values, "recipe": Recipe(**values["recipe"])})
         except TypeError as error:
-            raise ValueError(f"the checkpoint has a configuration of another version: {error}") from None
-        for part in (config, config.recipe):
+            raise ValueError(f"{where} has a configuration of another version: {error}") from None
+        for part, held in ((config, values), (config.recipe, values["recipe"])):
             for f in fields(part):
-                value = getattr(part, f.name)
-                if not isinstance(value, kinds.get(str(f.type), Recipe)):
-                    raise ValueError(f"the checkpoint has {f.name} = {checkpoint.brief(value)} in its configuration")
+                value, kind = held.get(f.name), str(f.type)
+                fits = checkpoint.is_number(value) if kind == "float" else isinstance(value, kinds.get(kind, dict))
+                if not fits or f.name not in held:
+                    raise ValueError(f"{where} has {f.name} = {checkpoint.brief(value)} in its configuration")
         return config
 
     def differences(self, other: Config) -> list[str]:
@@ -122,9 +127,7 @@ class Run:
     epoch: int = 0  # epochs completed
     step: int = 0  # steps completed in this epoch
     best_error: float = math.inf  # lowest test error so far, in per cent
-    totals: dict[str, float] = field(
-        default_factory=lambda: dict.fromkeys(("loss", "errors", "images", "seconds"), 0.0)
-    )
+    totals: dict[str, float] = field(default_factory=lambda: dict.fromkeys(checkpoint.TOTALS, 0.0))
     average: dict[str, Array] = field(default_factory=dict)  # averaged weights and statistics, if the recipe asks
     history: list[dict[str, float]] = field(default_factory=list)  # the lines of metrics.jsonl, one an epoch
     fingerprint: int = 0  # of the training images and labels, by which other data is noticed
@@ -196,7 +199,7 @@ class Run:
 
     def restore(self, arrays: Mapping[str, np.ndarray], state: checkpoint.State) -> None:
         """Go on from what `state` returned. Raises ValueError, with both values, for the state of another run."""
-        old = Config.stored(state["config"])
+        old = Config.stored(state["config"], "the run")
         changed = old.differences(self.config)
         if state["images"] != self.fingerprint and not changed:
             same = old.data == self.config.data
@@ -217,7 +220,7 @@ class Run:
             self.average[name] = to_device(np.array(a), self.config.device)
         self.epoch, self.step, self.history = state["epoch"], state["step"], state["history"]
         self.best_error = math.inf if state["best_error"] is None else state["best_error"]
-        self.totals = {name: state["totals"][name] for name in self.totals}
+        self.totals = state["totals"]
         minigrad.backend.generator().bit_generator.state = state["generator"]
         self.saved = (self.epoch, self.step)
 
@@ -550,6 +553,8 @@ def configure(args: argparse.Namespace, base: Config | None = None) -> Config:
     ):
         if value is not None and value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
+    if args.threads and args.threads > 1024:
+        raise ValueError(f"--threads must be at most 1024, got {args.threads}")
     for name in ("label_smoothing", "average", "warmup"):
         if not 0 <= getattr(recipe, name) < 1:
             option = "--" + name.replace("_", "-")
@@ -576,24 +581,33 @@ def save_interval(text: str | None) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     args = parser().parse_args(argv)
-    ranks, batch_size = ALONE, args.batch_size or BATCH_SIZE["paper"]
     try:
-        with usage_errors():
-            ranks = parallel.start()
+        ranks = parallel.start()
+    except ValueError as error:
+        return complain(error, USAGE, ALONE)
+    signals = Signals()
+    with signals.caught():
+        return run_command(args, ranks, signals)
+
+
+def run_command(args: argparse.Namespace, ranks: Ranks, signals: Signals) -> int:
+    """Evaluate or train; say what goes wrong in one sentence, and return the exit code."""
+    batch_size = args.batch_size or BATCH_SIZE["paper"]
+    try:
         if args.evaluate:
             evaluate_file(args, ranks)
         else:
-            train_command(args, ranks)
+            train_command(args, ranks, signals)
         return 0
     except UsageError as error:
         return complain(error, USAGE, ranks)
     except Interrupted as stop:
-        return complain(f"{stop}; {args.out} holds the run: go on with --resume", 128 + stop.number, ranks)
-    except KeyboardInterrupt:
-        return complain("stopped" if args.evaluate else "stopped before the first step", 128 + signal.SIGINT, ranks)
+        return complain(stop, 128 + stop.number, ranks)
     except MemoryError as error:
         return complain(faults.out_of_memory(error, args.device or "cpu", batch_size), FAILED, ranks)
-    except (TrainingError, ValueError, TypeError, OSError) as error:
+    except OSError as error:
+        return complain(f"{error.filename}: {error.strerror}" if error.filename else error, FAILED, ranks)
+    except (TrainingError, ValueError, TypeError) as error:
         return complain(error, FAILED, ranks)
 
 
@@ -601,7 +615,7 @@ def complain(sentence: object, code: int, ranks: Ranks) -> int:
     """Print a sentence to standard error and return the exit code."""
     if ranks.rank > 0:
         time.sleep(1)  # if rank 0 has the same to say, its exit ends this process before it repeats it
-    print(f"python -m train.cifar: {sentence}", file=sys.stderr, flush=True)
+    warn(sentence, kind="")
     return code
 
 
@@ -624,7 +638,7 @@ def writing(out: Path) -> Iterator[None]:
         raise TrainingError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
-def train_command(args: argparse.Namespace, ranks: Ranks) -> None:
+def train_command(args: argparse.Namespace, ranks: Ranks, signals: Signals) -> None:
     """Train a network as the command line says. Nothing is written before everything that it says has been checked."""
     with ExitStack() as stack:
         found = None
@@ -633,7 +647,7 @@ def train_command(args: argparse.Namespace, ranks: Ranks) -> None:
             found = checkpoint.read_last(args.out, warn)
         found = ranks.broadcast(found)
         with usage_errors():
-            config = configure(args, Config.stored(found[1]["config"]) if found else None)
+            config = configure(args, Config.stored(found[1]["config"], args.out) if found else None)
             if config.batch_size < ranks.size:
                 raise ValueError(
                     f"--batch-size {config.batch_size} leaves some of the {ranks.size} ranks without an image"
@@ -652,27 +666,27 @@ def train_command(args: argparse.Namespace, ranks: Ranks) -> None:
                 except ValueError as error:
                     raise ValueError(f"cannot go on from {args.out}: {error}") from error
 
-        if ranks.rank == 0:
-            if not args.resume or not args.out.is_dir():
-                try:
-                    args.out.mkdir(parents=True, exist_ok=True)
-                except OSError as error:
-                    raise UsageError(f"--out {args.out} cannot be made a folder: {error.strerror}") from error
-                stack.enter_context(faults.sole_user(args.out))
-            if not found and faults.holds_run(args.out):
-                print(f"{args.out} holds another run, which is kept in {faults.put_aside(args.out)}", flush=True)
-            with writing(args.out):
-                write_atomically(args.out / "config.json", (json.dumps(asdict(config), indent=2) + "\n").encode())
-        guard = Guard(lambda: run.save(args.out / checkpoint.LAST), **interval, ranks=ranks)
-        try:
+        if ranks.rank == 0 and not (args.resume and args.out.is_dir()):
             try:
-                # Overflow is no news here: losses and weights are looked at before they are believed or saved.
-                with writing(args.out), guard.watching(), np.errstate(over="ignore", invalid="ignore"):
+                args.out.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                there = f"{error.filename} is there and is neither a folder nor a link to one"
+                reason = there if isinstance(error, FileExistsError) else error.strerror
+                raise UsageError(f"--out {args.out} cannot be made a folder: {reason}") from error
+            stack.enter_context(faults.sole_user(args.out))
+        save = partial(run.save, args.out / checkpoint.LAST)
+        guard = Guard(save, **interval, ranks=ranks, signals=signals)
+        try:
+            # Overflow is no news here: losses and weights are looked at before they are believed or saved.
+            with writing(args.out), signals.postponed(), np.errstate(over="ignore", invalid="ignore"):
+                if ranks.rank == 0:
+                    prepare_folder(args.out, config, keep=found is not None)
+                try:
                     train(run, args.out, guard)
-            except Interrupted:
-                guard.save()
-                ranks.wait()  # the first rank to exit ends the others: not before the state is saved
-                raise
+                except Interrupted as stop:
+                    save()
+                    ranks.wait()  # the first rank to exit ends the others: not before the state is saved
+                    raise Interrupted(stop.number, f"; {args.out} holds the run: go on with --resume") from None
         except TrainingError as error:
             epoch, step = run.saved or (0, 0)
             kept = (
@@ -683,6 +697,13 @@ def train_command(args: argparse.Namespace, ranks: Ranks) -> None:
             raise TrainingError(f"{error}; {kept}") from error
         if ranks.rank == 0:
             describe(args, test_set)
+
+
+def prepare_folder(out: Path, config: Config, keep: bool) -> None:
+    """Put another run that is in the folder aside, unless it is to be kept; write config.json."""
+    if not keep and faults.holds_run(out):
+        print(f"{out} holds another run, which is kept in {faults.put_aside(out)}", flush=True)
+    write_atomically(out / "config.json", (json.dumps(asdict(config), indent=2) + "\n").encode())
 
 
 def describe(args: argparse.Namespace, test_set: Dataset) -> None:
@@ -701,7 +722,7 @@ def evaluate_file(args: argparse.Namespace, ranks: Ranks) -> None:
     except FileNotFoundError as error:
         raise UsageError(str(error)) from error
     with usage_errors():
-        base = Config.stored(state["config"]) if state else None
+        base = Config.stored(state["config"], path) if state else None
         if base and not args.device:
             base = on_this_machine(base)
         if not base and not args.model:
@@ -742,7 +763,8 @@ def on_this_machine(config: Config) -> Config:
 
 def load_data(args: argparse.Namespace, config: Config, limit_train: int | None = None) -> tuple[Dataset, Dataset]:
     """Load the images of a configuration."""
-    if config.data not in ("cifar10", "cifar100", "shapes") and not Path(config.data).exists():
+    path = Path(config.data)
+    if config.data not in ("cifar10", "cifar100", "shapes") and not (path.is_file() or path.is_dir()):
         raise UsageError(
             f"--data {config.data} is not cifar10, cifar100 or shapes, and there is no such folder or file"
         )
@@ -756,9 +778,10 @@ def load_data(args: argparse.Namespace, config: Config, limit_train: int | None 
     )
 
 
-def warn(sentence: str) -> None:
-    """Print a warning to standard error."""
-    print(f"python -m train.cifar: warning: {sentence}", file=sys.stderr, flush=True)
+def warn(sentence: object, kind: str = "warning: ") -> None:
+    """Print a sentence to standard error, in one line even where a file's name has several."""
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in f"python -m train.cifar: {kind}{sentence}")
+    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -82,7 +82,11 @@ def fetch(
     """
     target = folder / remote.name
     url = remote.url if mirror is None else f"{mirror.rstrip('/')}/{remote.name}"
-    if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
+    try:
+        parts = urllib.parse.urlsplit(url)
+    except ValueError:  # brackets that enclose no address
+        parts = urllib.parse.urlsplit("")
+    if parts.scheme not in ("http", "https") or not parts.netloc or not url.isprintable() or " " in url:
         raise DataError(f"a download needs an http:// or https:// address, got {url!r}.")
     if not target.exists():
         try:
@@ -93,6 +97,8 @@ def fetch(
                     os.fsync(part.fileno())
                     os.replace(part.name, target)
                     flush_folder(folder)
+        except FileExistsError:
+            raise DataError(f"cannot write {remote.name} to {folder}, which is no folder.") from None
         except OSError as error:
             raise DataError(f"cannot write {remote.name} to {folder}: {error.strerror or error}.") from None
     verify(target, remote)
@@ -111,7 +117,7 @@ def locked(path: Path) -> Iterator[BinaryIO]:
             try:
                 yield file
             finally:
-                if is_at(file, path) and path.stat().st_size == 0:
+                if is_at(file, path) and file.seek(0, os.SEEK_END) == 0:  # seek: what is in the buffer counts too
                     path.unlink()
             return
 

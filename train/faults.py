@@ -2,7 +2,7 @@
 
 | fault | what happens |
 | --- | --- |
-| SIGINT, SIGTERM | the step is finished, the run saved, the exit code 128 + n; a second signal ends it at once |
+| SIGINT, SIGTERM | the step is finished, the run saved; signals.py catches them |
 | kill -9, power cut | files appear whole or not at all; parts of files are removed at the next start |
 | full disk | the old checkpoint stays; the run stops and says so |
 | NaN or infinity | the run stops before anything is saved |
@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,6 +28,7 @@ from minigrad.backend import cupy
 
 from . import checkpoint
 from .parallel import ALONE, Ranks
+from .signals import Interrupted, Signals
 
 RUN_FILES = (
     checkpoint.LAST, checkpoint.PREVIOUS, checkpoint.BEST, checkpoint.DAMAGED,
@@ -39,14 +38,6 @@ RUN_FILES = (
 
 class TrainingError(RuntimeError):
     """A run that cannot go on; the sentence says why."""
-
-
-class Interrupted(Exception):
-    """A signal has asked the run to stop."""
-
-    def __init__(self, number: int):
-        super().__init__(f"stopped by {signal.Signals(number).name}")
-        self.number = number
 
 
 class InUse(ValueError):
@@ -66,9 +57,10 @@ class Guard:
         every_steps: int | None = None,
         every_seconds: float | None = None,
         ranks: Ranks = ALONE,
+        signals: Signals | None = None,
     ):
         self.save, self.every_steps, self.every_seconds, self.ranks = save, every_steps, every_seconds, ranks
-        self.signal = 0  # the number of the signal that came
+        self.signals = signals or Signals()
         self.steps = 0
         self.saved_at = time.monotonic()
 
@@ -76,7 +68,7 @@ class Guard:
         """Save the run if that is due. Raises Interrupted if a signal came."""
         self.steps += 1
         late = self.every_seconds is not None and time.monotonic() - self.saved_at >= self.every_seconds
-        number, any_late = self.ranks.maximum(self.signal, int(late))
+        number, any_late = self.ranks.maximum(self.signals.number, int(late))
         if number:
             raise Interrupted(number)
         if any_late or (self.every_steps is not None and self.steps % self.every_steps == 0):
@@ -85,27 +77,9 @@ class Guard:
 
     def check(self) -> None:
         """Raise Interrupted if a signal came."""
-        (number,) = self.ranks.maximum(self.signal)
+        (number,) = self.ranks.maximum(self.signals.number)
         if number:
             raise Interrupted(number)
-
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Catch SIGINT and SIGTERM inside this block."""
-        if threading.current_thread() is not threading.main_thread():  # Python hands signals to the main thread alone
-            yield
-            return
-        before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _on_signal(self, number: int, frame: Any) -> None:
-        self.signal = number
-        for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, signal.SIG_DFL)  # a second signal ends the process at once
 
 
 # ---- the run folder -------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from safetensors import safe_open
 
 from resnext import counts, create, zoo
 
-from . import cifar
+from . import checkpoint, cifar
 from .plots import plt
 
 FAILED, USAGE = 1, 2  # exit codes
@@ -61,9 +61,9 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
         raise FileNotFoundError(f"{run} is no run: it has no metrics.jsonl")
     try:
         lines = [json.loads(line) for line in log.read_text().splitlines()]
-        for line in lines:
-            line["epoch"], line["train_error"], line["test_error"], line["images_per_second"]
-    except (json.JSONDecodeError, KeyError, TypeError):
+        if not all(map(checkpoint.has_numbers("epoch", "train_error", "test_error", "images_per_second"), lines)):
+            raise ValueError
+    except (ValueError, RecursionError):  # ValueError: no JSON, no text, a number of thousands of digits
         raise ValueError(f"{log} is no log of a run: an epoch's line is damaged") from None
     if not lines:
         raise ValueError(f"{run} has not finished an epoch yet")

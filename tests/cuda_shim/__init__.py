@@ -105,7 +105,7 @@ def compile_text(name: str, text: str, kernels: Sequence[str]) -> HostModule:
             "-w",
         ]
         command = [str(compiler()), *flags, f"-I{SHIM}", str(source), "-o", str(library)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
         if done.returncode:
             raise RuntimeError(f"{name} does not compile for the CPU:\n{done.stderr[:4000]}")
         return HostModule(ctypes.CDLL(str(library)))
