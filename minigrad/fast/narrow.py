@@ -4,7 +4,7 @@ The columns of im2col hold every number nine times. Here it is copied three time
 rows above it, at it and below it, side by side.
 
     x            (n, H, W, G·c)               c channels in each of G groups
-    stacks       (G, n, rows, W + 2, 3·c)     with a pixel of zeros left and right
+    stacks       (G, n, rows, W + 2, 3·c)     with a pixel of zeros left and right of the image
 
 In memory three neighbouring stacks, 9·c numbers, are the window around the middle one: a row of the columns' matrix,
 without another copy. Every third window starts where the one before ends, so windows 0, 3, 6 ... are a plain matrix, as
