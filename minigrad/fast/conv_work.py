@@ -17,6 +17,7 @@ from .pool import Span, parts_for, pool, scratch, spans, steps
 
 ROWS = 1024  # rows of a product: enough for BLAS, few enough for the cache
 MERGED = 8  # narrow groups are merged up to so many channels
+CHUNK = 4  # merged groups that narrow.py wants at a time: with fewer, NumPy's calls cost more than the copies they save
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Geometry:
 
     @property
     def narrow(self) -> bool:
-        return self.plain and max(self.c, self.o) <= 16 and self.W >= 16
+        return self.plain and max(self.c, self.o) <= MERGED and self.W >= 16 and self.G >= 2 * CHUNK
 
     @property
     def operations(self) -> int:
@@ -73,7 +74,7 @@ class Geometry:
     def grid(self) -> list[tuple[int, Span, Span]]:
         """The parts of the work: (index, groups, images), one per thread; those of the same groups are neighbours."""
         parts = parts_for(self.operations)
-        by_groups = gcd(self.G, parts)
+        by_groups = gcd(self.G // CHUNK if self.narrow else self.G, parts)
         cells = [(g, n) for g in spans(self.G, by_groups) for n in spans(self.N, parts // by_groups)]
         return [(i, g, n) for i, (g, n) in enumerate(cells)]
 
