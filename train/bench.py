@@ -1,9 +1,9 @@
 """Measure training and forward speed, memory, and where the time goes: `python -m train.bench [--versus torch]`.
 
 Every framework and mode runs in a process of its own that lives through the whole measurement, so that peaks of memory
-do not mix and no library's threads get in another's way. The processes take turns, one step each, round after round:
-what slows the machine down for a while slows them all, and the ratio of a round stays fair. Read from top to bottom:
-the work of such a process, the rounds, the tables, the command line.
+do not mix and no library's threads get in another's way. The processes take turns, one step to warm up and one that is
+timed, round after round: what slows the machine down for a while slows them all, and the ratio of a round stays fair.
+Read from top to bottom: the work of such a process, the rounds, the tables, the command line.
 """
 
 from __future__ import annotations
@@ -308,6 +308,7 @@ def measure(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, A
             for i in range(args.rounds):
                 say(f"{command}: round {i + 1} of {args.rounds}")
                 for worker in workers:
+                    worker.ask(command)  # not timed: its threads and caches have been idle during the others' turns
                     seconds[worker.mode].append(worker.ask(command))
             for mode in modes:
                 figures[mode] |= speeds(command, seconds[mode], args.batch_size)
