@@ -25,6 +25,7 @@ from minigrad.fast.winograd import FILTER, filter_gradients, input_transform, in
 from minigrad.fast.winograd import output_transposed as transposed
 from minigrad.ops.conv import im2col, output_size, pad_image
 from minigrad.ops.norm import batch_norm, batch_norm_relu
+from minigrad.ops.pool import MaxPool2d
 
 FAST = {}
 
@@ -66,7 +67,7 @@ class thread_count:
 @pytest.fixture
 def eager(monkeypatch):
     """Wake threads for small work too, so that small cases test how work is cut up."""
-    for module in ("conv_work", "cpu_conv", "cpu_norm", "cpu"):
+    for module in ("conv_work", "cpu_conv", "cpu_norm", "cpu_pool", "cpu"):
         monkeypatch.setattr(f"minigrad.fast.{module}.parts_for", lambda operations: cpu.threads())
 
 
@@ -228,6 +229,42 @@ def test_views_and_odd_layouts_are_read_correctly():
         np.testing.assert_allclose(
             F.conv2d(*inputs, padding=1).data, F.conv2d(Tensor(view), Tensor(w), padding=1).data, atol=1e-12
         )
+
+
+# ---------------------------------------------------------------------------------------------------- pooling
+
+
+@st.composite
+def pool_cases(draw):
+    """Images with equal values and NaN among them, and windows that fit."""
+    kernel = draw(st.integers(1, 4)), draw(st.integers(1, 4))
+    padding = draw(st.integers(0, kernel[0] // 2)), draw(st.integers(0, kernel[1] // 2))
+    stride = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    H, W = draw(st.integers(kernel[0], 9)), draw(st.integers(kernel[1], 9))
+    x = normal(draw(seeds), draw(st.integers(1, 4)), draw(st.integers(1, 5)), H, W)
+    if draw(st.booleans()):
+        x = np.round(x)
+    if draw(st.booleans()):
+        x[..., 0, 0] = np.nan
+    return x, kernel, stride, padding
+
+
+@pytest.mark.usefixtures("threads", "eager")
+@pytest.mark.parametrize("function", [F.max_pool2d, F.avg_pool2d])
+def test_pooling_matches_the_book(function):
+    @given(pool_cases())
+    def check(case):
+        x, *window = case
+        for a, b in zip(*both(lambda x: function(x, *window), [x]), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
+
+    check()
+
+
+def test_pooling_leaves_large_windows_to_the_book():
+    x = normal(0, 1, 2, 17, 17)
+    assert not FAST[MaxPool2d, "cpu"].accepts(x, kernel=(17, 17))  # a tap's number would not fit
+    assert_same(lambda x: F.max_pool2d(x, 17), [x])
 
 
 # ------------------------------------------------------------------------------------------------- batch norm

@@ -2,6 +2,7 @@
 
 - cpu_conv.py: convolution, with winograd.py and columns.py; conv_work.py cuts it into parts
 - cpu_norm.py: batch norm with ReLU and shortcut
+- cpu_pool.py: pooling; of a whole image, and of the loss, the book's formulas take no time worth saving
 - channels.py: channels-last memory, sums per channel; notes.py: what one operation tells the next
 - pool.py: threads, scratch memory, heap; blas.py: BLAS's threads and kernels
 """
@@ -14,10 +15,12 @@ from .. import optim, tensor
 from ..backend import Array
 from ..ops.conv import Conv2d
 from ..ops.norm import BatchNorm, BatchNormReLU
+from ..ops.pool import AvgPool2d, MaxPool2d
 from .blas import choose_kernels
 from .channels import to_nchw, to_nhwc
 from .cpu_conv import FastConv2d
 from .cpu_norm import FastBatchNorm, FastBatchNormReLU
+from .cpu_pool import FastAvgPool2d, FastMaxPool2d
 from .pool import parts_for, pool, scratch, set_threads, spans, threads
 
 __all__ = ["register", "set_threads", "threads"]
@@ -74,7 +77,10 @@ def add_gradients(a: Array, b: Array) -> Array:
 def register() -> None:
     """Put the fast operations in the tape's table, in place of the book's, for arrays on the CPU."""
     choose_kernels()
-    for book, fast in ((Conv2d, FastConv2d), (BatchNorm, FastBatchNorm), (BatchNormReLU, FastBatchNormReLU)):
-        tensor.faster[book, "cpu"] = fast
+    tensor.faster[Conv2d, "cpu"] = FastConv2d
+    tensor.faster[BatchNorm, "cpu"] = FastBatchNorm
+    tensor.faster[BatchNormReLU, "cpu"] = FastBatchNormReLU
+    tensor.faster[MaxPool2d, "cpu"] = FastMaxPool2d
+    tensor.faster[AvgPool2d, "cpu"] = FastAvgPool2d
     optim.faster_update["cpu"] = sgd_update
     tensor.faster_add["cpu"] = add_gradients
