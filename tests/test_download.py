@@ -353,6 +353,16 @@ def test_a_file_in_the_place_of_the_folder_is_told(server: Server, tmp_path: Pat
         get(server, tmp_path / "link")
 
 
+def in_four_threads(run: Callable[[], None]) -> None:
+    """Call run() in four threads at once, and wait for them."""
+    threads = [threading.Thread(target=run, daemon=True) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+
+
 def test_two_threads_at_once_make_one_file(server: Server, tmp_path: Path) -> None:
     server.behaviours = [drop(20_000), drop(20_000), good]
     failures = []
@@ -363,12 +373,7 @@ def test_two_threads_at_once_make_one_file(server: Server, tmp_path: Path) -> No
         except DataError as error:
             failures.append(error)
 
-    threads = [threading.Thread(target=run, daemon=True) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-        assert not thread.is_alive()
+    in_four_threads(run)
     assert failures == []
     assert len(server.requests) == 3
     check_whole(tmp_path / "file.tar.gz")
@@ -388,12 +393,7 @@ def test_the_lock_survives_a_file_that_comes_and_goes(tmp_path: Path) -> None:
             except OSError as error:
                 failures.append(error)
 
-    threads = [threading.Thread(target=run, daemon=True) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-        assert not thread.is_alive()
+    in_four_threads(run)
     assert failures == []
 
 

@@ -1,6 +1,6 @@
 """The CPU's fast operations: what is registered with the tape, and how many threads they use.
 
-- cpu_conv.py: convolution, with winograd.py and columns.py; conv_work.py cuts it into parts
+- cpu_conv.py: convolution, with winograd.py, narrow.py and columns.py; conv_work.py cuts it into parts
 - cpu_norm.py: batch norm with ReLU and shortcut
 - cpu_pool.py: pooling; of a whole image, and of the loss, the book's formulas take no time worth saving
 - channels.py: channels-last memory, sums per channel; notes.py: what one operation tells the next

@@ -6,6 +6,7 @@ buffer without gaps, where arithmetic is several times as fast.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -47,11 +48,43 @@ class _FastPool:
         image.fill(border)
         return image, image[PH : PH + H, PW : PW + W]
 
-    def images(self, work: Any) -> None:
-        """Call work(images) on every thread's share of the images."""
+    def each_image(self, work: Callable[[int], None]) -> None:
+        """Call work(n) for every image, with all threads."""
         N, C, _, _ = self.shape
         cost = N * C * self.out[0] * self.out[1] * self.kernel[0] * self.kernel[1]
-        pool().run(work, spans(N, parts_for(cost)))
+
+        def share(images: Span) -> None:
+            for n in range(*images):
+                work(n)
+
+        pool().run(share, spans(N, parts_for(cost)))
+
+    def gather(self, x: np.ndarray, border: float, take: Callable[[int, int, np.ndarray], None]) -> None:
+        """Call take(n, k, value) for every tap k of every image n; value (OH, OW, C) is what the windows see there."""
+
+        def work(n: int) -> None:
+            padded, inside = self.padded(x.dtype, border)
+            np.copyto(inside, x[n])
+            value = scratch("value", (*self.out, x.shape[-1]), x.dtype)
+            for k, rows, cols in self.taps():
+                np.copyto(value, padded[rows, cols])
+                take(n, k, value)
+
+        self.each_image(work)
+
+    def scatter(self, share: Callable[[int, int], np.ndarray], dtype: np.dtype) -> Array:
+        """dx (N, C, H, W): share(n, k) (OH, OW, C) added where tap k of every window lies, as `gather` transposed."""
+        N, C, H, W = self.shape
+        dx = np.empty((N, H, W, C), dtype)
+
+        def work(n: int) -> None:
+            padded, inside = self.padded(dtype, 0)
+            for k, rows, cols in self.taps():
+                padded[rows, cols] += share(n, k)
+            np.copyto(dx[n], inside)
+
+        self.each_image(work)
+        return to_nchw(dx)
 
 
 class FastMaxPool2d(_FastPool, MaxPool2d):
@@ -60,46 +93,29 @@ class FastMaxPool2d(_FastPool, MaxPool2d):
     def forward(self, x: Array, *, kernel: Pair, stride: Pair, padding: Pair) -> Array:
         self.start(x, kernel, stride, padding)
         x = to_nhwc(x)
-        y = np.empty((len(x), *self.out, x.shape[-1]), x.dtype)
+        y = np.full((len(x), *self.out, x.shape[-1]), -np.inf, x.dtype)
         self.winner = np.zeros(y.shape, np.uint8)
 
-        def work(images: Span) -> None:
-            padded, inside = self.padded(x.dtype, -np.inf)
-            value, this = scratch("value", y.shape[1:], x.dtype), scratch("this", y.shape[1:], np.dtype(np.uint8))
-            larger, nan = (scratch(name, y.shape[1:], np.dtype(bool)) for name in ("larger", "nan"))
-            for n in range(*images):
-                np.copyto(inside, x[n])
-                y[n].fill(-np.inf)
-                for k, rows, cols in self.taps():
-                    np.copyto(value, padded[rows, cols])
-                    np.greater(value, y[n], out=larger)
-                    np.not_equal(value, value, out=nan)
-                    np.logical_or(larger, nan, out=larger)
-                    # Taps come in ascending order, so the last that was larger is the largest number.
-                    np.multiply(larger.view(np.uint8), np.uint8(k), out=this)
-                    np.maximum(self.winner[n], this, out=self.winner[n])
-                    np.maximum(y[n], value, out=y[n])
+        def take(n: int, k: int, value: np.ndarray) -> None:
+            larger, nan = (scratch(name, value.shape, np.dtype(bool)) for name in ("larger", "nan"))
+            np.greater(value, y[n], out=larger)
+            np.logical_or(larger, np.not_equal(value, value, out=nan), out=larger)
+            # Taps come in ascending order, so the last that was larger is the largest number.
+            this = np.multiply(larger.view(np.uint8), np.uint8(k), out=scratch("this", value.shape, np.dtype(np.uint8)))
+            np.maximum(self.winner[n], this, out=self.winner[n])
+            np.maximum(y[n], value, out=y[n])
 
-        self.images(work)
+        self.gather(x, -np.inf, take)
         return to_nchw(y)
 
     def backward(self, dy: Array) -> Array:
         dy = to_nhwc(dy)
-        N, C, H, W = self.shape
-        dx = np.empty((N, H, W, C), dy.dtype)
 
-        def work(images: Span) -> None:
-            share, won = scratch("value", dy.shape[1:], dy.dtype), scratch("larger", dy.shape[1:], np.dtype(bool))
-            for n in range(*images):
-                padded, inside = self.padded(dy.dtype, 0)
-                for k, rows, cols in self.taps():
-                    np.equal(self.winner[n], k, out=won)
-                    np.multiply(dy[n], won, out=share)
-                    padded[rows, cols] += share
-                np.copyto(dx[n], inside)
+        def share(n: int, k: int) -> np.ndarray:
+            won = np.equal(self.winner[n], k, out=scratch("won", dy.shape[1:], np.dtype(bool)))
+            return np.multiply(dy[n], won, out=scratch("value", won.shape, dy.dtype))
 
-        self.images(work)
-        return to_nchw(dx)
+        return self.scatter(share, dy.dtype)
 
 
 class FastAvgPool2d(_FastPool, AvgPool2d):
@@ -110,32 +126,13 @@ class FastAvgPool2d(_FastPool, AvgPool2d):
         x = to_nhwc(x)
         y = np.zeros((len(x), *self.out, x.shape[-1]), x.dtype)
 
-        def work(images: Span) -> None:
-            padded, inside = self.padded(x.dtype, 0)
-            value = scratch("value", y.shape[1:], x.dtype)
-            for n in range(*images):
-                np.copyto(inside, x[n])
-                for _, rows, cols in self.taps():
-                    np.copyto(value, padded[rows, cols])
-                    np.add(y[n], value, out=y[n])
-                np.divide(y[n], kernel[0] * kernel[1], out=y[n])
+        def take(n: int, k: int, value: np.ndarray) -> None:
+            np.add(y[n], value, out=y[n])
 
-        self.images(work)
+        self.gather(x, 0, take)
+        y /= kernel[0] * kernel[1]
         return to_nchw(y)
 
     def backward(self, dy: Array) -> Array:
-        dy = to_nhwc(dy)
-        N, C, H, W = self.shape
-        dx = np.empty((N, H, W, C), dy.dtype)
-
-        def work(images: Span) -> None:
-            share = scratch("value", dy.shape[1:], dy.dtype)
-            for n in range(*images):
-                padded, inside = self.padded(dy.dtype, 0)
-                np.divide(dy[n], self.kernel[0] * self.kernel[1], out=share)
-                for _, rows, cols in self.taps():
-                    padded[rows, cols] += share
-                np.copyto(dx[n], inside)
-
-        self.images(work)
-        return to_nchw(dx)
+        shares = to_nhwc(dy) / (self.kernel[0] * self.kernel[1])
+        return self.scatter(lambda n, k: shares[n], shares.dtype)
