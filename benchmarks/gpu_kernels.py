@@ -182,12 +182,17 @@ def convolution(bench: Bench, layer: Layer) -> dict[str, Any]:
         for kind, method in methods.items():
             row[f"{name} {kind} ms"] = bench.ours(partial(ours, method))
         row[f"{name} torch ms"] = bench.theirs(theirs)
+    tensor_cores = methods["ours"]
+    if isinstance(tensor_cores, cuda.TensorCores):  # what the sums for the batch norm cost
+        plan, packed, y = tensor_cores.forward_launch, tensor_cores._packed(False), bench.cp.empty_like(dy)
+        row["forward kernel ms"] = bench.ours(lambda: tensor_cores._convolve(plan, x, packed, y, tensor_cores.sums))
+        row["without sums ms"] = bench.ours(lambda: tensor_cores._convolve(plan, x, packed, y))
     return row
 
 
 def batch_norm(bench: Bench, C: int, H: int, with_shortcut: bool) -> dict[str, Any]:
     """Batch norm with ReLU, with or without shortcut, in training: forward and backward."""
-    from minigrad.fast import cuda
+    from minigrad.fast import cuda, notes
 
     cp, np, torch = bench.cp, bench.np, bench.torch
     x, dy, shortcut = (bench.array(BATCH, H, H, C).transpose(0, 3, 1, 2) for _ in range(3))
@@ -199,6 +204,8 @@ def batch_norm(bench: Bench, C: int, H: int, with_shortcut: bool) -> dict[str, A
     row: dict[str, Any] = {"name": f"{C} channels, {H}x{H}{', shortcut' if with_shortcut else ''}"}
     row["GB"] = x.nbytes / 1e9
     row["forward ours ms"] = bench.ours(lambda: node.forward(*arrays, **state))
+    notes.attach(x, cuda.Sums(cp.zeros((BATCH * H * H // 256, 2, C), np.float32)))
+    row["forward after 3x3 ms"] = bench.ours(lambda: node.forward(*arrays, **state))
     row["backward ours ms"] = bench.ours(lambda: node.backward(dy))
 
     F = torch.nn.functional

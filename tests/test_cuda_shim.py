@@ -272,14 +272,18 @@ def test_conv3x3_is_the_books(case, schedule):
         module.launch("conv3x3_pack", (blocks,), (256,), arguments)
         return packed
 
-    def convolve(launch, source, weights, target):
+    def convolve(launch, source, weights, target, sums=None):
         name = f"conv3x3_{launch.pixels}x{launch.filters()}"
-        arguments = [source, weights, target, launch.struct]
+        arguments = [source, weights, target, sums, launch.struct]
         module.launch(name, launch.grid(), launch.block(), arguments, shared=launch.shared_bytes(), schedule=schedule)
 
     y = np.full((N, OH, OW, O), np.nan, BF16)
-    convolve(forward_launch(x.shape, O, stride, packing, pixels), x, pack(False), y)
+    launch = forward_launch(x.shape, O, stride, packing, pixels)
+    sums = np.full((launch.tiles, 2, O), np.nan, F32)
+    convolve(launch, x, pack(False), y, sums)
     close(y, y_book.transpose(0, 2, 3, 1), BF16)
+    stored = y.astype(np.float64).reshape(-1, O)
+    close(sums.sum(axis=0), [stored.sum(axis=0), (stored**2).sum(axis=0)], F32)
 
     dx = np.full((N, H, W, C), np.nan, BF16)
     turned = pack(True)

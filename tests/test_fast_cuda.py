@@ -164,6 +164,30 @@ def test_batch_norm_is_the_books(gpu, dtype, shape, with_shortcut, training):
 
 
 @needs_compiler
+@pytest.mark.parametrize("stride", [1, 2])
+def test_batch_norm_takes_the_sums_that_the_convolution_has_left(gpu, stride):
+    """The same moments as from reading the convolution's output again, which is not done."""
+    _, (x, w, _), _, options = convolution_case(CONVOLUTIONS["3x3, tensor cores"])
+    options["stride"] = (stride, stride)
+    node = cuda.Conv2d()
+    node.needs = (True, True)
+    y = node.forward(x, w, **options)
+    C = w.shape[0]
+    found = []
+    for rows in (y, y.view()):  # a view is another array, without the note
+        running = np.zeros(C, F32), np.ones(C, F32)
+        state = dict(zip(("running_mean", "running_var"), running, strict=True), momentum=0.1, eps=1e-5)
+        gpu.clear()
+        out = cuda.BatchNorm().forward(rows, np.ones(C, F32), np.zeros(C, F32), **state, training=True)
+        found.append((*running, out, "bn_sums_bfloat16" in gpu))
+        cuda.BatchNorm().forward(rows, np.ones(C, F32), np.zeros(C, F32), **state, training=False)
+    (*taken, swept), (*measured, measured_swept) = found
+    assert (swept, measured_swept) == (False, True)
+    for a, b, kind in zip(taken, measured, (F32, F32, BF16), strict=True):
+        close(a, b, kind)
+
+
+@needs_compiler
 def test_batch_norm_without_running_statistics(gpu):
     (x, weight, bias, _), dy, _ = batch_norm_case(F32, (4, 8, 3, 3), False)
     options = {"running_mean": None, "running_var": None, "training": True, "momentum": 0.1, "eps": 1e-5}

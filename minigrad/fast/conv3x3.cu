@@ -16,6 +16,7 @@
 // pixels, 128 at a time. Each share leaves its partial sums; wgrad_finish adds the shares in a fixed order.
 // Both kernels XOR a row's number into the position of its 16-byte pieces, so that ldmatrix meets no bank conflict.
 // Bytes: x once (a border of 1.3 to 1.6 times the tile comes from the cache), y once, weights once per tile (cache).
+// Where a batch norm follows, its sums leave with y, 8 bytes a filter and tile, and y is not read again for them.
 // Operations: 2 * 9 * CI * CO a pixel and pack, the zeros of packed groups included.
 // No atomics anywhere: the same input gives the same bits.
 // Held to the book by tests/test_cuda_shim.py::test_conv3x3_is_the_books (CPU, with mma.sync, ldmatrix and cp.async
@@ -84,9 +85,13 @@ __device__ inline void load_patch(bf16* patch, const bf16* x, const Conv& s, con
 
 // One block: PIXELS pixels by FILTERS filters of one pack; blockIdx.x = (tile, pack, block of filters), the last one
 // fastest, so that blocks that run together read the same pixels. 64 pixels by 64 filters a warp.
+//
+// sums (tiles, 2, YC), unless null, receives for every filter the tile's sum of y and of its squares, as rounded to bf16:
+// the batch norm that follows then need not read y for them. In float32 without a shift, which is enough here: where a
+// mean is 256 times its deviation, bf16 has left no digit of the deviation anyway.
 template <int PIXELS, int FILTERS>
-__device__ void conv3x3(const bf16* x, const bf16* w, bf16* y, const Conv& s) {
-    constexpr int THREADS = PIXELS / 64 * FILTERS / 64 * 32;
+__device__ void conv3x3(const bf16* x, const bf16* w, bf16* y, float* sums, const Conv& s) {
+    constexpr int PIXEL_WARPS = PIXELS / 64, THREADS = PIXEL_WARPS * FILTERS / 64 * 32;
     DYNAMIC_SHARED(shared_bytes);
     const int chunks = s.CI / K, patch_size = (s.PH * s.PW << s.TI_log) * K;
     bf16* patches = reinterpret_cast<bf16*>(shared_bytes);
@@ -94,12 +99,13 @@ __device__ void conv3x3(const bf16* x, const bf16* w, bf16* y, const Conv& s) {
 
     const int filter_blocks = s.CO / FILTERS, filter_block = blockIdx.x % filter_blocks;
     const int pack = blockIdx.x / filter_blocks % s.packs;
-    const Tile tile(blockIdx.x / (filter_blocks * s.packs), s);
+    const int tile_index = blockIdx.x / (filter_blocks * s.packs);
+    const Tile tile(tile_index, s);
     // w is (packs, CO, 9, CI).
     const bf16* filters = w + (pack * s.CO + filter_block * FILTERS) * 9LL * s.CI;
 
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-    const int warp_pixel = warp % (PIXELS / 64) * 64, warp_filter = warp / (PIXELS / 64) * 64;
+    const int warp_pixel = warp % PIXEL_WARPS * 64, warp_filter = warp / PIXEL_WARPS * 64;
 
     auto load_weights = [&](int step) {
         const int chunk = step / s.taps, tap = s.tap[step % s.taps];
@@ -117,7 +123,7 @@ __device__ void conv3x3(const bf16* x, const bf16* w, bf16* y, const Conv& s) {
         patch_row[m] = (pixel.image * s.PH + (pixel.row << s.S_log)) * s.PW + (pixel.column << s.S_log);
     }
 
-    float sums[4][8][4] = {};  // (16 pixels) x (8 filters) x the lane's four values of a product
+    float result[4][8][4] = {};  // (16 pixels) x (8 filters) x the lane's four values of a product
     const int steps = chunks * s.taps;
     load_patch(patches, x, s, tile, pack * s.CI, THREADS);
     for (int step = 0; step < RING - 1; ++step) {
@@ -159,7 +165,7 @@ __device__ void conv3x3(const bf16* x, const bf16* w, bf16* y, const Conv& s) {
             for (int m = 0; m < 4; ++m)
 #pragma unroll
                 for (int n = 0; n < 8; ++n)
-                    multiply_accumulate(sums[m][n], a[m], b[n / 2][n % 2 * 2], b[n / 2][n % 2 * 2 + 1]);
+                    multiply_accumulate(result[m][n], a[m], b[n / 2][n % 2 * 2], b[n / 2][n % 2 * 2 + 1]);
         }
     }
 
@@ -175,31 +181,57 @@ __device__ void conv3x3(const bf16* x, const bf16* w, bf16* y, const Conv& s) {
             for (int half = 0; half < 2; ++half) {
                 const int row = 16 * m + 8 * half + (lane >> 2);
                 auto* pair = reinterpret_cast<unsigned int*>(staged + swizzled(row, row, n) + (lane & 3) * 2);
-                *pair = pack_bf16(sums[m][n][2 * half], sums[m][n][2 * half + 1]);
+                *pair = pack_bf16(result[m][n][2 * half], result[m][n][2 * half + 1]);
             }
     __syncwarp();
-    const int channel = pack * s.CO + filter_block * FILTERS + warp_filter;
+    const int channel = pack * s.CO + filter_block * FILTERS;
+    float sum[8] = {}, square[8] = {};  // of the lane's 8 filters over its rows
     for (int row = lane >> 3; row < 64; row += 4) {
         const Pixel pixel(warp_pixel + row, s);
         const int n = tile.image + pixel.image, i = tile.row + pixel.row, j = tile.column + pixel.column;
         if (n >= s.N || i >= s.OH || j >= s.OW) continue;
         const int h = i * s.OS + s.OH0, v = j * s.OS + s.OW0;
-        store(y + ((n * s.YH + h) * s.YW + v) * static_cast<long long>(s.YC) + channel + (lane & 7) * 8,
-              load(staged + swizzled(row, row, lane & 7)));
+        const Vec<bf16> value = load(staged + swizzled(row, row, lane & 7));
+        store(y + ((n * s.YH + h) * s.YW + v) * static_cast<long long>(s.YC) + channel + warp_filter + (lane & 7) * 8,
+              value);
+        for (int c = 0; c < 8; ++c) {
+            const float one = to_float(value.lane[c]);
+            sum[c] += one;
+            square[c] = fmaf(one, one, square[c]);
+        }
+    }
+    if (!sums) return;
+
+    // The lanes' sums, (warps, 2, 8, 32), take the place of the staged rows; each filter's are added in one order.
+    __syncthreads();
+    float* shares = reinterpret_cast<float*>(shared_bytes);
+    for (int c = 0; c < 8; ++c) {
+        shares[(warp * 16 + c) * 32 + lane] = sum[c];
+        shares[(warp * 16 + 8 + c) * 32 + lane] = square[c];
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < 2 * FILTERS; i += THREADS) {
+        const int which = i / FILTERS, filter = i % FILTERS;
+        float total = 0.0f;
+        for (int n = 0; n < PIXEL_WARPS * 4; ++n) {
+            const int from = filter / 64 * PIXEL_WARPS + n / 4;
+            total += shares[(from * 16 + which * 8 + filter % 8) * 32 + n % 4 * 8 + filter % 64 / 8];
+        }
+        sums[(tile_index * 2LL + which) * s.YC + channel + filter] = total;
     }
 }
 
-extern "C" __global__ void __launch_bounds__(128) conv3x3_256x64(const bf16* x, const bf16* w, bf16* y, Conv conv) {
-    conv3x3<256, 64>(x, w, y, conv);
+extern "C" __global__ void __launch_bounds__(128) conv3x3_256x64(const bf16* x, const bf16* w, bf16* y, float* sums, Conv conv) {
+    conv3x3<256, 64>(x, w, y, sums, conv);
 }
-extern "C" __global__ void __launch_bounds__(256) conv3x3_256x128(const bf16* x, const bf16* w, bf16* y, Conv conv) {
-    conv3x3<256, 128>(x, w, y, conv);
+extern "C" __global__ void __launch_bounds__(256) conv3x3_256x128(const bf16* x, const bf16* w, bf16* y, float* sums, Conv conv) {
+    conv3x3<256, 128>(x, w, y, sums, conv);
 }
-extern "C" __global__ void __launch_bounds__(64) conv3x3_128x64(const bf16* x, const bf16* w, bf16* y, Conv conv) {
-    conv3x3<128, 64>(x, w, y, conv);
+extern "C" __global__ void __launch_bounds__(64) conv3x3_128x64(const bf16* x, const bf16* w, bf16* y, float* sums, Conv conv) {
+    conv3x3<128, 64>(x, w, y, sums, conv);
 }
-extern "C" __global__ void __launch_bounds__(128) conv3x3_128x128(const bf16* x, const bf16* w, bf16* y, Conv conv) {
-    conv3x3<128, 128>(x, w, y, conv);
+extern "C" __global__ void __launch_bounds__(128) conv3x3_128x128(const bf16* x, const bf16* w, bf16* y, float* sums, Conv conv) {
+    conv3x3<128, 128>(x, w, y, sums, conv);
 }
 
 // partial (shares, packs, CO, 9, CI), float32: the sums over each share's tiles. blockIdx.x = (share, pack, block of

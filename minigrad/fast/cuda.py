@@ -18,7 +18,7 @@ nothing.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,7 +26,7 @@ from .. import optim, tensor
 from ..backend import Array, array_module, total
 from ..ops import basic, conv, loss, norm
 from ..ops.conv import Pair
-from . import cublas, kernels, tiles
+from . import cublas, kernels, notes, tiles
 from .kernels import PARAMETERS, WINDOW, launch, properties
 
 VECTOR_BYTES = 16  # what a thread of norm.cu and im2col.cu moves at once
@@ -59,6 +59,12 @@ def pixels(x: Array) -> Array:
 def images(y: Array) -> Array:
     """Channels-last memory (N, H, W, C) in its public shape (N, C, H, W)."""
     return y.transpose(0, 3, 1, 2)
+
+
+class Sums(NamedTuple):
+    """A note of a convolution about its output: each channel's sum and sum of squares over each tile of pixels."""
+
+    partial: Array  # (tiles, 2, C), float32
 
 
 # *** batch norm ***
@@ -135,16 +141,17 @@ class BatchNorm(norm.BatchNorm):
         xp, rows = array_module(x), _rows(x)
         M, C = rows.shape
         sweep = _Sweep(rows)
-        partial = xp.empty((sweep.chunks, 2, C), np.float32)
         stats = xp.empty((4, C), np.float32)
         y = xp.empty_like(rows)
         if running_mean is None or running_var is None:  # the kernel updates what nobody keeps
             running_mean, running_var = xp.zeros(C, np.float32), xp.zeros(C, np.float32)
-        if training:
+        known = notes.find(x, Sums) if training else None
+        partial = xp.empty((sweep.chunks, 2, C), np.float32) if known is None else known.partial
+        if training and known is None:
             sweep.run("bn_sums", rows, partial)
         sweep.finish(
-            f"bn_finish_forward_{sweep.suffix}", rows, partial, weight, bias, running_mean, running_var, stats,
-            i64(M), i32(C), i32(sweep.chunks), f32(momentum), f32(eps), i32(training),
+            f"bn_finish_forward_{sweep.suffix}", rows if known is None else None, partial, weight, bias,
+            running_mean, running_var, stats, i64(M), i32(C), i32(len(partial)), f32(momentum), f32(eps), i32(training),
         )  # fmt: skip
         added = None if shortcut is None else _rows(shortcut)
         sweep.run("bn_apply", rows, added, stats, y, i32(self.relu))
@@ -198,9 +205,12 @@ class Conv2d(conv.Conv2d):
         y = method.forward(rows)
         if bias is not None:
             y += bias
+        out = images(y)
         if any(self.needs):
             self.method, self.rows = method, rows
-        return images(y)
+            if isinstance(method, TensorCores) and bias is None:
+                notes.attach(out, Sums(method.sums))
+        return out
 
     def backward(self, dy: Array) -> tuple[Array | None, Array | None, Array | None]:
         upstream = pixels(dy)
@@ -239,8 +249,10 @@ class TensorCores:
 
     def forward(self, x: Array) -> Array:
         N, H, W, _ = self.shape
-        y = array_module(x).empty((N, *tiles.output_size(H, W, self.stride), self.w.shape[0]), x.dtype)
-        self._convolve(self.forward_launch, x, self._packed(False), y)
+        xp, O = array_module(x), self.w.shape[0]
+        y = xp.empty((N, *tiles.output_size(H, W, self.stride), O), x.dtype)
+        self.sums = xp.empty((self.forward_launch.tiles, 2, O), np.float32)
+        self._convolve(self.forward_launch, x, self._packed(False), y, self.sums)
         return y
 
     def input_gradient(self, dy: Array) -> Array:
@@ -277,9 +289,9 @@ class TensorCores:
         return packed
 
     @staticmethod
-    def _convolve(plan: tiles.Launch, x: Array, packed: Array, y: Array) -> None:
+    def _convolve(plan: tiles.Launch, x: Array, packed: Array, y: Array, sums: Array | None = None) -> None:
         name = f"conv3x3_{plan.pixels}x{plan.filters()}"
-        launch("conv3x3.cu", name, plan.grid(), plan.block(), [x, packed, y, plan.struct], plan.shared_bytes())
+        launch("conv3x3.cu", name, plan.grid(), plan.block(), [x, packed, y, sums, plan.struct], plan.shared_bytes())
 
 
 class Products:

@@ -12,8 +12,9 @@
 // and walks down its rows by by, so that its coefficients stay in registers and a warp reads whole 128-byte lines.
 // Sums take two stages: each block leaves one partial per channel in `partial` (chunks, 2, C), then bn_finish_* adds
 // the chunks in a fixed order, in float64. No atomics: the same input gives the same bits.
-// Bytes, with Y = M * C * sizeof(T): forward 3Y (sums 1, apply 2), + 1Y with a shortcut. Backward without shortcut 5Y
-// (sums 2, apply 3, the mask recomputed from x); with it 7Y (sums read dy, x, y, write g; apply reads g, x, writes dx).
+// Bytes, with Y = M * C * sizeof(T): forward 3Y (sums 1, apply 2), + 1Y with a shortcut, - 1Y where the convolution
+// before has left the sums (see conv3x3.cu). Backward without shortcut 5Y (sums 2, apply 3, the mask recomputed from
+// x); with it 7Y (sums read dy, x, y, write g; apply reads g, x, writes dx).
 // Operations: about 4 a value forward, 8 backward, so memory decides.
 // Held to the book by tests/test_cuda_shim.py::test_batch_norm_is_the_books (CPU) and
 // tests/test_fast_cuda.py::test_batch_norm_on_the_gpu (GPU).
@@ -93,8 +94,9 @@ __device__ void add_chunks(const float* partial, int C, int chunks, int c, doubl
     }
 }
 
-// For each channel: stats (4, C) = mean, 1 / sqrt(var + eps), scale, beta. In training the moments are the batch's,
-// and running_mean and running_var are updated in place, the variance unbiased, as PyTorch does; otherwise they are the
+// For each channel: stats (4, C) = mean, 1 / sqrt(var + eps), scale, beta. x is null where the partial sums are not
+// shifted, which is how a convolution leaves them (see conv3x3.cu). In training the moments are the batch's, and
+// running_mean and running_var are updated in place, the variance unbiased, as PyTorch does; otherwise they are the
 // moments.
 template <typename T>
 __device__ void bn_finish_forward(const T* x, const float* partial, const float* gamma, const float* beta,
@@ -107,7 +109,7 @@ __device__ void bn_finish_forward(const T* x, const float* partial, const float*
     double mean = running_mean[c], variance = running_var[c];
     if (training) {
         double shifted = sum / M;
-        mean = shifted + to_float(x[c]);
+        mean = shifted + (x ? to_float(x[c]) : 0.0f);
         variance = square / M - shifted * shifted;
         if (variance < 0.0) variance = 0.0;  // rounding; a NaN stays a NaN
         double unbiased = variance * M / (M > 1 ? M - 1 : 1);

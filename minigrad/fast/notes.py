@@ -12,20 +12,20 @@ from __future__ import annotations
 import weakref
 from typing import Any, TypeVar
 
-import numpy as np
+from ..backend import Array
 
 T = TypeVar("T")
 
 _notes: dict[int, tuple[weakref.ref, Any]] = {}
 
 
-def attach(array: np.ndarray, note: Any) -> None:
+def attach(array: Array, note: Any) -> None:
     """Pin a note to an array, in place of an earlier one, for as long as the array lives."""
     key = id(array)
     _notes[key] = (weakref.ref(array, lambda _: _notes.pop(key, None)), note)
 
 
-def find(array: np.ndarray, kind: type[T]) -> T | None:
+def find(array: Array, kind: type[T]) -> T | None:
     """Return the array's note if it has one of this kind."""
     reference, note = _notes.get(id(array), (None, None))
     return note if isinstance(note, kind) and reference is not None and reference() is array else None
