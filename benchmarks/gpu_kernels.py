@@ -227,6 +227,16 @@ def batch_norm(bench: Bench, C: int, H: int, with_shortcut: bool) -> dict[str, A
     return row
 
 
+def addition(bench: Bench, C: int, H: int) -> dict[str, Any]:
+    """Two gradients that meet behind a residual block."""
+    from minigrad.fast import cuda
+
+    a, b = (bench.array(BATCH, H, H, C).transpose(0, 3, 1, 2) for _ in range(2))
+    ta, tb = (bench.as_torch(x.transpose(0, 2, 3, 1)) for x in (a, b))
+    row = {"name": f"addition, {C} channels, {H}x{H}", "GB": a.nbytes / 1e9}
+    return row | {"ours ms": bench.ours(lambda: cuda.add_gradients(a, b)), "torch ms": bench.theirs(lambda: ta + tb)}
+
+
 def sgd(bench: Bench) -> dict[str, Any]:
     """One step on the parameters of resnext29_8x64d."""
     from minigrad.fast import cuda
@@ -323,6 +333,7 @@ def work() -> Iterator[tuple[str, Callable[[Bench], dict[str, Any]]]]:
         yield "layers", partial(convolution, layer=layer)
     for C, H, with_shortcut in ((512, 32, False), (256, 32, True), (2048, 8, False), (64, 32, False)):
         yield "norm", partial(batch_norm, C=C, H=H, with_shortcut=with_shortcut)
+    yield "norm", partial(addition, C=256, H=32)
     yield "sgd", sgd
     for D, H in ((512, 32), (1024, 16), (2048, 8)):
         yield "columns", partial(columns, D=D, H=H)

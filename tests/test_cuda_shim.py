@@ -163,6 +163,18 @@ def test_batch_norm_lets_nan_through(norm):
     assert np.isnan(y[:, 2]).all() and np.isfinite(np.delete(y, 2, axis=1)).all()
 
 
+# --- gradients that meet ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
+def test_add_is_the_books(dtype):
+    module, rng = compile_host("add.cu"), np.random.default_rng(11)
+    a, b = (rng.standard_normal(VECTOR[dtype] * 37).astype(dtype) for _ in range(2))
+    out = np.full_like(a, np.nan)
+    module.launch(f"add_{SUFFIX[dtype]}", (2,), (8,), [a, b, out, i64(37)])
+    assert (out == (a.astype(F32) + b.astype(F32)).astype(dtype)).all()
+
+
 # --- stochastic gradient descent --------------------------------------------------------------------------------------
 
 

@@ -187,6 +187,30 @@ def test_batch_norm_takes_the_sums_that_the_convolution_has_left(gpu, stride):
         close(a, b, kind)
 
 
+MEETINGS = {  # shape, dtype, whether the kernel takes them
+    "images": ((2, 16, 3, 5), BF16, True),
+    "float32": ((3, 4, 2, 2), F32, True),
+    "no whole vectors": ((1, 3, 3, 3), BF16, False),
+    "no images": ((4, 8), BF16, False),
+    "nothing": ((0, 8, 2, 2), BF16, False),
+    "float64": ((2, 8, 2, 2), np.dtype(np.float64), False),
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize("case", MEETINGS.values(), ids=MEETINGS)
+def test_gradients_that_meet(gpu, case):
+    shape, dtype, taken = case
+    rng = np.random.default_rng(17)
+    a, b = (rng.standard_normal(shape).astype(dtype) for _ in range(2))
+    if len(shape) == 4:
+        a = cuda.images(np.ascontiguousarray(a.transpose(0, 2, 3, 1)))  # one channels last, the other not
+    total = cuda.add_gradients(a, b)
+    assert (total == a + b).all() and total.dtype == dtype and total.shape == shape
+    assert (f"add_{dtype.name}" in gpu) == taken
+    assert not taken or total.transpose(0, 2, 3, 1).flags.c_contiguous
+
+
 @needs_compiler
 def test_batch_norm_without_running_statistics(gpu):
     (x, weight, bias, _), dy, _ = batch_norm_case(F32, (4, 8, 3, 3), False)
@@ -523,6 +547,15 @@ def test_batch_norm_on_the_gpu(cp, dtype, shape, with_shortcut):
         assert difference <= TOLERANCE[dtype]
     for a, b in zip(mine, book, strict=True):
         close(to_cpu(a), to_cpu(b), F32)
+
+
+@pytest.mark.cuda
+def test_gradients_that_meet_on_the_gpu(cp):
+    rng = np.random.default_rng(18)
+    a, b = (rng.standard_normal((8, 40, 30, 256)).astype(BF16) for _ in range(2))  # (N, H, W, C)
+    total = cuda.add_gradients(*(cuda.images(cp.asarray(x)) for x in (a, b)))
+    assert total.transpose(0, 2, 3, 1).flags.c_contiguous
+    assert (to_cpu(cuda.pixels(total)) == a + b).all()
 
 
 @pytest.mark.cuda

@@ -7,6 +7,7 @@ flag is needed. `pixels` gives that memory back as a matrix with one row a pixel
                     Everything else: im2col.cu, a chunk of images at a time, and products.
     batch norm      norm.cu, with ReLU and shortcut inside
     linear layer    cuBLAS, float32 sums
+    residual        add.cu, where the gradients of the two ways meet
     SGD             sgd.cu, all parameters in one launch
 
 Each class here replaces one of the book's (see the end of the file) where its `accepts` says that it can: float32 and
@@ -461,6 +462,21 @@ class CrossEntropy(loss.CrossEntropy):
         return self.gradient * dy
 
 
+# *** gradients that meet ***
+
+
+def add_gradients(a: Array, b: Array) -> Array:
+    """a + b, as channels-last memory where both are images whose values fill whole vectors; see add.cu."""
+    if a.ndim != 4 or not _supported(a, b) or a.nbytes % VECTOR_BYTES or a.size == 0:
+        return a + b
+    a, b = pixels(a), pixels(b)
+    out = array_module(a).empty_like(a)
+    vectors = a.nbytes // VECTOR_BYTES
+    blocks = min(-(-vectors // 256), 8 * properties().processors)
+    launch("add.cu", f"add_{_suffix(a)}", (blocks,), (256,), [a, b, out, i64(vectors)])
+    return images(out)
+
+
 # *** SGD ***
 
 
@@ -504,3 +520,4 @@ def register() -> None:
     """Put the fast operations in the tape's table, in place of the book's, for arrays on a GPU."""
     tensor.faster.update({(book, "cuda"): fast for book, fast in OPERATIONS.items()})
     optim.faster_step["cuda"] = sgd_step
+    tensor.faster_add["cuda"] = add_gradients
