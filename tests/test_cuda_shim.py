@@ -258,6 +258,36 @@ CONVOLUTIONS = {  # N, C, O, groups, (H, W), stride, pixels
 }
 
 
+def put_together(partial, w, tap_length, CO, o):
+    """dw as w's shape and dtype, by filters.cu."""
+    dw, (filters, c, KH, KW) = np.full(w.shape, np.nan, w.dtype), w.shape
+    row = partial.size // (len(partial) * filters)
+    sizes = [i32(n) for n in (filters, c, KH * KW, tap_length, row, CO, o, len(partial))]
+    name = f"add_shares_{SUFFIX[w.dtype]}"
+    compile_host("filters.cu").launch(name, (-(-w.size // 256),), (256,), [partial, dw, *sizes])
+    return dw
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
+@pytest.mark.parametrize("groups", [None, 1, 4], ids=["columns", "one group", "four groups"])
+def test_weight_gradients_are_put_together(dtype, groups):
+    """Seven shares of six 2x3 filters (columns, rows padded), or of eight 3x3 filters in two packs."""
+    rng = np.random.default_rng(12)
+    O, c, taps = (6, 5, (2, 3)) if groups is None else (16, 8 // groups, (3, 3))
+    w = np.zeros((O, c, *taps), dtype)
+    T = taps[0] * taps[1]
+    if groups is None:
+        partial = rng.standard_normal((7, O, T * c + 2)).astype(F32)
+        expected, CO, o, tap_length = partial.sum(axis=0)[:, : T * c].reshape(O, T, c), O, O, c
+    else:  # packs of 8 x 8: the channels of group g, among the pack's groups, are those from g c on
+        CO, o, tap_length = 8, 8 // groups, 8
+        partial = rng.standard_normal((7, O, T, 8)).astype(F32)
+        first = np.arange(O) % CO // o * c
+        expected = np.stack([partial.sum(axis=0)[f, :, at : at + c] for f, at in enumerate(first)])
+    dw = put_together(partial, w, tap_length, CO, o)
+    close(dw, expected.transpose(0, 2, 1).reshape(w.shape), dtype)
+
+
 @pytest.mark.parametrize("schedule", [0, 1])
 @pytest.mark.parametrize("case", CONVOLUTIONS.values(), ids=CONVOLUTIONS)
 def test_conv3x3_is_the_books(case, schedule):
@@ -310,9 +340,7 @@ def test_conv3x3_is_the_books(case, schedule):
         "conv3x3_wgrad", (blocks,), (256,), [x, dy, partial, launch.struct, i32(launch.tiles), i32(shares)],
         shared=launch.wgrad_bytes(), schedule=schedule,
     )  # fmt: skip
-    dw = np.full(w.shape, np.nan, BF16)
-    sizes = [i32(n) for n in (O, C // G, packing.CO, packing.CI, O // G, shares)]
-    module.launch("wgrad_finish", (-(-w.size // 256),), (256,), [partial, dw, *sizes])
+    dw = put_together(partial, w, packing.CI, packing.CO, O // G)
     close(dw, dw_book, BF16)
     if stride * 8 <= W:
         assert module.bank_conflicts() == 0

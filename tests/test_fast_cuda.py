@@ -54,6 +54,7 @@ CONVOLUTIONS = {  # dtype, x shape, O, kernel, stride, padding, dilation, groups
     "1x1": (BF16, (2, 16, 3, 4), 24, (1, 1), (1, 1), (0, 0), (1, 1), 1),
     "1x1, stride 2": (BF16, (4, 16, 5, 4), 8, (1, 1), (2, 2), (0, 0), (1, 1), 1),
     "1x1, groups": (F32, (2, 12, 3, 4), 8, (1, 1), (1, 1), (0, 0), (1, 1), 2),
+    "1x1, stride 2, chunks of 4 images of 5": (F32, (5, 24, 10, 8), 8, (1, 1), (2, 2), (0, 0), (1, 1), 1),
     "first layer": (BF16, (2, 3, 6, 6), 16, (3, 3), (1, 1), (1, 1), (1, 1), 1),
     "3x3, tensor cores": (BF16, (2, 64, 6, 6), 64, (3, 3), (1, 1), (1, 1), (1, 1), 8),
     "3x3, tensor cores, stride 2": (BF16, (2, 128, 7, 8), 128, (3, 3), (2, 2), (1, 1), (1, 1), 1),
@@ -118,8 +119,9 @@ def test_each_convolution_takes_its_method(gpu):
         gpu.clear()
         run(cuda.Conv2d, arrays, dy, **options)
         methods[name] = set(gpu)
-    assert methods["1x1"] == methods["1x1, groups"] == {"cublas"}
-    assert methods["first layer"] == {"cublas", "im2col_bfloat16", "col2im_bfloat16"}
+    assert methods["1x1"] == {"cublas", "add_shares_bfloat16"}
+    assert methods["1x1, groups"] == {"cublas", "add_shares_float32"}
+    assert methods["first layer"] == {"cublas", "im2col_bfloat16", "col2im_bfloat16", "add_shares_bfloat16"}
     assert "cublas" not in methods["3x3, tensor cores"] | methods["3x3, tensor cores, stride 2"]
     assert {"conv3x3_256x64", "conv3x3_wgrad"} < methods["3x3, tensor cores"]
     assert "conv3x3_128x128" in methods["3x3, tensor cores, stride 2"]

@@ -13,7 +13,7 @@
 // warp for each 64 x 64. Input channels go by 64 at a time: the patch of pixels that the tile's taps touch is loaded
 // once into shared memory, 128 bytes a pixel, and serves all taps; the weights of a tap stream through three buffers.
 // Tile, wgrad: 64 filters by 64 input channels by nine taps, all in the registers of eight warps, over a share of the
-// pixels, 128 at a time. Each share leaves its partial sums; wgrad_finish adds the shares in a fixed order.
+// pixels, 128 at a time. Each share leaves its partial sums, which filters.cu adds.
 // Both kernels XOR a row's number into the position of its 16-byte pieces, so that ldmatrix meets no bank conflict.
 // Bytes: x once (a border of 1.3 to 1.6 times the tile comes from the cache), y once, weights once per tile (cache).
 // Where a batch norm follows, its sums leave with y, 8 bytes a filter and tile, and y is not read again for them.
@@ -306,22 +306,6 @@ extern "C" __global__ void __launch_bounds__(256)
                     partial[(((share * s.packs + pack) * static_cast<long long>(s.CO) + o) * 9 + t) * s.CI + i] =
                         sums[t][m][n][v];
                 }
-}
-
-// dw (O, c, 3, 3) = the sum of the shares, in order, of the block-diagonal part of partial.
-extern "C" __global__ void wgrad_finish(const float* partial, bf16* dw, int O, int c, int CO, int CI, int o,
-                                        int shares) {
-    const long long size = static_cast<long long>(O) * 9 * CI;
-    const int index = blockIdx.x * blockDim.x + threadIdx.x;
-    if (index >= O * c * 9) return;
-    // Along partial's rows, where the reading is (one write for `shares` reads).
-    const int i = index % c, t = index / c % 9, filter = index / (9 * c);
-    const int group_in_pack = filter % CO / o;
-    const float* from = partial + (filter * 9LL + t) * CI + group_in_pack * c + i;
-    float sum = 0.0f;
-#pragma unroll 4
-    for (int share = 0; share < shares; ++share) sum += from[share * size];
-    dw[(static_cast<long long>(filter) * c + i) * 9 + t] = from_float<bf16>(sum);
 }
 
 // w (G o, c, 3, 3) -> packed (packs, CO, 9, CI), the groups of a pack along the diagonal; or, `transposed`, (packs, CI,

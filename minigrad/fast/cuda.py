@@ -41,9 +41,11 @@ def _suffix(array: Array) -> str:
 
 
 def _supported(*arrays: Array | None) -> bool:
-    """True for arrays of one dtype that has kernels, on a GPU that has the instructions."""
-    names = {a.dtype.name for a in arrays if a is not None}
-    return len(names) == 1 and names <= {"float32", "bfloat16"} and properties().compute >= 80
+    """True for arrays of one dtype that has kernels, none of them empty, on a GPU that has the instructions."""
+    given = [a for a in arrays if a is not None]
+    names = {a.dtype.name for a in given}
+    known = len(names) == 1 and names <= {"float32", "bfloat16"}
+    return known and all(a.size for a in given) and properties().compute >= 80
 
 
 def aligned(x: Array) -> Array:
@@ -273,10 +275,7 @@ class TensorCores:
             "conv3x3.cu", "conv3x3_wgrad", (shares * blocks,), (256,),
             [x, dy, partial, plan.struct, i32(plan.tiles), i32(shares)], plan.wgrad_bytes(),
         )  # fmt: skip
-        dw = xp.empty(self.w.shape, self.w.dtype)
-        sizes = [i32(n) for n in (dw.shape[0], p.c, p.CO, p.CI, p.o, shares)]
-        launch("conv3x3.cu", "wgrad_finish", (-(-dw.size // 256),), (256,), [partial, dw, *sizes])
-        return dw
+        return _add_shares(partial, self.w, p.CI, p.CO, p.o)
 
     def _packed(self, transposed: bool) -> Array:
         """The weights as the kernel reads them, (packs, CO, 9, CI); turned for the input gradient."""
@@ -320,7 +319,7 @@ class Products:
         self.window = np.array(
             (N, H, W, C, groups, KH, KW, self.OH, self.OW, *stride, *padding, *dilation, ld), np.int32
         )
-        self.ld, self.weight_dtype = ld, w.dtype
+        self.ld, self.w = ld, w
         xp = array_module(w)
         filters = w.transpose(0, 2, 3, 1).reshape(self.O, KH * KW * c)  # (O, KH KW c): a filter's taps as in a column
         missing = self.K - filters.shape[1]
@@ -353,30 +352,27 @@ class Products:
         return dx
 
     def weight_gradient(self, x: Array, dy: Array) -> Array:
-        xp, (KH, KW), c = array_module(x), self.kernel, x.shape[3] // self.G
-        total = xp.zeros((self._shares(len(x)), self.O, self.K), np.float32)
+        # Where one product has fewer tiles (of about 128 x 128) than the GPU processors, several share the pixels.
+        tiles = -(-self.O // 128) * -(-self.K // 128)
+        most = max(1, properties().processors // tiles) if self.G == 1 else 1
+        partial = None
         for some in self._chunks(len(x)):
-            self._add_weight_gradient(self._columns(x[some]), dy[some], total)
-        dw = total.sum(axis=0)[:, : KH * KW * c].astype(self.weight_dtype)
-        return xp.ascontiguousarray(dw.reshape(self.O, KH, KW, c).transpose(0, 3, 1, 2))
+            images = len(x[some])
+            shares = max(n for n in range(1, images + 1) if images % n == 0 and n <= most)
+            first = partial is None
+            if first:  # later chunks add to it; the last one may be smaller, but must not have more shares
+                partial, most = array_module(x).empty((shares, self.O, self.K), np.float32), shares
+            self._weight_gradient(self._columns(x[some]), dy[some], partial, shares, accumulate=not first)
+        return _add_shares(partial, self.w, self.w.shape[1], self.O, self.O)
 
-    def _add_weight_gradient(self, columns: Array, dy: Array, total: Array) -> None:
-        """Add dyᵀ columns to `total` (shares, O, K): the batch of the product is the groups, or else the shares."""
-        o, rows = self.O // self.G, dy.size // self.O
-        batch, strides = self.G, (o, self.K, o * self.K)
-        if self.G == 1:
-            batch = self._shares(len(dy))
-            rows //= batch
-            strides = rows * self.O, rows * self.ld, self.O * self.K
+    def _weight_gradient(self, columns: Array, dy: Array, partial: Array, shares: int, accumulate: bool) -> None:
+        """Set `partial` (shares, O, K) to dyᵀ columns, or add it: the product's batch is the groups, or the shares."""
+        o, rows = self.O // self.G, dy.size // self.O // shares
+        strides = (o, self.K, o * self.K) if self.G > 1 else (rows * self.O, rows * self.ld, self.O * self.K)
         a = self._matrix(dy, self.O, strides[0], transposed=True)
         b = self._matrix(columns, self.ld, strides[1])
-        cublas.product(o, self.K, rows, a, b, self._matrix(total, self.K, strides[2]), batch, accumulate=True)
-
-    def _shares(self, N: int) -> int:
-        """Into how many equal parts the weight gradient's sum over N images is cut, so that all processors work."""
-        tiles_of_128 = -(-self.O // 128) * -(-self.K // 128)
-        wanted = properties().processors // tiles_of_128 if self.G == 1 else 1
-        return max(n for n in range(1, N + 1) if N % n == 0 and n <= max(wanted, 1))
+        c = self._matrix(partial, self.K, strides[2])
+        cublas.product(o, self.K, rows, a, b, c, shares * self.G, accumulate)
 
     def _chunks(self, N: int) -> Iterator[slice]:
         """Slices of the batch whose columns are built together."""
@@ -409,6 +405,17 @@ class Products:
         return cublas.Matrix(kernels.address(array), array.dtype.name, ld, stride, transposed)
 
 
+def _add_shares(partial: Array, w: Array, tap_length: int, CO: int, o: int) -> Array:
+    """dw, of w's shape and dtype, from its sums over shares of the pixels, (shares, filters, row); see filters.cu."""
+    filters, c, KH, KW = w.shape
+    dw = array_module(w).empty(w.shape, w.dtype)
+    shares = len(partial)
+    sizes = (filters, c, KH * KW, tap_length, partial.size // (shares * filters), CO, o, shares)
+    name = f"add_shares_{_suffix(dw)}"
+    launch("filters.cu", name, (-(-dw.size // 256),), (256,), [partial, dw, *map(i32, sizes)])
+    return dw
+
+
 # *** linear layer ***
 
 
@@ -418,7 +425,7 @@ class MatMul(basic.MatMul):
     @classmethod
     def accepts(cls, *arrays: Any, **options: Any) -> bool:
         a, b = arrays
-        return a.ndim == b.ndim == 2 and 0 not in (*a.shape, *b.shape) and _supported(a, b)
+        return a.ndim == b.ndim == 2 and _supported(a, b)
 
     def forward(self, a: Array, b: Array) -> Array:
         self.a, self.b = a, b
@@ -467,7 +474,7 @@ class CrossEntropy(loss.CrossEntropy):
 
 def add_gradients(a: Array, b: Array) -> Array:
     """a + b, as channels-last memory where both are images whose values fill whole vectors; see add.cu."""
-    if a.ndim != 4 or not _supported(a, b) or a.nbytes % VECTOR_BYTES or a.size == 0:
+    if a.ndim != 4 or not _supported(a, b) or a.nbytes % VECTOR_BYTES:
         return a + b
     a, b = pixels(a), pixels(b)
     out = array_module(a).empty_like(a)
