@@ -44,7 +44,7 @@ def main() -> None:
     command = ["--model", args.model, "--data", "shapes", "--batch-size", str(n * args.batch_size)]
     train_set, test_set = cifar.load("shapes", ".", limit_train=args.batch_size, limit_test=1)
     run = cifar.Run.start(cifar.configure(cifar.parser().parse_args(command)), train_set, test_set, ranks)
-    batch = cifar.prepare(run, np.arange(args.batch_size).repeat(n))
+    batch = cifar.prepare(run, np.arange(args.batch_size).repeat(n), step=0)
     step = seconds(ranks, lambda: cifar.train_step(run, batch, train_set.labels, 0.01, 1 / n))
     arrays = [t.data for _, t in run.model.named_tensors() if t.data.dtype == np.float32]  # gradients are as large
     packed = [np.empty_like(a) for a in arrays]

@@ -302,7 +302,7 @@ def test_a_folder_in_the_place_of_the_lock_is_told(tmp_path, capsys):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_no_number_stops_with_step_and_learning_rate(tmp_path, at_step, capsys, value):
-    at_step(5, lambda run: (value, 8))
+    at_step(5, lambda run: (value, np.zeros((8, 2))))
     assert tiny.train(tmp_path, "--save-every", "1") == cifar.FAILED
     error = capsys.readouterr().err
     assert f"the loss is {value} in epoch 2, step 2, at learning rate 0.02" in error

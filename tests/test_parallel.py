@@ -132,8 +132,7 @@ run.model.eval()
 for step in range(3):
     indices = np.arange(8 * step, 8 * step + 7)  # an odd number: shares of four and three images
     labels = ranks.share(train_set.labels[indices])
-    run.step = step
-    cifar.train_step(run, cifar.prepare(run, indices), labels, 0.02, ranks.count(7) / 7)
+    cifar.train_step(run, cifar.prepare(run, indices, step), labels, 0.02, ranks.count(7) / 7)
 np.savez(f"{sys.argv[1]}-{ranks.rank}.npz", **run.model.state_dict())
 """
 

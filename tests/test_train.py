@@ -114,7 +114,7 @@ def test_a_step_is_what_the_formulas_say(tmp_path):
     start = cifar.Run.start(config, train_set, test_set)
     order = np.random.default_rng((0, 0)).permutation(8)
     w = start.model.fc.weight.data.copy()
-    loss = F.cross_entropy(start.model(Tensor(cifar.prepare(start, order))), train_set.labels[order])
+    loss = F.cross_entropy(start.model(Tensor(cifar.prepare(start, order, 0))), train_set.labels[order])
     loss.backward()
     dw = start.model.fc.weight.grad + 0.01 * w
     assert_allclose(arrays["velocity:fc.weight"], dw, rtol=1e-4, atol=1e-7)
@@ -122,10 +122,22 @@ def test_a_step_is_what_the_formulas_say(tmp_path):
     assert_allclose(tiny.log(tmp_path)[0]["train_loss"], loss.item(), rtol=1e-5)
 
 
+def test_the_next_batch_is_made_before_the_results_are_waited_for(tmp_path, monkeypatch):
+    """So a GPU has work while Python crops images; the wait, `outcome`, comes last."""
+    events = []
+    for name in ("prepare", "train_step", "outcome"):
+        whole = getattr(cifar, name)
+        monkeypatch.setattr(cifar, name, lambda *a, name=name, whole=whole: events.append(name) or whole(*a))
+    assert tiny.train(tmp_path, "--epochs", "1") == 0
+    assert events == ["prepare", *["train_step", "prepare", "outcome"] * 2, "train_step", "outcome"]
+
+
 def test_every_epoch_shows_every_image_once_in_an_order_of_its_own(tmp_path, monkeypatch):
     seen = []
     prepare = cifar.prepare
-    monkeypatch.setattr(cifar, "prepare", lambda run, indices: seen.append(indices) or prepare(run, indices))
+    monkeypatch.setattr(
+        cifar, "prepare", lambda run, indices, step: seen.append(indices) or prepare(run, indices, step)
+    )
     assert tiny.train(tmp_path, "--epochs", "2") == 0
     assert [len(indices) for indices in seen] == [8, 8, 6] * 2
     first, second = (np.concatenate(seen[i : i + 3]) for i in (0, 3))

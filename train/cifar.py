@@ -242,13 +242,13 @@ def _on_device(dataset: Dataset, device: str) -> Dataset:
 # ------------------------------------------------------------------------------------------------- one step
 
 
-def prepare(run: Run, indices: np.ndarray) -> Array:
+def prepare(run: Run, indices: np.ndarray, step: int) -> Array:
     """This rank's share of the augmented batch of one step, (N, 3, H, W).
 
     Random numbers depend on seed, epoch and step alone: every rank augments the whole batch, then takes its share.
     """
     config, r, train_set = run.config, run.config.recipe, run.train_set
-    rng = np.random.default_rng((config.seed, run.epoch, run.step))
+    rng = np.random.default_rng((config.seed, run.epoch, step))
     images = train_set.images[to_device(indices, config.device)]
     batch = augment.normalise(images, run.mean, run.std, float_dtype(config.dtype, config.device))
     flips = None
@@ -259,15 +259,21 @@ def prepare(run: Run, indices: np.ndarray) -> Array:
     return run.ranks.share(batch)
 
 
-def train_step(run: Run, batch: Array, labels: np.ndarray, lr: float, share: float = 1.0) -> tuple[float, int]:
-    """One step of gradient descent; return mean loss and number of errors of this rank's `share` of the batch."""
+def train_step(run: Run, batch: Array, labels: np.ndarray, lr: float, share: float = 1.0) -> tuple[Array, Array]:
+    """One step of gradient descent on this rank's `share` of the batch; return the mean loss and the logits.
+
+    On a GPU it returns when the work is handed over, long before it is done.
+    """
     if run.graph is None:
-        loss, logits = update(run, batch, labels, lr, share)
-    else:  # whatever changes from step to step goes into a graph as an array on the device
-        there = (to_device(a, run.config.device) for a in (labels.astype(np.int64), np.array([lr], np.float32)))
-        loss, logits = run.graph(batch, *there)
-    errors = int((to_numpy(logits).argmax(axis=1) != labels).sum())
-    return float(loss), errors
+        return update(run, batch, labels, lr, share)
+    # Whatever changes from step to step goes into a graph as an array on the device.
+    there = (to_device(a, run.config.device) for a in (labels.astype(np.int64), np.array([lr], np.float32)))
+    return run.graph(batch, *there)
+
+
+def outcome(loss: Array, logits: Array, labels: np.ndarray) -> tuple[float, int]:
+    """Wait for a step's results; return its mean loss and how many images it took for another class."""
+    return float(loss), int((to_numpy(logits).argmax(axis=1) != labels).sum())
 
 
 def update(run: Run, batch: Array, labels: Array, lr: float | Array, share: float = 1.0) -> tuple[Array, Array]:
@@ -325,14 +331,20 @@ def train_epoch(run: Run, after_step: Callable[[Run], None]) -> dict[str, float]
     run.model.train()
     title = f"epoch {run.epoch + 1}/{config.recipe.epochs}"
     quiet = None if run.ranks.rank == 0 else True  # None: no bar where standard error is no terminal
+    batches = [order[i : i + config.batch_size] for i in range(0, len(train_set), config.batch_size)]
+    batch = prepare(run, batches[run.step], run.step) if run.step < steps else None
     with tqdm(total=steps, initial=run.step, desc=title, unit="step", disable=quiet, leave=False) as bar:
         while run.step < steps:
             begin = time.perf_counter()
-            indices = order[run.step * config.batch_size : (run.step + 1) * config.batch_size]
+            indices = batches[run.step]
             lr = schedule(run.epoch + run.step / steps)
             labels = run.ranks.share(train_set.labels[indices])
             mine = run.ranks.count(len(indices))
-            mean_loss, errors = train_step(run, prepare(run, indices), labels, lr, mine / len(indices))
+            results = train_step(run, batch, labels, lr, mine / len(indices))
+            ahead = run.step + 1
+            if ahead < steps:  # the next batch, while a GPU is still at work on this one
+                batch = prepare(run, batches[ahead], ahead)
+            mean_loss, errors = outcome(*results, labels)
             total_loss, total_errors = run.ranks.add(mean_loss * mine, errors if mine else 0)
             if not math.isfinite(total_loss):
                 raise TrainingError(
