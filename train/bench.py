@@ -28,7 +28,7 @@ import numpy as np
 import minigrad
 from minigrad import Tensor, no_grad, optim
 from minigrad import functional as F
-from minigrad.backend import DeviceError, cupy, float_dtype, synchronize, to_device
+from minigrad.backend import DeviceError, cupy, default_dtype, float_dtype, synchronize, to_device
 from minigrad.tensor import Function
 from resnext import ResNeXt, create
 
@@ -40,10 +40,16 @@ MINIGRAD = "minigrad"
 RECIPE: dict[str, Any] = {"lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4, "nesterov": True}
 
 
-def torch_modes(dtype: str) -> list[str]:
-    """PyTorch's ways to run the network: those of the asked precision, then bfloat16 beside float32."""
-    modes = [f"torch eager NCHW {dtype}", f"torch eager channels_last {dtype}", f"torch compile channels_last {dtype}"]
-    return modes + (["torch compile channels_last bfloat16"] if dtype == "float32" else [])
+def torch_modes(dtype: str, device: str) -> list[str]:
+    """PyTorch's ways to run the network: those of the asked precision, then on a CPU bfloat16 beside float32.
+
+    On a GPU only channels_last, which tensor cores want: trying out algorithms for another layout takes cuDNN minutes.
+    """
+    modes = [f"torch eager channels_last {dtype}", f"torch compile channels_last {dtype}"]
+    if device == "cpu":
+        modes = [f"torch eager NCHW {dtype}", *modes]
+        modes += ["torch compile channels_last bfloat16"] if dtype == "float32" else []
+    return modes
 
 
 # ------------------------------------------------------------------------------------ the work of one process
@@ -55,8 +61,13 @@ def batch_of(size: int, image: int) -> tuple[np.ndarray, np.ndarray]:
     return rng.standard_normal((size, 3, image, image), np.float32), rng.integers(0, 10, size)
 
 
+def in_a_row(device: str) -> int:
+    """How many steps are timed together: on a GPU several, so that Python can issue the next ones while one runs."""
+    return 1 if device == "cpu" else 10
+
+
 class Minigrad:
-    """The network in minigrad: `train()` and `forward()` do one step; both return when the work is done."""
+    """The network in minigrad: `train()` and `forward()` do `in_a_row` steps and return when the work is done."""
 
     def __init__(self, args: argparse.Namespace):
         if args.device == "cpu" and args.threads and hasattr(minigrad, "fast"):
@@ -89,13 +100,15 @@ class Minigrad:
 
     def train(self) -> None:
         self.model.train()
-        self.step(self.images.data, self.labels)
+        for _ in range(in_a_row(self.device)):
+            self.step(self.images.data, self.labels)
         synchronize(self.device)
 
     def forward(self) -> None:
         self.model.eval()
         with no_grad():
-            self.model(self.images)
+            for _ in range(in_a_row(self.device)):
+                self.model(self.images)
         synchronize(self.device)
 
     def peak_memory(self) -> int:
@@ -106,11 +119,12 @@ class Minigrad:
 
     def layers(self) -> dict[str, float]:
         """Seconds of one eager training step by kind of layer, forward and backward."""
-        self.step = self.update
-        self.train()
+        self.model.train()
+        self.update(self.images.data, self.labels)
         with layer_times(self.device) as times:
             start = time.perf_counter()
-            self.train()
+            self.update(self.images.data, self.labels)
+            synchronize(self.device)
             times["everything else"] = time.perf_counter() - start - sum(times.values())
         return dict(times)
 
@@ -148,17 +162,19 @@ class Torch:
 
     def train(self) -> None:
         self.model.train()
-        self.optimizer.zero_grad(set_to_none=True)
-        with self.autocast():
-            loss = self.torch.nn.functional.cross_entropy(self.run(self.images), self.labels)
-        loss.backward()
-        self.optimizer.step()
+        for _ in range(in_a_row(self.device)):
+            self.optimizer.zero_grad(set_to_none=True)
+            with self.autocast():
+                loss = self.torch.nn.functional.cross_entropy(self.run(self.images), self.labels)
+            loss.backward()
+            self.optimizer.step()
         self.wait()
 
     def forward(self) -> None:
         self.model.eval()
         with self.torch.no_grad(), self.autocast():
-            self.run(self.images)
+            for _ in range(in_a_row(self.device)):
+                self.run(self.images)
         self.wait()
 
     def wait(self) -> None:
@@ -289,7 +305,7 @@ class Worker:
 
 def measure(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
     """Run all modes in turns and return the figures as a dictionary, ready for JSON."""
-    modes = [MINIGRAD] + (torch_modes(args.dtype) if args.versus else [])
+    modes = [MINIGRAD] + (torch_modes(args.dtype, args.device) if args.versus else [])
     workers: list[Worker] = []
     figures: dict[str, dict[str, Any]] = {mode: {} for mode in modes}
     try:
@@ -311,7 +327,7 @@ def measure(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, A
                     worker.ask(command)  # not timed: its threads and caches have been idle during the others' turns
                     seconds[worker.mode].append(worker.ask(command))
             for mode in modes:
-                figures[mode] |= speeds(command, seconds[mode], args.batch_size)
+                figures[mode] |= speeds(command, seconds[mode], args.batch_size * in_a_row(args.device))
         versions: dict[str, Any] = {"python": platform.python_version()}
         for worker in workers[:2]:
             versions |= worker.ask("describe")
@@ -374,7 +390,8 @@ def sweep(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any
             row: dict[str, Any] = {"batch_size": batch, "image_size": image}
             for command in ("train", "forward"):
                 worker.ask(command)
-                row |= speeds(command, [worker.ask(command) for _ in range(args.rounds)], batch)
+                images = batch * in_a_row(args.device)
+                row |= speeds(command, [worker.ask(command) for _ in range(args.rounds)], images)
             rows.append(row)
     finally:
         worker.stop()
@@ -391,24 +408,24 @@ def table(result: dict[str, Any]) -> str:
         f"{result['model']}, batch {result['batch_size']}, images of {result['image_size']} pixels, {result['dtype']}",
         f"{result['hardware']}; {versions}",
         "",
-        f"{'images/s, median (lowest to highest)':38}{'training':>24}{'forward':>24}{'peak memory':>14}",
+        f"{'images/s, median (lowest to highest)':42}{'training':>26}{'forward':>26}{'peak memory':>14}",
     ]
     versus = result.get("versus", {})
     rows = {MINIGRAD: result} | {mode: row for mode, row in versus.items() if isinstance(row, dict)}
     for mode, row in rows.items():
         cells = [spread(row["train_rounds"]), spread(row["forward_rounds"])]
         memory = f"{row['peak_memory_bytes'] / 2**20:,.0f} MiB"
-        lines.append(f"{mode:38}{cells[0]:>24}{cells[1]:>24}{memory:>14}")
+        lines.append(f"{mode:42}{cells[0]:>26}{cells[1]:>26}{memory:>14}")
     for name, what in (("ratio", "training"), ("forward_ratio", "forward")):
         if name in versus:
             low, high = versus[f"{name}_spread"]
             against = versus[f"{name}_against"]
             lines.append(f"{what}: {versus[name]:.2f} times {against} ({low:.2f} to {high:.2f} in the rounds)")
-    lines += ["", f"{'one training step by kind of layer':38}{'ms':>10}{'share':>8}"]
+    lines += ["", f"{'one training step by kind of layer':42}{'ms':>10}{'share':>8}"]
     total = sum(result["layers"].values())
     for kind, seconds in sorted(result["layers"].items(), key=lambda item: -item[1]):
         if seconds >= total / 200:
-            lines.append(f"{kind:38}{seconds * 1e3:10.1f}{seconds / total:8.1%}")
+            lines.append(f"{kind:42}{seconds * 1e3:10.1f}{seconds / total:8.1%}")
     return "\n".join(lines)
 
 
@@ -442,9 +459,9 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="python -m train.bench", description="Measure speed and memory of a network.")
     p.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     p.add_argument("--model", default="resnext29_8x64d", help="a name that resnext.create knows")
-    p.add_argument("--batch-size", type=positive, default=32, metavar="N")
+    p.add_argument("--batch-size", type=positive, metavar="N", help="default 32; on cuda 128")
     p.add_argument("--image-size", type=positive, default=32, metavar="N", help="pixels along each side (default 32)")
-    p.add_argument("--dtype", default="float32", choices=("float32", "float64", "bfloat16"))
+    p.add_argument("--dtype", choices=("float32", "float64", "bfloat16"), help="default float32; on cuda bfloat16")
     p.add_argument("--threads", type=positive, metavar="N", help="default: the cores this process may use")
     p.add_argument("--rounds", type=positive, default=5, metavar="N", help="turns that are measured (default 5)")
     p.add_argument("--versus", choices=("torch",), help="run the same network in PyTorch, in turns")
@@ -455,11 +472,12 @@ def parser() -> argparse.ArgumentParser:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raise ValueError for what cannot be measured here, before anything starts."""
+    """Fill in what depends on the device; raise ValueError for what cannot be measured here, before anything starts."""
     network = create(args.model)
+    to_device(np.zeros(1), args.device)
+    args.dtype = args.dtype or default_dtype(args.device)
+    args.batch_size = args.batch_size or (32 if args.device == "cpu" else 128)
     float_dtype(args.dtype, args.device)
-    if args.device != "cpu":
-        to_device(np.zeros(1), args.device)
     if args.versus and args.sweep:
         raise ValueError("--sweep measures minigrad alone: leave out --versus")
     if args.versus and args.dtype == "float64":

@@ -31,7 +31,7 @@ from tqdm import tqdm
 import minigrad
 from minigrad import Parameter, Tensor, no_grad, optim
 from minigrad import functional as F
-from minigrad.backend import Array, DeviceError, float_dtype, is_float, synchronize, to_device, to_numpy
+from minigrad.backend import Array, DeviceError, default_dtype, float_dtype, is_float, synchronize, to_device, to_numpy
 from minigrad.nn import Module
 from minigrad.weights import write_atomically
 from resnext import create
@@ -503,7 +503,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--epochs", type=int, help="passes over the data (default: the recipe's)")
     p.add_argument("--batch-size", type=int, metavar="N", help="images a step, of all ranks (default: 128; quick: 32)")
     p.add_argument("--seed", type=int, metavar="N", help="of weights, order and augmentation (default: 0)")
-    p.add_argument("--dtype", choices=("float32", "float64", "bfloat16"), help="of activations (default: float32)")
+    p.add_argument(
+        "--dtype",
+        choices=("float32", "float64", "bfloat16"),
+        help="of activations (default: float32; on cuda bfloat16, from Ampere on)",
+    )
     p.add_argument("--limit-train", type=int, metavar="N", help="use the first N training images only")
     p.add_argument("--limit-test", type=int, metavar="N", help="use the first N test images only")
     p.add_argument(
@@ -548,7 +552,7 @@ def configure(args: argparse.Namespace, base: Config | None = None) -> Config:
     data = args.data or (base.data if base else defaults["data"])
     name = args.recipe or ("quick" if data == "shapes" else "paper")
     recipe = base.recipe if base and not args.recipe else RECIPES[name]
-    base = base or Config(data, defaults["model"], recipe, batch_size=BATCH_SIZE[name])
+    base = base or Config(data, defaults["model"], recipe, dtype=default_dtype(device), batch_size=BATCH_SIZE[name])
     given = {name: value for name, value in vars(args).items() if value is not None} | {"device": device}
     given["recipe"] = replace(recipe, **{f.name: given[f.name] for f in fields(Recipe) if f.name in given})
     config = replace(base, **{f.name: given[f.name] for f in fields(Config) if f.name in given})

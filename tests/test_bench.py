@@ -1,0 +1,80 @@
+"""train.bench: what it measures, what it prints and what it refuses. The figures themselves are nobody's test."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from minigrad import backend
+from train import bench
+
+SMALL = ["--model", "resnext11_4x4d_w16", "--batch-size", "2", "--rounds", "2", "--threads", "1"]
+
+
+def test_the_figures_of_a_network(tmp_path, capsys):
+    file = tmp_path / "figures.json"
+    assert bench.main([*SMALL, "--image-size", "16", "--json", str(file)]) == 0
+    result = json.loads(file.read_text())
+    assert (result["model"], result["device"], result["dtype"]) == ("resnext11_4x4d_w16", "cpu", "float32")
+    assert (result["batch_size"], result["image_size"]) == (2, 16)
+    for name in ("train", "forward"):
+        rounds = result[f"{name}_rounds"]
+        assert len(rounds) == 2 and min(rounds) > 0
+        assert min(rounds) <= result[f"{name}_images_per_second"] <= max(rounds)
+    assert result["peak_memory_bytes"] > 20 << 20, "Python and NumPy alone take more"
+    step = 2 / result["train_images_per_second"]
+    assert 0.2 * step < sum(result["layers"].values()) < 50 * step
+    assert {"Conv2d 3x3, 4 groups, forward", "BatchNormReLU, backward", "everything else"} <= set(result["layers"])
+    printed = capsys.readouterr().out
+    assert printed.startswith("resnext11_4x4d_w16, batch 2, images of 16 pixels, float32\n")
+    assert "one training step by kind of layer" in printed
+
+
+def test_a_sweep(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(bench, "BATCHES", (1, 3))
+    file = tmp_path / "sweep.json"
+    assert bench.main([*SMALL, "--image-size", "16", "--sweep", "batch", "--json", str(file)]) == 0
+    assert [row["batch_size"] for row in json.loads(file.read_text())["sweep"]] == [1, 3]
+    assert "3" in capsys.readouterr().out
+
+
+def test_the_ratio_is_to_the_fastest_mode_in_the_same_round():
+    own = {"train_rounds": [10.0, 12.0, 30.0], "forward_rounds": [1.0, 1.0, 1.0]}
+    slow = {"train_rounds": [1.0] * 3, "train_images_per_second": 1.0}
+    fast = {"train_rounds": [5.0, 4.0, 20.0], "train_images_per_second": 5.0}
+    for mode in (slow, fast):
+        mode |= {"forward_rounds": [2.0] * 3, "forward_images_per_second": 2.0}
+    found = bench.ratios(own, {"slow": slow, "fast": fast})
+    assert (found["ratio"], found["ratio_against"], found["ratio_spread"]) == (2.0, "fast", [1.5, 3.0])
+    assert found["forward_ratio"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--model", "resnext29_8x64"], "there is no network 'resnext29_8x64'"),
+        (["--device", "tpu"], "unknown device 'tpu'"),
+        (["--dtype", "bfloat16"], "bfloat16 is computed on CUDA devices only"),
+        (["--versus", "torch", "--sweep", "batch"], "--sweep measures minigrad alone"),
+        (["--versus", "torch", "--dtype", "float64"], "--versus compares in float32 or bfloat16"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_in_one_sentence(capsys, options, sentence):
+    assert bench.main(options) == bench.USAGE
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err.count("\n")) == ("", 1) and sentence in printed.err
+
+
+@pytest.mark.parametrize(("capability", "dtype"), [("75", "float32"), ("80", "bfloat16"), ("90", "bfloat16")])
+def test_a_gpu_measures_as_it_trains(monkeypatch, capability, dtype):
+    """bfloat16 where tensor cores multiply it, batches of 128, several steps in a row."""
+    device = SimpleNamespace(compute_capability=capability)
+    gpu = SimpleNamespace(cuda=SimpleNamespace(Device=lambda index: device))
+    monkeypatch.setattr(backend, "cupy", lambda: gpu)
+    monkeypatch.setattr(bench, "to_device", lambda array, device: array)
+    args = bench.parser().parse_args(["--device", "cuda:0", "--model", "resnext11_4x4d_w16"])
+    bench.check(args)
+    assert (args.dtype, args.batch_size, bench.in_a_row(args.device)) == (dtype, 128, 10)
+    assert bench.in_a_row("cpu") == 1
+    modes = bench.torch_modes(args.dtype, args.device)
+    assert modes == [f"torch {kind} channels_last {dtype}" for kind in ("eager", "compile")]
