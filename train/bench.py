@@ -43,7 +43,7 @@ RECIPE: dict[str, Any] = {"lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4, "ne
 def torch_modes(dtype: str, device: str) -> list[str]:
     """PyTorch's ways to run the network: those of the asked precision, then on a CPU bfloat16 beside float32.
 
-    On a GPU only channels_last, which tensor cores want: trying out algorithms for another layout takes cuDNN minutes.
+    On a GPU only channels_last, the order that tensor cores want.
     """
     modes = [f"torch eager channels_last {dtype}", f"torch compile channels_last {dtype}"]
     if device == "cpu":
