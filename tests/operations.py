@@ -180,7 +180,7 @@ def normalisation(call, name):
         return lambda: call(*tensors, mean, var, training, **options)
 
     return Operation(
-        lambda x, w, b: call(x, w, b, *(s.copy() for s in statistics), True),
+        lambda x, w, b: call(x, w, b, *(Tensor(s, device=x.device) for s in statistics), True),
         lambda: [distinct(0, 4, 3, 2, 5), normal(1, 3), normal(2, 3)],
         [
             (bad(x=(4, 2)), ValueError, r"2 channels need a weight of shape \(2,\), got \(3,\)"),
@@ -286,7 +286,7 @@ OPERATIONS = {
         view=True,
     ),
     "to": Operation(
-        lambda x: x.to("cpu", np.float64),
+        lambda x: x.to(x.device, np.float64),
         lambda: [normal(0, 2, 3)],
         [
             (lambda: T(2).to(dtype="int64"), ValueError, "dtype int64 is not one that minigrad computes in"),

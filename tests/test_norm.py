@@ -12,6 +12,7 @@ from strategies import normal, positive, seeds, sizes
 
 import minigrad.functional as F
 from minigrad import Tensor, gradcheck
+from minigrad.ops import norm
 
 
 @dataclass
@@ -179,3 +180,13 @@ def test_momentum_0_keeps_and_momentum_1_replaces_the_running_statistics(operati
     operation(x, ones, ones, mean, var, True, momentum=1.0)
     assert_allclose(mean, x.data.mean(axis=0), rtol=1e-13)
     assert_allclose(var, x.data.var(axis=0, ddof=1), rtol=1e-13)
+
+
+@pytest.mark.parametrize("operation", [F.batch_norm, F.batch_norm_relu])
+def test_running_statistics_on_another_device_are_refused(operation, monkeypatch):
+    """They are changed in place, so a copy on the input's device would not do."""
+    x, ones = Tensor(normal(0, 8, 2)), Tensor(np.ones(2))
+    mean, var = np.zeros(2), np.ones(2)
+    monkeypatch.setattr(norm, "device_of", lambda array: "cuda" if array is var else "cpu")
+    with pytest.raises(ValueError, match="the input is on cpu, running_var on cuda: move one"):
+        operation(x, ones, ones, mean, var, True)

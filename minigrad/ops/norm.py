@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..backend import Array, array_module
+from ..backend import Array, array_module, device_of
 from ..tensor import Function, Tensor
 
 
@@ -107,6 +107,9 @@ def _arguments(
         shape = getattr(value, "shape", value)
         if shape != (C,) and (value is not None or name in ("weight", "bias")):
             raise ValueError(f"batch_norm: {C} channels need a {name} of shape ({C},), got {shape}")
+    for name, statistic in (("running_mean", mean), ("running_var", var)):
+        if statistic is not None and device_of(statistic) != x.device:  # it is changed in place, so never copied
+            raise ValueError(f"batch_norm: the input is on {x.device}, {name} on {device_of(statistic)}: move one")
     momentum, eps = options["momentum"], options["eps"]
     if not (0 <= momentum <= 1 and eps >= 0):
         raise ValueError(f"batch_norm needs 0 <= momentum <= 1 and eps >= 0, got momentum {momentum} and eps {eps}")
@@ -132,8 +135,8 @@ def batch_norm(
     y = weight (x - μ) / √(σ² + eps) + bias. In training μ and σ² are the batch's mean and biased variance, and the
     running statistics move in place: running = (1 - momentum) running + momentum batch, with the unbiased variance
     (Ioffe & Szegedy, ICML 2015, with PyTorch's conventions). In evaluation μ and σ² are the running statistics. These
-    may be tensors, arrays or, in training, None. Raises ValueError for shapes that do not fit and, in training, for one
-    value per channel.
+    may be tensors, arrays or, in training, None. Raises ValueError for shapes and devices that do not fit and, in
+    training, for one value per channel.
     """
     options = _arguments(x, weight, bias, running_mean, running_var, training, {"momentum": momentum, "eps": eps})
     return BatchNorm.apply(x, weight, bias, **options)
