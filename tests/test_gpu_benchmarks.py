@@ -6,8 +6,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+import minigrad
+from train import bench
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -81,3 +85,31 @@ def test_the_report_says_what_is_missing(tmp_path, capsys):
     assert "No figures" in report.report(tmp_path)
     assert report.main([str(tmp_path / "nowhere")]) == 2
     assert "usage" in capsys.readouterr().err
+
+
+def test_a_timed_step_on_a_gpu_is_a_replay_and_all_its_memory_counts(monkeypatch):
+    """A graph's first calls are eager and one captures, in a memory pool of the graph's own."""
+    graph = minigrad.fast.graph
+    calls = []
+
+    class FakeGraph:
+        def __init__(self, step):
+            self.pool = SimpleNamespace(total_bytes=lambda: 5)
+
+        def __call__(self, *arrays):
+            calls.append(arrays)
+
+    pool = SimpleNamespace(total_bytes=lambda: 3)
+    monkeypatch.setattr(graph, "Graph", FakeGraph)
+    for name, value in (
+        ("Tensor", lambda array, **options: SimpleNamespace(data=array)),
+        ("to_device", lambda array, device: array),
+        ("synchronize", lambda device: None),
+        ("cupy", lambda: SimpleNamespace(get_default_memory_pool=lambda: pool)),
+    ):
+        monkeypatch.setattr(bench, name, value)
+    worker = object.__new__(bench.Minigrad)
+    worker.device, worker.dtype, worker.model = "cuda", "float32", SimpleNamespace(train=lambda: None)
+    worker.use(2, 8)
+    assert len(calls) == graph.EAGER_CALLS + 1
+    assert worker.peak_memory() == 8
