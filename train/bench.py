@@ -86,10 +86,8 @@ class Minigrad:
         self.step: Callable[..., Any] = self.update
         self.graph: Any = None
         if self.device != "cpu" and self.dtype != "float64" and hasattr(minigrad, "fast"):
-            graph = minigrad.fast.graph
-            self.step = self.graph = graph.Graph(self.update)  # as in train.cifar
-            for _ in range(graph.EAGER_CALLS + 1):  # the last one captures: what is timed later are replays
-                self.train()
+            self.step = self.graph = minigrad.fast.graph.Graph(self.update)  # as in train.cifar
+            self.train()  # the first steps are eager and one is captured: what is timed later are replays
 
     def update(self, images: Any, labels: Any) -> tuple[Any]:
         """Forward, backward and the optimiser's step."""
