@@ -87,7 +87,7 @@ def compile_text(name: str, text: str, kernels: Sequence[str]) -> HostModule:
     """Compile a kernel file's text with the shim and load it; RuntimeError with the compiler's messages."""
     exports = "\n".join(f"SHIM_EXPORT({kernel})" for kernel in kernels)
     with tempfile.TemporaryDirectory() as folder:
-        source, library = Path(folder, f"{name}.cpp"), Path(folder, f"{name}.so")
+        source, object_file, library = (Path(folder, f"{name}{suffix}") for suffix in (".cpp", ".o", ".so"))
         source.write_text(f'#include "cuda_shim.h"\n{text}\n{exports}\n')
         # -ffp-contract=off: a fused multiply-add happens where the kernel says fmaf, nowhere else. No fortified
         # longjmp: it takes a jump to another stack for an attack. A vector access at a crooked address, which a GPU
@@ -99,13 +99,17 @@ def compile_text(name: str, text: str, kernels: Sequence[str]) -> HostModule:
             "-fno-strict-aliasing",
             "-fsanitize=alignment",
             "-fsanitize-undefined-trap-on-error",
+            "-fsanitize=thread",
+            "-fvisibility=hidden",
             "-U_FORTIFY_SOURCE",
-            "-shared",
             "-fPIC",
             "-w",
         ]
-        command = [str(compiler()), *flags, f"-I{SHIM}", str(source), "-o", str(library)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
-        if done.returncode:
-            raise RuntimeError(f"{name} does not compile for the CPU:\n{done.stderr[:4000]}")
+        for command in (
+            [str(compiler()), *flags, f"-I{SHIM}", "-c", str(source), "-o", str(object_file)],
+            [str(compiler()), "-shared", str(object_file), "-o", str(library)],
+        ):
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+            if done.returncode:
+                raise RuntimeError(f"{name} does not compile for the CPU:\n{done.stderr[:4000]}")
         return HostModule(ctypes.CDLL(str(library)))

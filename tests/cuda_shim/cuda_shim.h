@@ -6,14 +6,16 @@
 // before each block and has a guard behind it. Two schedules bring out what real hardware's freedom would:
 //   schedule 0: warps side by side in rising order; asynchronous copies land as late as permitted (when waited for)
 //   schedule 1: warps in falling order, each as far ahead as barriers let it; asynchronous copies land at once
-// A missing barrier or wait shows as a difference between the two or as NaN. What this cannot show: memory coalescing,
-// speed, instructions whose real behaviour differs from the PTX ISA's text, races that neither schedule provokes.
+// Beside the values, watch.h looks at each load and store: two threads that touch the same bytes without a barrier
+// between them are a race, whatever values came out. What this cannot show: memory coalescing, speed, instructions whose
+// real behaviour differs from the PTX ISA's text, a race on a path that no test takes.
 #pragma once
 #include <csetjmp>
 #include <cstdio>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <algorithm>
 #include <functional>
 #include <memory>
 #include <string>
@@ -22,6 +24,7 @@
 #include <vector>
 #include <ucontext.h>
 
+#define SHIM_VISIBLE extern "C" __attribute__((visibility("default")))
 #define __global__
 #define __device__
 #define __host__
@@ -34,8 +37,12 @@ struct uint3 {
     unsigned int x, y, z;
 };
 using dim3 = uint3;
-static uint3 threadIdx, blockIdx;
-static dim3 blockDim, gridDim;
+// Not zero at first, so that among the variables that are (from __bss_start to _end, says the linker), kernels use none
+// but those that they call __shared__.
+static uint3 threadIdx{1, 1, 1}, blockIdx{1, 1, 1};
+static dim3 blockDim{1, 1, 1}, gridDim{1, 1, 1};
+extern unsigned char __bss_start[] __attribute__((visibility("hidden")));
+extern unsigned char _end[] __attribute__((visibility("hidden")));
 
 inline float __uint_as_float(unsigned int bits) {
     float value;
@@ -55,7 +62,7 @@ namespace shim {
 
 constexpr unsigned int WARP = 32;
 constexpr size_t STACK_BYTES = 64 << 10, GUARD_BYTES = 256;
-enum State { READY, AT_BLOCK_BARRIER, AT_WARP_BARRIER, DONE };
+enum State { READY, AT_BLOCK_BARRIER, AT_WARP_BARRIER, AT_WARP_INSTRUCTION, DONE };
 
 struct Copy {
     void* to;
@@ -71,6 +78,7 @@ struct Fiber {
     uint3 index{};
     void* deposit = nullptr;                // a warp-wide instruction's operands, on the fiber's own stack
     std::vector<std::vector<Copy>> copies;  // the open group is the last one
+    unsigned int warp_barriers = 0;         // passed so far
     std::unique_ptr<char[]> stack;
 };
 
@@ -78,25 +86,30 @@ static std::vector<Fiber> fibers;
 static unsigned int current;
 static jmp_buf scheduler;
 static ucontext_t scheduler_context;
-static std::function<void()> kernel;
+static const std::function<void()>* kernel;
 static std::string error;
 static bool late_copies;
 static std::vector<unsigned char> shared_memory;
 static long long bank_conflicts;
-static std::vector<std::pair<const char*, const char*>> arrays;  // where the launch's array arguments begin and end
 
 inline void fail(const std::string& message) {
     if (error.empty()) error = message;
 }
 
+}  // namespace shim
+#include "watch.h"
+namespace shim {
+
 // Hand over to the scheduler in the given state; returns when the barrier has opened.
 inline void wait_as(State state) {
+    Quiet quiet;
     fibers[current].state = state;
     if (_setjmp(fibers[current].resume) == 0) _longjmp(scheduler, 1);
 }
 
-inline void run_fiber() {
-    kernel();
+UNWATCHED inline void run_fiber() {
+    (*kernel)();
+    Quiet quiet;
     fibers[current].state = DONE;
     _longjmp(scheduler, 1);
 }
@@ -106,7 +119,13 @@ inline void switch_to(unsigned int thread) {
     Fiber& fiber = fibers[thread];
     current = thread;
     threadIdx = fiber.index;
-    if (_setjmp(scheduler) != 0) return;
+    now.thread = thread;
+    now.warp_barriers = fiber.warp_barriers;
+    if (_setjmp(scheduler) != 0) {
+        watching = false;
+        return;
+    }
+    watching = true;
     if (fiber.started) _longjmp(fiber.resume, 1);
     fiber.started = true;
     getcontext(&fiber.first_entry);
@@ -132,8 +151,12 @@ inline bool run_warp(unsigned int first, unsigned int end, bool falling) {
         moved = true;
         switch_to(thread);
     }
-    if (all_in(first, end, AT_WARP_BARRIER))
-        for (unsigned int lane = first; lane < end; ++lane) fibers[lane].state = READY;
+    for (State barrier : {AT_WARP_BARRIER, AT_WARP_INSTRUCTION})
+        if (all_in(first, end, barrier))
+            for (unsigned int lane = first; lane < end; ++lane) {
+                fibers[lane].state = READY;
+                fibers[lane].warp_barriers += barrier == AT_WARP_BARRIER;
+            }
     return moved;
 }
 
@@ -143,6 +166,7 @@ inline void run_block(unsigned int threads, bool ahead) {
         fiber.started = false;
         fiber.state = READY;
         fiber.copies.assign(1, {});
+        fiber.warp_barriers = 0;
         fiber.index = {i % blockDim.x, i / blockDim.x % blockDim.y, i / (blockDim.x * blockDim.y)};
     }
     unsigned int warps = (threads + WARP - 1) / WARP;
@@ -160,6 +184,7 @@ inline void run_block(unsigned int threads, bool ahead) {
             waiting |= fibers[i].state == AT_BLOCK_BARRIER;
             only_barrier &= fibers[i].state == AT_BLOCK_BARRIER || fibers[i].state == DONE;
         }
+        now.block_barriers += waiting && only_barrier;
         if (waiting && only_barrier)
             for (unsigned int i = 0; i < threads; ++i) {
                 if (fibers[i].state == DONE) fail("a thread returned while others wait at __syncthreads");
@@ -170,50 +195,58 @@ inline void run_block(unsigned int threads, bool ahead) {
     }
 }
 
+inline unsigned char* dynamic_shared() {
+    Quiet quiet;
+    auto address = reinterpret_cast<uintptr_t>(shared_memory.data());
+    return reinterpret_cast<unsigned char*>((address + 127) / 128 * 128);
+}
+
 inline void launch(const unsigned int* grid, const unsigned int* block, size_t shared_bytes, int schedule,
                    std::function<void()> body) {
     gridDim = {grid[0], grid[1], grid[2]};
     blockDim = {block[0], block[1], block[2]};
     unsigned int threads = blockDim.x * blockDim.y * blockDim.z;
-    kernel = std::move(body);
+    kernel = &body;
     late_copies = schedule == 0;
     while (fibers.size() < threads) {
         fibers.emplace_back();
         fibers.back().stack.reset(new char[STACK_BYTES]);
     }
     shared_memory.resize(shared_bytes + GUARD_BYTES + 128);
+    watch(dynamic_shared(), dynamic_shared() + shared_bytes, true);
+    watch(__bss_start, _end, true);
     for (unsigned int z = 0; z < gridDim.z; ++z)
         for (unsigned int y = 0; y < gridDim.y; ++y)
             for (unsigned int x = 0; x < gridDim.x; ++x) {
                 if (!error.empty()) return;
                 blockIdx = {x, y, z};
+                now.block = (z * gridDim.y + y) * gridDim.x + x;
+                now.block_barriers = 0;
                 std::memset(shared_memory.data(), 0xff,
                             shared_memory.size());  // 0xffff is a NaN in bf16 and in float32
+                for (int i = 0; i < region_count; ++i)
+                    if (regions[i].shared) regions[i].forget();
                 run_block(threads, schedule == 1);
                 for (size_t i = shared_memory.size() - GUARD_BYTES; i < shared_memory.size(); ++i)
                     if (shared_memory[i] != 0xff) fail("a kernel wrote past its dynamic shared memory");
             }
 }
 
-inline unsigned char* dynamic_shared() {
-    auto address = reinterpret_cast<uintptr_t>(shared_memory.data());
-    return reinterpret_cast<unsigned char*>((address + 127) / 128 * 128);
-}
-
 // A warp-wide instruction: every lane leaves a pointer to its operands; the last one to arrive works for all of them.
 template <typename Operands, typename Work>
 void warp_wide(Operands& operands, Work work) {
+    Quiet quiet;
     fibers[current].deposit = &operands;
     unsigned int warp = current / WARP * WARP, arrived = 0;
     for (unsigned int lane = warp; lane < warp + WARP && lane < fibers.size(); ++lane)
-        arrived += lane == current || fibers[lane].state == AT_WARP_BARRIER;
+        arrived += lane == current || fibers[lane].state == AT_WARP_INSTRUCTION;
     if (arrived == WARP) {
         Operands* lanes[WARP];
         for (unsigned int lane = 0; lane < WARP; ++lane)
             lanes[lane] = static_cast<Operands*>(fibers[warp + lane].deposit);
         work(lanes);
     }
-    wait_as(AT_WARP_BARRIER);
+    wait_as(AT_WARP_INSTRUCTION);
 }
 
 // Unpack cudaLaunchKernel's array of pointers to arguments, as the kernel's own signature tells.
@@ -252,13 +285,13 @@ T __shfl_xor_sync(unsigned int, T value, int mask) {
 
 // The launcher of one kernel, for ctypes: returns an error message, empty when all went well.
 #define SHIM_EXPORT(kernel)                                                                                   \
-    extern "C" const char* launch_##kernel(int count, const unsigned int* grid, const unsigned int* block,    \
+    SHIM_VISIBLE const char* launch_##kernel(int count, const unsigned int* grid, const unsigned int* block,    \
                                            unsigned long long shared_bytes, int schedule, void** arguments) { \
         return shim::start(kernel, count, grid, block, shared_bytes, schedule, arguments);                    \
     }
-extern "C" void shim_arrays(int count, const unsigned long long* begins, const unsigned long long* ends) {
-    shim::arrays.clear();
+SHIM_VISIBLE void shim_arrays(int count, const unsigned long long* begins, const unsigned long long* ends) {
+    shim::watch_nothing();
     for (int i = 0; i < count; ++i)
-        shim::arrays.emplace_back(reinterpret_cast<const char*>(begins[i]), reinterpret_cast<const char*>(ends[i]));
+        shim::watch(reinterpret_cast<void*>(begins[i]), reinterpret_cast<void*>(ends[i]), false);
 }
-extern "C" long long shim_bank_conflicts() { return std::exchange(shim::bank_conflicts, 0); }
+SHIM_VISIBLE long long shim_bank_conflicts() { return std::exchange(shim::bank_conflicts, 0); }

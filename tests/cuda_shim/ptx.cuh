@@ -27,26 +27,31 @@ inline void check_alignment(const void* pointer, const char* what) {
 }  // namespace shim
 
 inline void copy_async(void* shared, const void* global, bool inside) {
+    shim::Quiet quiet;
     shim::check_alignment(shared, "cp.async to shared memory");
     if (inside) {
         shim::check_alignment(global, "cp.async from global memory");
-        auto* begin = static_cast<const char*>(global);
-        bool known = false;
-        for (const auto& array : shim::arrays) known |= begin >= array.first && begin + 16 <= array.second;
-        if (!known) shim::fail("cp.async from outside of the launch's arrays");
+        if (!shim::known(global, 16)) shim::fail("cp.async from outside of the launch's arrays");
+        shim::touch(global, 16, shim::READ);
     }
+    shim::touch(shared, 16, shim::COPY_STARTS);
     shim::Copy copy{shared, global, inside};
-    if (shim::late_copies)
-        shim::fibers[shim::current].copies.back().push_back(copy);
-    else
-        shim::perform(copy);
+    shim::fibers[shim::current].copies.back().push_back(copy);
+    if (!shim::late_copies) shim::perform(copy);
 }
-inline void copy_commit() { shim::fibers[shim::current].copies.emplace_back(); }
+inline void copy_commit() {
+    shim::Quiet quiet;
+    shim::fibers[shim::current].copies.emplace_back();
+}
 template <int pending>
 inline void copy_wait() {
+    shim::Quiet quiet;
     auto& groups = shim::fibers[shim::current].copies;  // the last one is open and does not count
     while (groups.size() > pending + 1) {
-        for (const shim::Copy& copy : groups.front()) shim::perform(copy);
+        for (const shim::Copy& copy : groups.front()) {
+            if (shim::late_copies) shim::perform(copy);
+            shim::touch(copy.to, 16, shim::COPY_ARRIVES);
+        }
         groups.erase(groups.begin());
     }
 }
@@ -57,9 +62,11 @@ struct Matrices {
     unsigned int* out;
 };
 inline void load_matrices(unsigned int* out, const void* row, bool transposed) {
+    Quiet quiet;
     check_alignment(row, "ldmatrix");
+    touch(row, 16, READ);
     Matrices operands{static_cast<const unsigned short*>(row), out};
-    warp_wide(operands, [transposed](Matrices** lanes) {
+    warp_wide(operands, [transposed](Matrices** lanes) UNWATCHED {
         for (int matrix = 0; matrix < 4; ++matrix) {
             unsigned int banks = 0;  // eight rows of 16 bytes should lie in eight different groups of four banks
             for (int r = 0; r < 8; ++r) {
@@ -69,7 +76,7 @@ inline void load_matrices(unsigned int* out, const void* row, bool transposed) {
             }
             for (unsigned int lane = 0; lane < WARP; ++lane) {
                 int i = lane / 4, j = lane % 4 * 2;
-                auto element = [&](int r, int c) { return static_cast<unsigned int>(lanes[8 * matrix + r]->row[c]); };
+                auto element = [&](int r, int c) UNWATCHED { return static_cast<unsigned int>(lanes[8 * matrix + r]->row[c]); };
                 lanes[lane]->out[matrix] =
                     transposed ? element(j, i) | element(j + 1, i) << 16 : element(i, j) | element(i, j + 1) << 16;
             }
@@ -80,7 +87,7 @@ struct Product {
     float* d;
     unsigned int a[4], b[2];
 };
-inline float half_of(unsigned int pair, int which) { return __uint_as_float(which ? pair & 0xffff0000u : pair << 16); }
+UNWATCHED inline float half_of(unsigned int pair, int which) { return __uint_as_float(which ? pair & 0xffff0000u : pair << 16); }
 }  // namespace shim
 
 inline void load_matrices(unsigned int (&out)[4], const void* row) { shim::load_matrices(out, row, false); }
@@ -88,7 +95,7 @@ inline void load_matrices_transposed(unsigned int (&out)[4], const void* row) { 
 
 inline void multiply_accumulate(float (&d)[4], const unsigned int (&a)[4], unsigned int b0, unsigned int b1) {
     shim::Product operands{d, {a[0], a[1], a[2], a[3]}, {b0, b1}};
-    shim::warp_wide(operands, [](shim::Product** lanes) {
+    shim::warp_wide(operands, [](shim::Product** lanes) UNWATCHED {
         float A[16][16], B[16][8];
         for (unsigned int lane = 0; lane < shim::WARP; ++lane) {
             int group = lane / 4, pair = lane % 4 * 2;
