@@ -65,10 +65,10 @@ class Function:
     inputs: tuple[Array | None, ...] = ()  # shape and dtype of every input, to check its gradient against
 
     def forward(self, *arrays: Any, **options: Any) -> Array:
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} defines no forward()")
 
     def backward(self, dy: Array) -> Any:
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} defines no backward()")
 
     @classmethod
     def accepts(cls, *arrays: Array | None, **options: Any) -> bool:
@@ -86,7 +86,10 @@ class Function:
         fast = faster.get((cls, device.partition(":")[0]))
         node = fast() if fast is not None and fast.accepts(*arrays, **options) else cls()
         node.needs = tuple(t is not None and t.requires_grad and recording() for t in tensors)
-        y = Tensor._of(node.forward(*arrays, **options))
+        result = node.forward(*arrays, **options)
+        if not isinstance(result, np.ndarray | np.generic) and array_module(result) is np:
+            raise TypeError(f"{cls.__name__}.forward must return an array, it returned a {type(result).__name__}")
+        y = Tensor._of(result)
         if any(node.needs):
             # The edge leads to the node that made the input, not to the input: arrays that no backward pass
             # needs are freed as soon as the forward pass lets go of them.
@@ -100,6 +103,8 @@ class Function:
     def _check(cls, arrays: tuple[Array | None, ...]) -> str:
         """Return the inputs' common device; raise TypeError or ValueError where dtypes or devices do not fit."""
         given = [a for a in arrays if a is not None]
+        if not given:
+            raise TypeError(f"{cls.__name__} needs at least one tensor")
         dtype, device = given[0].dtype, device_of(given[0])
         for a in given:
             if not cls.any_dtype and not is_float(a.dtype):
@@ -113,7 +118,7 @@ class Function:
     def gradients(self, dy: Array) -> list[tuple[Function | Tensor, Array]]:
         """Run `backward` and return (parent, checked gradient) for every input that wants one."""
         dxs = self.backward(dy)
-        dxs = dxs if isinstance(dxs, tuple) else (dxs,)
+        dxs = dxs if isinstance(dxs, tuple | list) else (dxs,)
         if len(dxs) != len(self.needs):
             name, count = type(self).__name__, len(self.needs)
             raise ValueError(f"{name}.backward returned {len(dxs)} gradients, the operation has {count} inputs")
@@ -121,6 +126,8 @@ class Function:
         for i, (parent, dx) in enumerate(zip(self.parents or (), dxs, strict=True)):
             if parent is None:
                 continue
+            if dx is None:
+                raise ValueError(f"{type(self).__name__}.backward returned None for input {i}, which wants a gradient")
             dx = array_module(dx).asarray(dx)  # a sum over everything is a scalar in NumPy
             shape, dtype = self.inputs[i]  # type: ignore[misc]
             if self.broadcasts and dx.shape != shape and dx.dtype == dtype:

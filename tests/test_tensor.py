@@ -445,7 +445,7 @@ def operation(gradient, broadcasts=False):
         (lambda dy: (dy, dy.sum()), r"gradient of shape \(\) .* for input 1, which has shape \(2, 3\)"),
         (lambda dy: (dy, dy[None, None, :1]), r"for input 1, which has shape \(2, 3\)"),
         (lambda dy: (dy.astype(np.float32), dy), r"dtype float32 for input 0, .* dtype float64"),
-        (lambda dy: (dy, None), "dtype object for input 1"),
+        (lambda dy: (dy, None), "None for input 1, which wants a gradient"),
         (lambda dy: dy, "1 gradients, the operation has 2 inputs"),
         (lambda dy: (dy, dy, dy), "3 gradients, the operation has 2 inputs"),
     ],
@@ -461,6 +461,32 @@ def test_a_gradient_that_nobody_wants_is_not_looked_at():
     a, b = Tensor(normal(0, 2, 3), requires_grad=True), Tensor(normal(1, 2, 3))
     operation(lambda dy: (dy, None)).apply(a, b).backward(np.ones((2, 3)))
     assert_array_equal(a.grad, np.ones((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"), [(1.0, "float"), (None, "NoneType"), (Tensor(1.0), "Tensor"), ((np.ones(2),), "tuple")]
+)
+def test_a_forward_pass_that_returns_no_array_is_named(value, kind):
+    faulty = type("Faulty", (Function,), {"forward": lambda self, x: value})
+    with pytest.raises(TypeError, match=f"Faulty.forward must return an array, it returned a {kind}"):
+        faulty.apply(Tensor(1.0))
+
+
+def test_an_operation_without_a_method_or_a_tensor_is_named():
+    with pytest.raises(NotImplementedError, match=r"Half defines no forward\(\)"):
+        type("Half", (Function,), {}).apply(Tensor(1.0))
+    half = type("Half", (Function,), {"forward": lambda self, x: 0.5 * x})
+    with pytest.raises(NotImplementedError, match=r"Half defines no backward\(\)"):
+        half.apply(Tensor(1.0, requires_grad=True)).backward()
+    for arguments in ((), (None,)):
+        with pytest.raises(TypeError, match="Half needs at least one tensor"):
+            half.apply(*arguments)
+
+
+def test_gradients_may_be_a_list():
+    a, b = (Tensor(normal(i, 2, 3), requires_grad=True) for i in range(2))
+    operation(lambda dy: [dy, 2 * dy]).apply(a, b).backward(np.ones((2, 3)))
+    assert_array_equal(b.grad, 2 * a.grad)
 
 
 def test_what_is_no_tensor_is_refused_by_name():
