@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from .backend import array_module, is_float, to_device, to_numpy
+from . import tensor
+from .backend import Array, array_module, is_float, to_device, to_numpy
 from .tensor import Function, Tensor, no_grad
 
 Call = tuple[type[Function], list[Any], dict[str, Any]]  # an operation, copies of its input arrays, its options
@@ -45,26 +46,32 @@ def gradcheck(
     is h = eps max(1, |x|). `max_entries` checks so many random entries of each input instead of all.
 
     Raises GradcheckError (an AssertionError) with the operation, the entry and both numbers where they differ, and
-    ValueError where `fn` is not connected to its inputs, changes them, or gives two values for the same input.
+    ValueError where `fn` is not connected to its inputs or gives two values for the same input, and where it or one of
+    its operations changes an array that it was given.
     """
     if not eps > 0:
         raise ValueError(f"gradcheck needs a step eps above 0, got {eps}")
+    if not (rtol >= 0 and atol >= 0):
+        raise ValueError(f"gradcheck needs tolerances of at least 0, got rtol {rtol} and atol {atol}")
+    if max_entries is not None and max_entries < 1:
+        raise ValueError(f"gradcheck needs at least one entry to check, got max_entries {max_entries}")
     arguments = _prepare(list(inputs) if isinstance(inputs, list | tuple) else [inputs])
-    operation = getattr(fn, "__self__", None)
-    if isinstance(operation, type) and issubclass(operation, Function):
-        fn = lambda *tensors: operation.apply(*tensors)  # noqa: E731  looks `apply` up anew, so that it can be recorded
     mismatch = _compare(fn, arguments, eps, rtol, atol, seed, max_entries)
     if mismatch is None:
         return True
 
-    with _recorded() as calls:
-        fn(*arguments)
+    calls = mismatch.calls
     names = " -> ".join(dict.fromkeys(cls.__name__ for cls, _, _ in calls))
     message = f"the gradient of input {mismatch} (operations: {names})."
+    if not np.isfinite(mismatch.numeric):
+        raise GradcheckError(
+            f"{message} fn is not finite a step away from this point: choose another, or a smaller eps."
+        )
     if mismatch.kink:
         raise GradcheckError(
             f"{message} The slope is {mismatch.left:.6g} on the left of this point and {mismatch.right:.6g} on its "
-            "right: a kink, as ReLU has at 0 and max at ties. Choose inputs away from it."
+            "right: a kink, as ReLU has at 0 and max at ties, or a bend sharper than the step. Choose inputs away from "
+            "it, or a smaller eps."
         )
     for cls, arrays, options in calls if len(calls) > 1 else []:
         tensors = [None if a is None else Tensor(a, requires_grad=is_float(a.dtype)) for a in arrays]
@@ -82,7 +89,7 @@ def gradcheck(
 
 @dataclass
 class Mismatch:
-    """An entry whose gradient and finite difference differ, and the slopes on both sides of it."""
+    """An entry whose gradient and finite difference differ, the slopes on both sides of it, and what fn called."""
 
     position: int
     index: tuple[int, ...]
@@ -92,6 +99,7 @@ class Mismatch:
     left: float
     right: float
     step: float
+    calls: list[Call]
 
     def __str__(self) -> str:
         return (
@@ -119,36 +127,45 @@ def _compare(
     """Return the first entry where the gradient by the tape and by finite differences differ, or None."""
     checked = [(i, t) for i, t in enumerate(arguments) if isinstance(t, Tensor) and t.requires_grad]
     if not checked:
-        raise ValueError("gradcheck needs at least one floating-point input")
-    before = [to_numpy(t.data).copy() for _, t in checked]
+        kinds = ", ".join(str(getattr(x, "dtype", type(x).__name__)) for x in arguments) or "none"
+        raise ValueError(f"gradcheck needs a tensor or array of float32 or float64 among the inputs, got {kinds}")
+    before = _copies(_data(arguments))
     rng = np.random.default_rng(seed)
-    outputs = _outputs(fn(*arguments))
+    with _watched() as calls:
+        outputs = _outputs(fn(*arguments))
     cotangents = [rng.standard_normal(y.shape) for y in outputs]
 
-    def objective() -> float:
-        """s(x) = Σ v · fn(x), a number."""
+    def values() -> list[Any]:
+        """fn(x) as arrays of their own: an output may share its memory with x, which moves."""
         with no_grad():
-            ys = _outputs(fn(*arguments))
-        return float(sum(np.vdot(v, to_numpy(y.data)) for v, y in zip(cotangents, ys, strict=True)))
+            return _copies([y.data for y in _outputs(fn(*arguments))])
 
-    here, again = objective(), objective()
-    if not np.isfinite(here):
-        raise ValueError(f"gradcheck: fn's output has values that are not finite (their weighted sum is {here})")
-    if here != again:
-        raise ValueError(f"gradcheck: fn gave {here!r} and then {again!r} for the same input: fix its random seed")
+    def slope(above: list[Any], below: list[Any], step: float) -> float:
+        """(s(above) - s(below)) / step, subtracted before it is summed: large values of fn do not drown small ones."""
+        return float(sum(np.vdot(v, a - b) for v, a, b in zip(cotangents, above, below, strict=True))) / step
+
+    here, again = values(), values()
+    _refuse_changes("fn", _data(arguments), before)
+    for y, other in zip(here, again, strict=True):
+        if not np.isfinite(y).all():
+            raise ValueError(
+                f"gradcheck: fn's output has values that are not finite, {y[~np.isfinite(y)][0]} among them"
+            )
+        if (y != other).any():
+            first, second = (z[y != other][0] for z in (y, other))
+            raise ValueError(f"gradcheck: fn gave {first} and then {second} for the same input: fix its random seed")
     gradients = _by_tape(outputs, cotangents, [t for _, t in checked])
-    for (i, t), old in zip(checked, before, strict=True):
-        if not np.array_equal(to_numpy(t.data), old, equal_nan=True):
-            raise ValueError(f"gradcheck: fn changed its input {i}")
+    _refuse_changes("fn", _data(arguments), before)
 
     for (i, t), gradient in zip(checked, gradients, strict=True):
         for index in _entries(t.shape, max_entries, rng):
             x, exact = float(t.data[index]), float(gradient[index])
             h = eps * max(1.0, abs(x))
-            above, below = _moved(objective, t, index, x + h), _moved(objective, t, index, x - h)
-            numeric = (above - below) / (2 * h)
+            above, below = _moved(values, t, index, x + h), _moved(values, t, index, x - h)
+            numeric = slope(above, below, 2 * h)
             if not abs(exact - numeric) <= atol + rtol * max(abs(exact), abs(numeric)):
-                return Mismatch(i, index, x, exact, numeric, (here - below) / h, (above - here) / h, h)
+                left, right = slope(here, below, h), slope(above, here, h)
+                return Mismatch(i, index, x, exact, numeric, left, right, h, calls)
     return None
 
 
@@ -202,12 +219,12 @@ def _by_tape(outputs: list[Tensor], cotangents: list[np.ndarray], tensors: list[
     return gradients
 
 
-def _moved(objective: Callable[[], float], t: Tensor, index: tuple[int, ...], value: float) -> float:
-    """The objective with one entry of t set to `value`; the entry is put back afterwards."""
+def _moved(values: Callable[[], list[Any]], t: Tensor, index: tuple[int, ...], value: float) -> list[Any]:
+    """fn's values with one entry of t set to `value`; the entry is put back afterwards."""
     old = float(t.data[index])
     try:
         t.data[index] = value
-        return objective()
+        return values()
     finally:
         t.data[index] = old
 
@@ -220,20 +237,60 @@ def _entries(shape: tuple[int, ...], limit: int | None, rng: np.random.Generator
         yield tuple(int(i) for i in np.unravel_index(flat, shape))
 
 
+def _data(arguments: Sequence[Any]) -> list[Array | None]:
+    """The arrays of the tensors among the arguments, None in place of all else."""
+    return [x.data if isinstance(x, Tensor) else None for x in arguments]
+
+
+def _copies(arrays: Sequence[Array | None]) -> list[Any]:
+    """Copies of the arrays, in the host's memory."""
+    return [None if a is None else to_numpy(a).copy() for a in arrays]
+
+
+def _refuse_changes(who: str, arrays: Sequence[Array | None], before: Sequence[Any], what: str = "") -> None:
+    """Raise ValueError where an array is no longer what it was: other operations may hold it."""
+    for i, (a, old) in enumerate(zip(arrays, before, strict=True)):
+        if a is not None and not np.array_equal(to_numpy(a), old, equal_nan=True):
+            raise ValueError(f"gradcheck: {who} changed {what or f'its input {i}'} in place: compute into a new array")
+
+
 @contextmanager
-def _recorded() -> Iterator[list[Call]]:
-    """Record every operation that goes on the tape, with copies of its inputs."""
+def _watched() -> Iterator[list[Call]]:
+    """Record the operations that go on the tape, and see that each leaves the arrays that it is given as they are."""
     calls: list[Call] = []
-    original = Function.__dict__["apply"]
+    book = {fast: operation for (operation, _), fast in tensor.faster.items()}
 
-    def apply(cls: type[Function], *tensors: Tensor | None, **options: Any) -> Tensor:
-        y = original.__func__(cls, *tensors, **options)
-        if y.requires_grad and len(calls) < 1000:
-            calls.append((cls, [None if t is None else to_numpy(t.data).copy() for t in tensors], dict(options)))
-        return y
+    def watch(node: Function) -> None:
+        cls, forward, backward = book.get(type(node), type(node)), node.forward, node.backward
+        given: list[Array | None] = []
 
-    Function.apply = classmethod(apply)  # type: ignore[method-assign, assignment]
+        def watched_forward(*arrays: Any, **options: Any) -> Array:
+            given.extend(arrays)
+            before = _copies(arrays)
+            y = forward(*arrays, **options)
+            _refuse_changes(f"{cls.__name__}.forward", arrays, before)
+            if (
+                is_float(y.dtype)
+                and y.dtype != np.float64
+                and any(a is not None and a.dtype == np.float64 for a in arrays)
+            ):
+                raise ValueError(f"gradcheck needs float64, {cls.__name__}.forward turned it into {y.dtype}")
+            if any(node.needs) and len(calls) < 1000:
+                calls.append((cls, before, dict(options)))
+            return y
+
+        def watched_backward(dy: Array) -> Any:
+            before, dy_before = _copies(given), _copies([dy])
+            dxs = backward(dy)
+            _refuse_changes(f"{cls.__name__}.backward", given, before)
+            if type(node) not in book:  # the engine room knows when a dy is nobody else's
+                _refuse_changes(f"{cls.__name__}.backward", [dy], dy_before, "dy")
+            return dxs
+
+        node.forward, node.backward = watched_forward, watched_backward  # type: ignore[method-assign]
+
+    Function.__init__ = watch  # type: ignore[method-assign, assignment]
     try:
         yield calls
     finally:
-        Function.apply = original  # type: ignore[method-assign]
+        del Function.__init__

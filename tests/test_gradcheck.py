@@ -144,6 +144,12 @@ def test_the_culprit_is_named_within_a_longer_computation():
     assert "BrokenMultiply.backward is wrong when it is checked alone, on inputs of shape (2, 3), (2, 3)" in message
 
 
+def test_the_culprit_is_named_where_its_apply_was_given_another_name():
+    faulty = broken(Multiply, lambda op, right, dy: (right[0], -right[1])).apply
+    with pytest.raises(GradcheckError, match=r"operations: Exp -> BrokenMultiply\)\. BrokenMultiply.backward is wrong"):
+        gradcheck(lambda x, y: faulty(x, y.exp()), [X, Y])
+
+
 def test_a_value_that_bypasses_the_tape_is_explained():
     with pytest.raises(GradcheckError, match=r"Each operation passes alone: does a value bypass the tape \(.data\)\?"):
         gradcheck(lambda x: x * Tensor(x.data) + x, [X])
@@ -160,6 +166,23 @@ def test_a_kink_is_explained(fn):
         assert re.search(r"The slope is \S+ on the left of this point and \S+ on its right: a kink", str(error))
         return
     assert fn(Tensor([1.0, 1.0, 0.0, 0.0])).shape == (), "only the mean of both slopes, max's equal shares, may pass"
+
+
+@pytest.mark.parametrize("fn", [F.log, lambda x: 1 / x])
+def test_a_bend_within_one_step_is_not_said_to_be_a_kink_alone(fn):
+    with pytest.raises(GradcheckError, match=r"a kink, .*, or a bend sharper than the step. .* or a smaller eps"):
+        gradcheck(fn, [np.array([1e-4])])
+    assert gradcheck(fn, [np.array([1e-4])], eps=1e-8)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_a_step_out_of_the_domain_is_explained():
+    with pytest.raises(GradcheckError, match=r"nan by finite differences .* not finite a step away from this point"):
+        gradcheck(F.sqrt, [np.array([1e-6])])
+
+
+def test_large_values_do_not_drown_small_ones():
+    assert gradcheck(lambda x: x * x, [np.array([1e100, 1.0])])
 
 
 def test_a_wrong_gradient_where_the_function_is_flat_is_not_excused_as_a_kink():
@@ -196,9 +219,12 @@ def test_it_agrees_with_differences_of_its_own(seed):
         (lambda x: Tensor(x.data * 2), [X], "fn's output is not connected to its inputs by the tape"),
         (lambda x: x.detach(), [X], "not connected"),
         (lambda x: 3.0, [X], "fn must return a Tensor or several, it returned a float"),
-        (lambda x: x.sqrt(), [], "needs at least one floating-point input"),
-        (lambda x: x, [np.arange(3)], "needs at least one floating-point input"),
-        (lambda x: x * np.inf, [X], "values that are not finite"),
+        (lambda x: x.sqrt(), [], "needs a tensor or array of float32 or float64 among the inputs, got none"),
+        (lambda x: x, [np.arange(3)], "among the inputs, got int64"),
+        (lambda x: x, [X.astype(np.float16)], "among the inputs, got float16"),
+        (lambda x: x, [1j * X, 1.0], "among the inputs, got complex128, float"),
+        (lambda x: x * np.inf, [X], "values that are not finite, inf among them"),
+        (lambda x: x.to(dtype="float32"), [X], "needs float64, To.forward turned it into float32"),
     ],
 )
 def test_what_cannot_be_checked_is_refused(fn, inputs, sentence):
@@ -206,18 +232,74 @@ def test_what_cannot_be_checked_is_refused(fn, inputs, sentence):
         gradcheck(fn, inputs)
 
 
-def test_a_step_of_zero_is_refused():
-    with pytest.raises(ValueError, match="needs a step eps above 0, got 0"):
-        gradcheck(F.exp, [X], eps=0)
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"eps": 0}, "needs a step eps above 0, got 0"),
+        ({"rtol": -1}, "needs tolerances of at least 0, got rtol -1 and atol 1e-07"),
+        ({"atol": np.nan}, "needs tolerances of at least 0, got rtol 1e-05 and atol nan"),
+        ({"max_entries": 0}, "needs at least one entry to check, got max_entries 0"),
+    ],
+)
+def test_options_with_which_nothing_could_fail_or_pass_are_refused(options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        gradcheck(F.exp, [X], **options)
 
 
-def test_a_changed_input_is_noticed():
+@pytest.mark.parametrize("change", [lambda a: a.fill(1.0), lambda a: np.multiply(a, 2, out=a)])
+def test_a_changed_input_is_noticed(change):
+    """Also where the change makes two calls differ: that is not the fault of a random seed."""
+
     def fn(x):
-        x.data[0, 0] = 1.0
+        change(x.data)
         return x * x
 
     with pytest.raises(ValueError, match="fn changed its input 0"):
         gradcheck(fn, [X])
+
+
+class ScalesItsInput(Function):
+    def forward(self, x):
+        x *= 2
+        return x * 1
+
+    def backward(self, dy):
+        return 2 * dy
+
+
+class ScalesWhatItKept(Function):
+    def forward(self, x):
+        self.x = x
+        return x * x
+
+    def backward(self, dy):
+        self.x *= 2
+        return dy * self.x
+
+
+class ScalesItsGradient(Function):
+    """Right alone, and wrong beside an operation that gets the same dy."""
+
+    def forward(self, x):
+        return 3 * x
+
+    def backward(self, dy):
+        dy *= 3
+        return dy
+
+
+@pytest.mark.parametrize("fn", [lambda op, x: op(x), lambda op, x: x.exp() + op(x.exp())])
+@pytest.mark.parametrize(
+    ("operation", "sentence"),
+    [
+        (ScalesItsInput, "ScalesItsInput.forward changed its input 0 in place"),
+        (ScalesWhatItKept, "ScalesWhatItKept.backward changed its input 0 in place"),
+        (ScalesItsGradient, "ScalesItsGradient.backward changed dy in place"),
+    ],
+)
+def test_an_operation_that_changes_what_it_is_given_is_named(operation, fn, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        gradcheck(lambda x: fn(operation.apply, x), [X])
 
 
 def test_a_network_whose_parameters_would_not_be_checked_is_refused():
