@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.size is not None and args.size < 1:
             raise ValueError(f"--size must be at least 1 pixel, got {args.size}")
         print(one_network(args.name, args.size, args.classes))
-    except ValueError as error:
+    except (ValueError, MemoryError) as error:  # a network of 10⁹ paths is a typing error
         print(f"python -m resnext: {error}", file=sys.stderr)
         return 2
     return 0

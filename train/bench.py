@@ -32,6 +32,8 @@ from minigrad.backend import DeviceError, cupy, default_dtype, float_dtype, sync
 from minigrad.tensor import Function
 from resnext import ResNeXt, create
 
+from .options import Parser
+
 FAILED, USAGE = 1, 2
 PINS = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "OPENBLAS_NUM_THREADS")
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -461,7 +463,7 @@ def positive(text: str) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="python -m train.bench", description="Measure speed and memory of a network.")
+    p = Parser(prog="python -m train.bench", description="Measure speed and memory of a network.")
     p.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     p.add_argument("--model", default="resnext29_8x64d", help="a name that resnext.create knows")
     p.add_argument("--batch-size", type=positive, metavar="N", help="default 32; on cuda 128")
@@ -489,6 +491,8 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError("--versus compares in float32 or bfloat16, not in float64")
     if args.versus and not isinstance(network, ResNeXt):
         raise ValueError(f"--versus torch knows the networks that are made of ResNeXt's blocks, {args.model} is not")
+    if args.json and not args.json.absolute().parent.is_dir():
+        raise ValueError(f"--json {args.json} cannot be written: there is no folder {args.json.parent}")
     if args.versus and find_spec("torch") is None:
         raise ValueError("--versus torch needs PyTorch, which is not installed: pip install torch")
 
@@ -500,7 +504,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return serve(args)
     try:
         check(args)
-    except (ValueError, DeviceError) as error:
+    except (ValueError, DeviceError, MemoryError) as error:
         print(f"python -m train.bench: {error}", file=sys.stderr)
         return USAGE
     pinned = [f"{name}={os.environ[name]}" for name in PINS if name in os.environ]

@@ -7,7 +7,6 @@ when it is written, with the weights after the last epoch.
 
 from __future__ import annotations
 
-import argparse
 import base64
 import importlib.metadata
 import io
@@ -37,6 +36,7 @@ from minigrad.weights import write_atomically
 
 from . import augment, checkpoint
 from .data import Dataset, load
+from .options import Parser
 from .predict import Predictor, load_predictor
 from .recipes import RECIPES, Recipe
 
@@ -471,7 +471,7 @@ def write_report(out: Path, data_root: Path = Path("data"), test_set: Dataset | 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
-    p = argparse.ArgumentParser(prog="python -m train.report", description="Write a run's report.html.")
+    p = Parser(prog="python -m train.report", description="Write a run's report.html.")
     p.add_argument("run", type=Path, metavar="RUN", help="a run's folder, the --out of train.cifar")
     p.add_argument("--data-root", type=Path, default=Path("data"), metavar="DIR", help="where data is (default: data)")
     args = p.parse_args(argv)

@@ -12,7 +12,6 @@ scaling divides the same batch, and compute is taken to shrink with it, which is
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +19,8 @@ from dataclasses import dataclass
 from minigrad.backend import is_float
 from resnext import create
 from resnext.counts import outlines
+
+from .options import Parser
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def table(size: int, compute: float, batch_size: int, cluster: Cluster, ranks: S
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
-    p = argparse.ArgumentParser(prog="python -m train.scaling", description="Model a data-parallel step on many GPUs.")
+    p = Parser(prog="python -m train.scaling", description="Model a data-parallel step on many GPUs.")
     p.add_argument("--model", required=True, metavar="NAME", help="a network that `python -m resnext` lists")
     p.add_argument(
         "--step-ms", type=float, required=True, metavar="T", help="a step on one GPU, measured, milliseconds"
@@ -76,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         p.error("every number must be above 0 (--latency may be 0)")
     try:
         size = gradient_bytes(args.model)
-    except ValueError as error:
+    except (ValueError, MemoryError) as error:
         p.error(str(error))
     cluster = Cluster(args.gpus, 1e9 * args.inside, 1e9 * args.between, 1e-6 * args.latency)
     print(f"{args.model}: {size / 1e6:.1f} MB a step")

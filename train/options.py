@@ -1,0 +1,26 @@
+"""The command lines of `python -m train.*`: an option that is wrong gets one sentence, like every other mistake."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from pathlib import Path
+from typing import NoReturn
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, with the nearest option where one is misspelt, and without the list of all."""
+
+    def error(self, message: str) -> NoReturn:
+        words = message.split() if message.startswith("unrecognized arguments") else []
+        unknown = next((word.partition("=")[0] for word in words if word.startswith("--")), "")
+        near = difflib.get_close_matches(unknown, self._option_string_actions, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"{self.prog} --help lists the options"
+        self.exit(2, f"{self.prog}: {message}{': ' if near else '; '}{hint}\n")
+
+
+def folder(text: str) -> Path:
+    """A folder's name; an empty one, as of a variable that is not set, would otherwise mean the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("the folder's name is empty")
+    return Path(text)
