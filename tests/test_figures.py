@@ -216,7 +216,7 @@ def test_what_is_wrong_is_said_in_one_sentence(tmp_path, capsys):
     (tmp_path / "young" / "metrics.jsonl").write_text("")
     run, png = str(tmp_path / "run"), ["--figure", str(tmp_path / "x.png")]
     for code, command, says in (
-        (1, ["curves", str(tmp_path / "none"), *png], "none is no run: it has no metrics.jsonl"),
+        (2, ["curves", str(tmp_path / "none"), *png], "none is no run: it has no metrics.jsonl"),
         (2, ["curves", str(tmp_path / "damaged"), *png], "no log of a run"),
         (2, ["curves", str(tmp_path / "young"), *png], "has not finished an epoch yet"),
         (2, ["curves", *[run] * 7, *png], "at most 6 runs"),

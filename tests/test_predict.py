@@ -1,5 +1,7 @@
 """`python -m train.predict`: what it prints, for checkpoints of a run and for plain weights; preparation; bad input."""
 
+import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -158,7 +160,8 @@ def test_a_file_that_is_no_image_ends_with_one_sentence(what, folder, tmp_path, 
         image.write_text("not an image")
     elif what == "cut off":
         image.write_bytes((path / "photo.jpg").read_bytes()[:3000])
-    assert main([str(image), "--checkpoint", str(path / "run.safetensors")]) == 1
+    code = 2 if what in ("missing", "folder") else 1
+    assert main([str(image), "--checkpoint", str(path / "run.safetensors")]) == code
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and str(image) in error and "Traceback" not in error
 
@@ -175,7 +178,12 @@ def test_bad_checkpoints_end_with_one_sentence(folder, tmp_path, capsys):
     bad.write_bytes((path / "run.safetensors").read_bytes()[:5000])
     missing, plain = tmp_path / "none.safetensors", path / "plain.safetensors"
     for code, command, says in (
-        (1, ["--checkpoint", str(missing)], f"there is no file {missing}"),
+        (2, ["--checkpoint", str(missing)], f"there is no file {missing}"),
+        (
+            2,
+            ["--checkpoint", str(path / "run.safetensors"), "--classes", str(tmp_path / "names")],
+            f"there is no file {tmp_path / 'names'}",
+        ),
         (1, ["--checkpoint", str(bad)], f"{bad} is not a complete safetensors file"),
         (
             1,
@@ -216,3 +224,9 @@ def test_as_a_command(folder):
     result = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert result.returncode == 0 and not result.stderr
     assert len(result.stdout.splitlines()) == 6
+
+    reader, writer = os.pipe()
+    os.close(reader)  # as `| head` does, once it has seen enough
+    result = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, timeout=60)
+    os.close(writer)
+    assert result.returncode == -signal.SIGPIPE and not result.stderr

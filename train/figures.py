@@ -28,6 +28,7 @@ from safetensors import safe_open
 from resnext import counts, create, zoo
 
 from . import checkpoint, cifar
+from .options import Parser
 from .plots import plt
 
 FAILED, USAGE = 1, 2  # exit codes
@@ -383,9 +384,7 @@ def road(args: argparse.Namespace, command: str, options: Sequence[str]) -> None
 
 def parser() -> argparse.ArgumentParser:
     """The options of `python -m train.figures`."""
-    p = argparse.ArgumentParser(
-        prog="python -m train.figures", description="Draw figures in the paper's form from training runs."
-    )
+    p = Parser(prog="python -m train.figures", description="Draw figures in the paper's form from training runs.")
     commands = p.add_subparsers(dest="command", required=True)
 
     def add(name: str, run: Any, help: str, epilog: str | None = None) -> argparse.ArgumentParser:
@@ -464,7 +463,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.run_command(args, f"python -m train.figures {shlex.join(arguments)}", options)
     except Stopped as stop:
         return stop.code
-    except ValueError as error:
+    except (ValueError, FileNotFoundError) as error:
         print(f"python -m train.figures: {error}", file=sys.stderr)
         return USAGE
     except OSError as error:

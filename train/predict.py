@@ -6,7 +6,7 @@ weights, saved from torchvision's or timm's networks for example, needs `--model
 
 from __future__ import annotations
 
-import argparse
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -26,6 +26,7 @@ from resnext.counts import outlines
 
 from . import augment, checkpoint
 from .data import CIFAR10, CIFAR100
+from .options import Parser
 
 FAILED, USAGE = 1, 2  # exit codes
 
@@ -73,6 +74,8 @@ def load_predictor(path: Path, name: str | None, classes_file: Path | None, devi
         raise ValueError(f"{path} is no file of weights for {name}: it has no matrix fc.weight")
     classes = [f"class {k}" for k in range(len(head))]
     if classes_file is not None:
+        if not classes_file.is_file():
+            raise UsageError(f"there is no file {classes_file}")
         classes = classes_file.read_text().splitlines()
         if len(classes) != len(head):
             raise UsageError(f"{classes_file} has {len(classes)} lines, the network has {len(head)} classes")
@@ -133,7 +136,7 @@ def middle(image: Image.Image, size: tuple[int, int], margin: float = 1.0) -> Im
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
-    p = argparse.ArgumentParser(prog="python -m train.predict", description="Print the likeliest classes of images.")
+    p = Parser(prog="python -m train.predict", description="Print the likeliest classes of images.")
     p.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files")
     p.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="a run's checkpoint, or weights")
     p.add_argument("--model", help="the network's name, for plain weights (`python -m resnext` lists them)")
@@ -156,9 +159,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(f"{100 * probabilities[k]:7.2f} %  {predictor.classes[k]}")
     except (ValueError, OSError) as error:
         print(f"python -m train.predict: {error}", file=sys.stderr)
-        return USAGE if isinstance(error, UsageError) else FAILED
+        return USAGE if isinstance(error, UsageError | FileNotFoundError) else FAILED
     return 0
 
 
 if __name__ == "__main__":
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a reader that has seen enough, `| head`, is no error
     sys.exit(main())
