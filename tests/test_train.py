@@ -5,8 +5,10 @@ import os
 import pty
 import re
 import select
+import subprocess
 import sys
 import termios
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -20,7 +22,9 @@ from minigrad import functional as F
 from resnext import create
 from train import checkpoint, cifar, parallel
 from train.checkpoint import BEST, LAST
-from train.recipes import RECIPES
+from train.cifar import Config, Run
+from train.data import Dataset
+from train.recipes import PARTS, RECIPES, Recipe
 
 
 @pytest.fixture(scope="module")
@@ -340,11 +344,63 @@ def test_a_wrong_command_is_refused_in_one_sentence_and_writes_nothing(tmp_path,
 
 
 def test_options_that_do_not_exist(capsys):
-    for options in (["--lrr", "1"], ["--epochs", "many"], ["--recipe", "long"], ["--dtype", "float16"]):
+    for options, sentence in (
+        (["--modle", "resnext29_8x64d"], "unrecognized arguments: --modle resnext29_8x64d: did you mean --model?"),
+        (["--seeds=1"], "unrecognized arguments: --seeds=1: did you mean --seed?"),
+        (["here"], "unrecognized arguments: here; python -m train.cifar --help lists the options"),
+        (["--epochs", "many"], "argument --epochs: invalid int value: 'many'"),
+        (["--recipe", "long"], "argument --recipe: invalid choice: 'long'"),
+        (["--dtype", "float16"], "argument --dtype: invalid choice: 'float16'"),
+        (["--flip", "up"], "argument --flip: invalid choice: 'up'"),
+        (["--out", ""], "argument --out: the folder's name is empty"),
+    ):
         with pytest.raises(SystemExit) as stop:
             cifar.main(options)
+        error = capsys.readouterr().err
         assert stop.value.code == cifar.USAGE
-        assert "error: " in capsys.readouterr().err
+        assert error.startswith(f"python -m train.cifar: {sentence}") and error.count("\n") == 1, error
+
+
+def test_help_says_what_each_part_of_a_recipe_is(capsys):
+    assert {f.name for f in fields(Recipe)} == set(PARTS)
+    with pytest.raises(SystemExit):
+        cifar.main(["--help"])
+    text = "".join(capsys.readouterr().out.split())
+    for name, meaning in PARTS.items():
+        assert name == "epochs" or (f"--{name.replace('_', '-')}" in text and "".join(meaning.split()) in text), name
+
+
+@pytest.mark.parametrize(("flip", "mirrored"), [("random", {0, 1}), ("none", {0})])
+def test_mirroring_can_be_switched_off(flip, mirrored):
+    """Images whose left half is bright: with `--flip none` none of them gets a bright right half."""
+    images = np.zeros((40, 3, 16, 16), np.uint8)
+    images[..., :8] = 200
+    dataset = Dataset(images, np.zeros(40, np.int64), ["one", "two"], "halves", np.full(3, 100.0), np.ones(3))
+    config = Config("halves", "resnext11_1x4d_w4", replace(RECIPES["quick"], flip=flip))
+    batch = cifar.prepare(Run.start(config, dataset, dataset), np.arange(40))
+    left, right = batch[:, 0, 8, 2], batch[:, 0, 8, 13]  # no shift by up to 4 pixels takes these across the middle
+    assert {int(b > a) for a, b in zip(left, right, strict=True)} == mirrored
+
+
+def test_a_reader_that_leaves_and_closed_streams(tmp_path):
+    """The sentence says that it is the output, not the run's folder, which cannot be written; nothing is lost."""
+    command = [sys.executable, "-m", "train.cifar", *tiny.OPTIONS, "--out"]
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(tiny.ROOT)}
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [*command, tmp_path / "a"], env=environment, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=120
+    )
+    os.close(writer)
+    assert done.returncode == cifar.FAILED
+    assert done.stderr == (
+        f"python -m train.cifar: standard output cannot be written: Broken pipe; {tmp_path / 'a'} holds the state "
+        "after epoch 1, step 0\n"
+    )
+    shell = 'exec "$@" >&- 2>&-'
+    done = subprocess.run(["sh", "-c", shell, "sh", *command, tmp_path / "b"], env=environment, timeout=120)
+    assert done.returncode == 0
+    assert len((tmp_path / "b" / "metrics.jsonl").read_text().splitlines()) == tiny.EPOCHS
 
 
 def test_cuda_without_cupy_or_gpu_says_what_to_install(tmp_path, capsys, monkeypatch):

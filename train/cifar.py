@@ -40,8 +40,9 @@ from resnext.counts import outlines
 from . import augment, checkpoint, faults, parallel, plots
 from .data import Dataset, load
 from .faults import Guard, TrainingError
+from .options import Parser, folder
 from .parallel import ALONE, Ranks
-from .recipes import RECIPES, Recipe
+from .recipes import CHOICES, PARTS, RECIPES, Recipe
 from .report import write_report
 
 FAILED, USAGE = 1, 2  # exit codes; 128 + n after signal n
@@ -251,7 +252,7 @@ def prepare(run: Run, indices: np.ndarray, step: int) -> Array:
     rng = np.random.default_rng((config.seed, run.epoch, step))
     images = train_set.images[to_device(indices, config.device)]
     batch = augment.normalise(images, run.mean, run.std, float_dtype(config.dtype, config.device))
-    flips = None
+    flips = np.zeros(len(indices), bool) if r.flip == "none" else None
     if r.flip == "alternating":
         flips = augment.alternating_flips(len(train_set), run.epoch, config.seed)[indices]
     batch = augment.crop_and_flip(batch, rng, padding=4, mode=r.padding, flips=flips)
@@ -330,9 +331,9 @@ def train_epoch(run: Run, after_step: Callable[[Run], None]) -> dict[str, float]
     schedule = config.schedule()
     run.model.train()
     title = f"epoch {run.epoch + 1}/{config.recipe.epochs}"
-    quiet = None if run.ranks.rank == 0 else True  # None: no bar where standard error is no terminal
     batches = [order[i : i + config.batch_size] for i in range(0, len(train_set), config.batch_size)]
     batch = prepare(run, batches[run.step], run.step) if run.step < steps else None
+    quiet = None if run.ranks.rank == 0 and sys.stderr else True  # None: no bar where standard error is no terminal
     with tqdm(total=steps, initial=run.step, desc=title, unit="step", disable=quiet, leave=False) as bar:
         while run.step < steps:
             begin = time.perf_counter()
@@ -441,7 +442,7 @@ def train(run: Run, out: Path, guard: Guard) -> None:
     title = f"{run.config.model} on {run.train_set.name}"
     write_log(run, out, title)
     if run.epoch == run.config.recipe.epochs and run.ranks.rank == 0:
-        print(f"{out} holds all {run.epoch} epochs: nothing is left to do")
+        say(f"{out} holds all {run.epoch} epochs: nothing is left to do")
     while run.epoch < run.config.recipe.epochs:
         figures = train_epoch(run, guard.after_step)
         result = evaluate_run(run, guard.check)
@@ -464,13 +465,20 @@ def train(run: Run, out: Path, guard: Guard) -> None:
                 )
             run.save(out / checkpoint.LAST)
             write_log(run, out, title)
-            tqdm.write(
+            say(
                 f"epoch {run.epoch:3d}/{run.config.recipe.epochs}  lr {figures['lr']:.4f}  "
                 f"train loss {figures['train_loss']:.4f} error {figures['train_error']:6.2f} %  "
                 f"test loss {result.loss:.4f} error {result.error:6.2f} %  {figures['images_per_second']:.0f} images/s"
             )
-            sys.stdout.flush()  # a line an epoch, also into a pipe
         guard.check()
+
+
+def say(line: str) -> None:
+    """Print a line, at once also into a pipe. Raises TrainingError where nobody reads it any more."""
+    try:
+        print(line, flush=True)
+    except OSError as error:
+        raise TrainingError(f"standard output cannot be written: {error.strerror}") from error
 
 
 def write_log(run: Run, out: Path, title: str) -> None:
@@ -486,7 +494,7 @@ def write_log(run: Run, out: Path, title: str) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The options of `python -m train.cifar`."""
-    p = argparse.ArgumentParser(
+    p = Parser(
         prog="python -m train.cifar",
         description="Train a network on images. Without options: a small ResNeXt on drawn shapes, minutes on a CPU.",
     )
@@ -511,7 +519,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--limit-train", type=int, metavar="N", help="use the first N training images only")
     p.add_argument("--limit-test", type=int, metavar="N", help="use the first N test images only")
     p.add_argument(
-        "--out", type=Path, default=Path("runs/last"), metavar="DIR", help="where the run is kept (default: runs/last)"
+        "--out",
+        type=folder,
+        default=Path("runs/last"),
+        metavar="DIR",
+        help="the run's folder (default: runs/last)",
     )
     p.add_argument("--resume", action="store_true", help="go on from what --out holds, if anything")
     p.add_argument(
@@ -525,20 +537,14 @@ def parser() -> argparse.ArgumentParser:
     recipe = p.add_argument_group("parts of the recipe", "each overrides the value of --recipe")
     for f in fields(Recipe):
         if f.name != "epochs":
-            flag = "--" + f.name.replace("_", "-")
+            flag, meaning = "--" + f.name.replace("_", "-"), PARTS[f.name]
             if f.type == "bool":
-                recipe.add_argument(flag, action=argparse.BooleanOptionalAction, default=None)
+                recipe.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=meaning)
+            elif f.name in CHOICES:
+                recipe.add_argument(flag, choices=CHOICES[f.name], help=meaning)
             else:
-                kind = {"float": float, "int": int, "str": str}[str(f.type)]
-                recipe.add_argument(flag, type=kind, metavar="X", default=None, choices=CHOICES.get(f.name))
+                recipe.add_argument(flag, type=int if f.type == "int" else float, metavar="X", help=meaning)
     return p
-
-
-CHOICES = {
-    "schedule": ("multi-step", "linear", "cosine"),
-    "padding": ("zero", "reflect"),
-    "flip": ("random", "alternating"),
-}
 
 
 def configure(args: argparse.Namespace, base: Config | None = None) -> Config:
@@ -718,7 +724,7 @@ def train_command(args: argparse.Namespace, ranks: Ranks, signals: Signals) -> N
 def prepare_folder(out: Path, config: Config, keep: bool) -> None:
     """Put another run that is in the folder aside, unless it is to be kept; write config.json."""
     if not keep and faults.holds_run(out):
-        print(f"{out} holds another run, which is kept in {faults.put_aside(out)}", flush=True)
+        say(f"{out} holds another run, which is kept in {faults.put_aside(out)}")
     write_atomically(out / "config.json", (json.dumps(asdict(config), indent=2) + "\n").encode())
 
 
@@ -765,7 +771,7 @@ def evaluate_file(args: argparse.Namespace, ranks: Ranks) -> None:
     result = evaluate(model, _on_device(test_set, config.device), mean, std, config, ranks)
     if ranks.rank == 0:
         digits = [np.format_float_positional(x, trim="0") for x in (result.error, result.loss)]
-        print(f"test_error {digits[0]} test_loss {digits[1]}")
+        say(f"test_error {digits[0]} test_loss {digits[1]}")
 
 
 def on_this_machine(config: Config) -> Config:

@@ -7,22 +7,44 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained; everything but the network and the data."""
+    """How a network is trained; everything but the network and the data. `PARTS` says what each part is."""
 
-    epochs: int  # passes over the training images
-    lr: float  # peak learning rate
-    schedule: str  # "multi-step": divided by 10 at 1/2 and 3/4 of the epochs; "linear" or "cosine": down to 0
-    warmup: float = 0.0  # share of the epochs in which the learning rate rises linearly from 0
+    epochs: int
+    lr: float
+    schedule: str
+    warmup: float = 0.0
     momentum: float = 0.9
-    nesterov: bool = True  # the look-ahead form, as in the authors' code
+    nesterov: bool = True  # as in the authors' code
     weight_decay: float = 5e-4
-    decay_all: bool = True  # decay batch norm's parameters and biases too, as in the authors' code
+    decay_all: bool = True  # as in the authors' code
     label_smoothing: float = 0.0
-    padding: str = "zero"  # what the 4-pixel border holds that crops may reach into: "zero" or "reflect"
-    flip: str = "random"  # "random": a coin per image and epoch; "alternating": every other epoch
-    cutout: int = 0  # side of the square that is blanked, in pixels
-    average: float = 0.0  # decay per step of the averaged weights that are evaluated; 0: the weights themselves
+    padding: str = "zero"
+    flip: str = "random"
+    cutout: int = 0
+    average: float = 0.0
 
+
+# For people who read this and for --help.
+PARTS = {
+    "epochs": "passes over the training images",
+    "lr": "peak learning rate",
+    "schedule": "multi-step: divided by 10 at 1/2 and 3/4 of the epochs; linear, cosine: down to 0",
+    "warmup": "share of the epochs in which the learning rate rises from 0; not for multi-step",
+    "momentum": "of gradient descent, 0 for none",
+    "nesterov": "momentum in the look-ahead form",
+    "weight_decay": "what is added to the gradient, times the weight",
+    "decay_all": "decay batch norm's parameters and biases too",
+    "label_smoothing": "share of the target that is spread over all classes",
+    "padding": "what the 4-pixel border holds that crops may reach into",
+    "flip": "mirror images by a coin per image and epoch, every other epoch, or never",
+    "cutout": "side of the square that is blanked, in pixels",
+    "average": "decay per step of the averaged weights that are evaluated; 0: the weights themselves",
+}
+CHOICES = {
+    "schedule": ("multi-step", "linear", "cosine"),
+    "padding": ("zero", "reflect"),
+    "flip": ("random", "alternating", "none"),
+}
 
 RECIPES = {
     # Xie et al. 2017, Appendix A: 300 epochs, learning rate 0.1 reduced at 150 and 225, weight decay 5e-4, momentum
