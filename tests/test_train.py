@@ -377,7 +377,7 @@ def test_mirroring_can_be_switched_off(flip, mirrored):
     images[..., :8] = 200
     dataset = Dataset(images, np.zeros(40, np.int64), ["one", "two"], "halves", np.full(3, 100.0), np.ones(3))
     config = Config("halves", "resnext11_1x4d_w4", replace(RECIPES["quick"], flip=flip))
-    batch = cifar.prepare(Run.start(config, dataset, dataset), np.arange(40))
+    batch = cifar.prepare(Run.start(config, dataset, dataset), np.arange(40), 0)
     left, right = batch[:, 0, 8, 2], batch[:, 0, 8, 13]  # no shift by up to 4 pixels takes these across the middle
     assert {int(b > a) for a, b in zip(left, right, strict=True)} == mirrored
 
