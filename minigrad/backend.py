@@ -114,9 +114,8 @@ def default_dtype(device: str) -> str:
 
     "bfloat16" on GPUs whose tensor cores multiply it (Ampere and later), else "float32".
     """
-    if device == "cpu":
-        return "float32"
-    return "bfloat16" if int(cupy().cuda.Device(_cuda_index(device)).compute_capability) >= 80 else "float32"
+    tensor_cores = device != "cpu" and int(cupy().cuda.Device(_cuda_index(device)).compute_capability) >= 80
+    return "bfloat16" if tensor_cores else "float32"
 
 
 def is_float(dtype: np.dtype) -> bool:

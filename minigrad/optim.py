@@ -35,6 +35,15 @@ def sgd_update(
     w -= lr * d
 
 
+def update_all(kind: str, updates: list[tuple], lr: float) -> None:
+    """Do the updates `[(w, dw, velocity, momentum, weight_decay, nesterov), ...]` of arrays on one kind of device."""
+    if kind in faster_step:
+        faster_step[kind](updates, lr)
+        return
+    for w, dw, velocity, *options in updates:
+        faster_update.get(kind, sgd_update)(w, dw, velocity, lr, *options)
+
+
 class SGD:
     """Gradient descent with momentum and weight decay by PyTorch's rule (see `sgd_update`).
 
@@ -94,12 +103,7 @@ class SGD:
                     updates.setdefault(kind, []).append((p.data, p.grad, self.velocities[i], *options))
                 i += 1
         for kind, some in updates.items():
-            if kind in faster_step:
-                faster_step[kind](some, self.lr)
-                continue
-            update = faster_update.get(kind, sgd_update)
-            for w, dw, velocity, *rest in some:
-                update(w, dw, velocity, self.lr, *rest)
+            update_all(kind, some, self.lr)
 
     def zero_grad(self) -> None:
         """Forget the gradients; `backward()` would add to them otherwise."""

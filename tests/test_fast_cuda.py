@@ -312,6 +312,13 @@ def test_cross_entropy_is_the_books(gpu):
     close(node.backward(np.float32(2.0)), book.backward(np.float64(2.0)), F32)
 
 
+@needs_compiler
+def test_sgd_takes_a_gradient_in_any_order_of_memory(gpu):
+    w, dw, velocity = np.ones((2, 3), F32), np.arange(6, dtype=F32).reshape(3, 2).T, np.zeros((2, 3), F32)
+    cuda.sgd_step([(w, dw, velocity, 0.0, 0.0, False)], 0.5)
+    assert gpu == ["sgd"] and (w == 1 - 0.5 * dw).all()
+
+
 def test_sgd_leaves_other_dtypes_to_the_book(gpu):
     w, dw, velocity = np.ones(3), np.ones(3), np.zeros(3)
     cuda.sgd_step([(w, dw, velocity, 0.9, 0.0, False)], 0.5)

@@ -150,6 +150,22 @@ def test_every_epoch_shows_every_image_once_in_an_order_of_its_own(tmp_path, mon
     assert (first != second).any()
 
 
+def test_averages_follow_the_weights():
+    config = cifar.configure(cifar.parser().parse_args([*tiny.OPTIONS, "--average", "0.75"]))
+    train_set, test_set = cifar.load("shapes", tiny.ROOT, limit_train=2, limit_test=2)
+    run = cifar.Run.start(config, train_set, test_set)
+    rng = np.random.default_rng(3)
+    before = {}
+    for name, t in run.model.named_tensors():
+        before[name] = run.average[name].copy()
+        t.data += rng.integers(1, 9, t.shape).astype(t.dtype)
+    cifar.update_average(run)
+    for name, t in run.model.named_tensors():
+        counted = name.endswith("num_batches_tracked")
+        expected = t.data if counted else 0.75 * before[name] + 0.25 * t.data
+        assert_allclose(run.average[name], expected, rtol=1e-6, atol=1e-6)
+
+
 def test_averaged_weights_are_what_is_evaluated(tmp_path, capsys):
     assert tiny.train(tmp_path, "--average", "0.75") == 0
     arrays, _ = checkpoint.read(tmp_path / LAST)

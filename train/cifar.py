@@ -306,15 +306,19 @@ def average_over_ranks(run: Run, share: float) -> None:
 
 
 def update_average(run: Run) -> None:
-    """average ← decay average + (1 - decay) weights, for parameters and batch-norm statistics alike."""
-    decay = run.config.recipe.average
+    """average ← decay average + (1 - decay) weights, for parameters and batch-norm statistics; counts are copied.
+
+    That is gradient descent with rate 1 - decay on ½ (average - value)²: the gradient, value - average up to the sign,
+    which the rate takes, is what `sgd_update` makes of dw = value and a weight decay of -1. So the engine room's one
+    launch serves this too.
+    """
+    updates = []
     for name, t in run.model.named_tensors():
-        average = run.average[name]
-        if average.dtype.kind == "f":
-            average *= decay
-            average += (1 - decay) * t.data
+        if is_float(t.dtype):
+            updates.append((run.average[name], t.data, t.data, 0.0, -1.0, False))
         else:
-            average[...] = t.data
+            run.average[name][...] = t.data
+    optim.update_all(run.config.device.partition(":")[0], updates, run.config.recipe.average - 1)
 
 
 # ------------------------------------------------------------------------------------------------- one epoch

@@ -495,11 +495,12 @@ def sgd_step(updates: Sequence[tuple[Array, Array, Array, float, float, bool]], 
     """
     plain: list[tuple] = []
     ours: list[tuple] = []
-    for update in updates:
-        fits = all(a.dtype == np.float32 and a.flags.c_contiguous for a in update[:3])
-        (ours if fits else plain).append(update)
-    for w, dw, velocity, *options in plain:
-        optim.sgd_update(w, dw, velocity, lr, *options)
+    for w, dw, velocity, *options in updates:
+        dw = array_module(dw).ascontiguousarray(dw)  # a linear layer's is its transpose
+        fits = all(a.dtype == np.float32 and a.flags.c_contiguous for a in (w, dw, velocity))
+        (ours if fits else plain).append((w, dw, velocity, *options))
+    for w, dw, velocity, momentum, weight_decay, nesterov in plain:
+        optim.sgd_update(w, dw, velocity, lr, momentum, weight_decay, nesterov)
     if not ours:
         return
     xp = array_module(ours[0][0])
