@@ -204,7 +204,7 @@ class Tensor:
             raise ValueError("a Tensor needs a rectangular array, got nested sequences of different lengths") from None
         if dtype is None and array.dtype == np.float64 and not hasattr(source, "dtype"):
             dtype = np.float32  # Python's numbers have no precision of their own
-        if dtype is not None and array.dtype.kind in "biuf":
+        if dtype is not None and (array.dtype.kind in "biuf" or is_float(array.dtype)):
             array = array.astype(float_dtype(dtype, device or device_of(array)) if "float" in str(dtype) else dtype)
         if array.dtype.kind not in "biu" and not is_float(array.dtype):
             unsupported(array.dtype)

@@ -1,5 +1,6 @@
 """Every public operation in every situation: the table in operations.py, checked row by row."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
@@ -7,8 +8,9 @@ from operations import OPERATIONS
 from strategies import normal
 
 import minigrad.functional as F
-from minigrad import Tensor, gradcheck
+from minigrad import Tensor, gradcheck, tensor
 from minigrad.backend import to_numpy
+from minigrad.ops import basic
 from minigrad.ops.basic import Multiply
 
 EVERY = list(OPERATIONS)
@@ -28,11 +30,11 @@ def test_every_public_operation_has_a_record():
         assert getattr(Tensor, name) is getattr(F, name), "a method and a function of one name are one function"
 
 
-def run(operation, arrays, device="cpu"):
+def run(operation, arrays, device="cpu", floating=False):
     """Call the operation with tensors that hold these very arrays; return the output and the gradients."""
     leaves = []
     for array in arrays:
-        floating = array.dtype.kind == "f"
+        floating = floating or array.dtype.kind == "f"
         leaves.append(Tensor(array, requires_grad=floating and operation.gradient, device=device))
         if device == "cpu":
             leaves[-1].data = array  # not the copy that Tensor makes
@@ -149,6 +151,24 @@ def test_inputs_of_size_zero_give_a_result_or_a_sentence(name, shapes):
     y, gradients = run(operation, arrays)
     assert y.shape == expected
     assert [g.shape for g in gradients if g is not None] == (list(shapes) if operation.gradient else [])
+
+
+@pytest.mark.parametrize("name", [name for name in EVERY if OPERATIONS[name].same_dtype])
+def test_bfloat16_is_taken_and_kept(device, name, monkeypatch):
+    """On the CPU too, which refuses it otherwise: the formulas must not turn into float32 on the way."""
+    for module in (basic, tensor):
+        monkeypatch.setattr(module, "float_dtype", lambda name, device: np.dtype(name))
+    half, operation = np.dtype(ml_dtypes.bfloat16), OPERATIONS[name]
+    arrays = operation.arrays()
+    dtypes = [half] + [np.dtype(np.float32) if name.startswith("batch_norm") else half] * (len(arrays) - 1)
+    rounded = [a.astype(dtype) for a, dtype in zip(arrays, dtypes, strict=True)]
+    y, gradients = run(operation, rounded, device, True)
+    assert y.dtype == (np.float32 if name == "cross_entropy" else half)
+    assert not operation.gradient or [g.dtype for g in gradients] == dtypes
+    exact, exact_gradients = run(operation, [a.astype(np.float64) for a in rounded])
+    for mine, book in zip([y.numpy(), *gradients], [exact.numpy(), *exact_gradients], strict=True):
+        if book is not None:
+            assert abs(mine.astype(np.float64) - book).max() <= 0.02 * abs(book).max()
 
 
 def test_every_record_says_what_happens_with_size_zero_and_bad_inputs():

@@ -7,6 +7,7 @@ import threading
 import weakref
 from copy import deepcopy
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -695,3 +696,11 @@ class Graphs(RuleBasedStateMachine):
 
 Graphs.TestCase.settings = settings(max_examples=40, stateful_step_count=20)
 TestRandomGraphs = Graphs.TestCase
+
+
+def test_bfloat16_becomes_float32_when_asked():
+    """NumPy counts bfloat16 among the kinds of data it does not know, so it is easily passed by."""
+    half = np.array([1.5, -2.0]).astype(ml_dtypes.bfloat16)
+    tensor = Tensor(half, dtype="float32")
+    assert tensor.dtype == np.float32
+    assert tensor.data.tolist() == [1.5, -2.0]

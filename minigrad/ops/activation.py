@@ -24,7 +24,8 @@ class Sigmoid(Function):
 
     def forward(self, x: Array) -> Array:
         # tanh saturates where exp would overflow: 1 / (1 + e⁻ˣ) = (1 + tanh(x/2)) / 2.
-        self.y = 0.5 * (1 + array_module(x).tanh(0.5 * x))
+        half = x.dtype.type(0.5)  # a Python float would turn bfloat16 into float32
+        self.y = half * (1 + array_module(x).tanh(half * x))
         return self.y
 
     def backward(self, dy: Array) -> Array:
@@ -78,7 +79,7 @@ class Dropout(Function):
 
     def forward(self, x: Array, *, p: float) -> Array:
         kept = generator().random(x.shape) >= p
-        self.scale = array_module(x).asarray(kept).astype(x.dtype) * (1 / (1 - p))
+        self.scale = array_module(x).asarray(kept).astype(x.dtype) * x.dtype.type(1 / (1 - p))
         return x * self.scale
 
     def backward(self, dy: Array) -> Array:

@@ -100,8 +100,9 @@ class Power(Broadcasting):
     def backward(self, dy: Array) -> tuple[Array | None, Array | None]:
         a, p, xp = self.a, self.p, array_module(dy)
         one = a.dtype.type(1)
-        da = dy * p * a ** xp.where(p == 0, one, p - 1) if self.needs[0] else None
-        dp = dy * self.y * xp.log(xp.where(a == 0, one, a)) if self.needs[1] else None
+        # CuPy's `where` turns bfloat16 into float32.
+        da = dy * p * a ** xp.where(p == 0, one, p - 1).astype(a.dtype, copy=False) if self.needs[0] else None
+        dp = dy * self.y * xp.log(xp.where(a == 0, one, a).astype(a.dtype, copy=False)) if self.needs[1] else None
         return da, dp
 
 
@@ -258,9 +259,10 @@ class Index(Function):
 
     def backward(self, dy: Array) -> Array:
         xp = array_module(dy)
-        dx = xp.zeros(self.shape, dy.dtype)
-        xp.add.at(dx, self.index, dy)
-        return dx
+        # CuPy adds no bfloat16 at an index, and its sums would be rounded at every step.
+        dx = xp.zeros(self.shape, np.float32 if dy.dtype.itemsize < 4 else dy.dtype)
+        xp.add.at(dx, self.index, dy.astype(dx.dtype, copy=False))
+        return dx.astype(dy.dtype, copy=False)
 
 
 class Concat(Function):

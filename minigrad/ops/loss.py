@@ -9,6 +9,7 @@ import numpy as np
 from ..backend import Array, array_module, capturing, device_of, to_device
 from ..tensor import Function, Tensor
 from .activation import log_softmax_array
+from .basic import to
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -67,7 +68,8 @@ def as_labels(labels: Any, shape: tuple[int, ...], device: str) -> Array:
 def cross_entropy(logits: Tensor, labels: Any, label_smoothing: float = 0.0) -> Tensor:
     """The mean over the batch of -log softmax(logits)[label], in nats: logits (N, K), integer labels (N,).
 
-    `label_smoothing` s mixes the target with the uniform distribution: (1 - s) one-hot + s/K. Raises ValueError for a
+    `label_smoothing` s mixes the target with the uniform distribution: (1 - s) one-hot + s/K. The loss of bfloat16
+    logits is computed, and returned, in float32: it needs more digits than bfloat16 has. Raises ValueError for a
     label that is no class, shapes that do not fit and an empty batch, TypeError for labels that are no integers.
     """
     if logits.ndim != 2:
@@ -77,4 +79,6 @@ def cross_entropy(logits: Tensor, labels: Any, label_smoothing: float = 0.0) -> 
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"cross_entropy: label_smoothing must lie between 0 and 1, got {label_smoothing}")
     array = as_labels(labels, logits.shape, logits.device)
+    if logits.dtype.name == "bfloat16":
+        logits = to(logits, dtype="float32")
     return CrossEntropy.apply(logits, labels=array, label_smoothing=float(label_smoothing))

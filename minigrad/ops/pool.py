@@ -30,7 +30,7 @@ class MaxPool2d(Function):
             # NaN compares false with everything: counting it as larger lets it through instead of hiding it.
             larger = (value > y) | (value != value)
             self.winner[larger] = k
-            y = xp.where(larger, value, y)
+            y = xp.maximum(y, value)
         return y
 
     def backward(self, dy: Array) -> Array:
