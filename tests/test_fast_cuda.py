@@ -15,7 +15,7 @@ import minigrad
 from minigrad import functional as F
 from minigrad import optim
 from minigrad.fast import cublas, cuda
-from minigrad.fast.graph import Graph
+from minigrad.fast.graph import EAGER_CALLS, Graph
 from minigrad.ops import basic, conv, norm
 from minigrad.ops.loss import CrossEntropy
 from resnext.model import cifar
@@ -637,3 +637,23 @@ def test_a_graph_takes_a_smaller_last_batch_on_the_gpu(cp):
         size = 3 if value in (5, 6) else 4
         (y,) = graph(cp.full(size, value, np.float32))
         assert y.shape == (size,) and (to_cpu(y) == value + 1).all()
+
+
+@pytest.mark.cuda
+def test_max_pooling_can_be_captured_on_the_gpu(cp):
+    """The book's formula, which no kernel replaces: it must not look at a value, as a mask in an index does."""
+
+    def step(x):
+        leaf = minigrad.Tensor._of(x)
+        leaf.requires_grad = True
+        y = F.max_pool2d(leaf, 3, 2, 1)
+        y.sum().backward()
+        return y.data, leaf.grad
+
+    x = cp.asarray(np.random.default_rng(17).standard_normal((2, 3, 6, 7)).astype(BF16))
+    graph = Graph(step)
+    for _ in range(EAGER_CALLS + 2):
+        results = graph(x)
+    assert graph.graph is not None
+    for captured, eager in zip(results, step(x), strict=True):
+        assert captured.dtype == BF16 and to_cpu(captured).tobytes() == to_cpu(eager).tobytes()

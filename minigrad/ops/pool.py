@@ -29,7 +29,7 @@ class MaxPool2d(Function):
             value = padded[:, :, rows, cols]
             # NaN compares false with everything: counting it as larger lets it through instead of hiding it.
             larger = (value > y) | (value != value)
-            self.winner[larger] = k
+            self.winner = xp.where(larger, np.int32(k), self.winner)
             y = xp.maximum(y, value)
         return y
 
