@@ -50,12 +50,25 @@ class HostModule:
         """How many ldmatrix rows fell on an occupied bank since the last call."""
         return int(self.library.shim_bank_conflicts())
 
-    def launch(self, kernel: str, grid, block, arguments: Sequence, shared: int = 0, schedule: int = 0) -> None:
-        """Run one kernel over its whole grid; RuntimeError with the shim's reason where it went wrong."""
+    def launch(
+        self,
+        kernel: str,
+        grid,
+        block,
+        arguments: Sequence,
+        shared: int = 0,
+        schedule: int = 0,
+        memory: Sequence[np.ndarray] = (),
+    ) -> None:
+        """Run one kernel over its whole grid; RuntimeError with the shim's reason where it went wrong.
+
+        `memory` names the arrays that the kernel finds through addresses in a struct: it may touch no others but these
+        and its arguments.
+        """
         holders = [_by_pointer(argument) for argument in arguments]
         pointers = (ctypes.c_void_p * len(holders))(*(holder.ctypes.data for holder in holders))
         dims = [(ctypes.c_uint * 3)(*(*d, 1, 1, 1)[:3]) for d in (grid, block)]
-        arrays = [a for a in arguments if isinstance(a, np.ndarray) and a.dtype.names is None]
+        arrays = [a for a in (*arguments, *memory) if isinstance(a, np.ndarray) and a.dtype.names is None]
         begins = np.array([a.ctypes.data for a in arrays], np.uint64)
         ends = begins + np.array([a.nbytes for a in arrays], np.uint64)
         self.library.shim_arrays(len(arrays), ctypes.c_void_p(begins.ctypes.data), ctypes.c_void_p(ends.ctypes.data))

@@ -108,8 +108,9 @@ inline void wait_as(State state) {
 }
 
 UNWATCHED inline void run_fiber() {
+    watching = true;
     (*kernel)();
-    Quiet quiet;
+    watching = false;
     fibers[current].state = DONE;
     _longjmp(scheduler, 1);
 }
@@ -119,13 +120,10 @@ inline void switch_to(unsigned int thread) {
     Fiber& fiber = fibers[thread];
     current = thread;
     threadIdx = fiber.index;
+    unwatched[0] = {fiber.stack.get(), STACK_BYTES};
     now.thread = thread;
     now.warp_barriers = fiber.warp_barriers;
-    if (_setjmp(scheduler) != 0) {
-        watching = false;
-        return;
-    }
-    watching = true;
+    if (_setjmp(scheduler) != 0) return;
     if (fiber.started) _longjmp(fiber.resume, 1);
     fiber.started = true;
     getcontext(&fiber.first_entry);
@@ -202,7 +200,7 @@ inline unsigned char* dynamic_shared() {
 }
 
 inline void launch(const unsigned int* grid, const unsigned int* block, size_t shared_bytes, int schedule,
-                   std::function<void()> body) {
+                   const std::function<void()>& body) {
     gridDim = {grid[0], grid[1], grid[2]};
     blockDim = {block[0], block[1], block[2]};
     unsigned int threads = blockDim.x * blockDim.y * blockDim.z;
@@ -215,6 +213,10 @@ inline void launch(const unsigned int* grid, const unsigned int* block, size_t s
     shared_memory.resize(shared_bytes + GUARD_BYTES + 128);
     watch(dynamic_shared(), dynamic_shared() + shared_bytes, true);
     watch(__bss_start, _end, true);
+    Span* span = unwatched + 1;  // the first is a fiber's stack
+    for (uint3* index : {&threadIdx, &blockIdx, &blockDim, &gridDim})
+        *span++ = {reinterpret_cast<char*>(index), sizeof(uint3)};
+    *span = {static_cast<char*>(__builtin_frame_address(0)), STACK_BYTES};  // our callers' stack, with the arguments
     for (unsigned int z = 0; z < gridDim.z; ++z)
         for (unsigned int y = 0; y < gridDim.y; ++y)
             for (unsigned int x = 0; x < gridDim.x; ++x) {
@@ -224,8 +226,8 @@ inline void launch(const unsigned int* grid, const unsigned int* block, size_t s
                 now.block_barriers = 0;
                 std::memset(shared_memory.data(), 0xff,
                             shared_memory.size());  // 0xffff is a NaN in bf16 and in float32
-                for (int i = 0; i < region_count; ++i)
-                    if (regions[i].shared) regions[i].forget();
+                for (Region& region : regions)
+                    if (region.shared) region.forget();
                 run_block(threads, schedule == 1);
                 for (size_t i = shared_memory.size() - GUARD_BYTES; i < shared_memory.size(); ++i)
                     if (shared_memory[i] != 0xff) fail("a kernel wrote past its dynamic shared memory");
@@ -254,7 +256,7 @@ template <typename... Arguments, size_t... I>
 void call(void (*function)(Arguments...), const unsigned int* grid, const unsigned int* block, size_t shared_bytes,
           int schedule, void** arguments, std::index_sequence<I...>) {
     std::tuple<Arguments...> values{*static_cast<Arguments*>(arguments[I])...};
-    launch(grid, block, shared_bytes, schedule, [=] { std::apply(function, values); });
+    launch(grid, block, shared_bytes, schedule, [&] { std::apply(function, values); });
 }
 template <typename... Arguments>
 const char* start(void (*function)(Arguments...), int count, const unsigned int* grid, const unsigned int* block,
@@ -290,7 +292,7 @@ T __shfl_xor_sync(unsigned int, T value, int mask) {
         return shim::start(kernel, count, grid, block, shared_bytes, schedule, arguments);                    \
     }
 SHIM_VISIBLE void shim_arrays(int count, const unsigned long long* begins, const unsigned long long* ends) {
-    shim::watch_nothing();
+    shim::regions.clear();
     for (int i = 0; i < count; ++i)
         shim::watch(reinterpret_cast<void*>(begins[i]), reinterpret_cast<void*>(ends[i]), false);
 }

@@ -1,4 +1,5 @@
-// A watch over every load and store of a kernel, for races and for memory that nobody has written.
+// A watch over every load and store of a kernel: for races, for shared memory that nobody has written, and for addresses
+// outside of the launch's arrays.
 //
 // The compiler announces each access to the __tsan functions at the end of this file (-fsanitize=thread, without that
 // option's library, which knows the threads of an operating system). For every two bytes of shared memory and of the
@@ -33,29 +34,23 @@ struct Cell {
     bool arriving = false;
 };
 
-// Memory that is watched. Plain arrays, because the compiler would announce the accesses of a std::vector.
 struct Region {
     const char *begin, *end;
     bool shared;
-    Cell* cells;
-    void forget() { std::fill(cells, cells + (end - begin + 1) / 2, Cell{}); }
+    std::vector<Cell> cells{};
+    void forget() { cells.assign((end - begin + 1) / 2, {}); }
 };
-static Region regions[64];
-static int region_count;
+static std::vector<Region> regions;
+// What kernels may touch besides, unwatched: the current fiber's stack, their arguments, threadIdx and its kind.
+struct Span {
+    const char* begin;
+    size_t bytes;
+};
+static Span unwatched[6];
 
 inline void watch(const void* begin, const void* end, bool shared) {
-    auto *first = static_cast<const char*>(begin), *last = static_cast<const char*>(end);
-    regions[region_count++] = {first, last, shared, new Cell[(last - first + 1) / 2]};
-}
-inline void watch_nothing() {
-    while (region_count > 0) delete[] regions[--region_count].cells;
-}
-
-inline bool known(const void* address, size_t bytes) {
-    const auto* first = static_cast<const char*>(address);
-    return std::any_of(regions, regions + region_count, [=](const Region& region) {
-        return first >= region.begin && first + bytes <= region.end;
-    });
+    regions.push_back({static_cast<const char*>(begin), static_cast<const char*>(end), shared});
+    regions.back().forget();
 }
 
 // How far apart two threads are: 0 the same, 1 in a warp, 2 in a block, 3 in different blocks.
@@ -104,16 +99,19 @@ UNWATCHED inline void touch(Cell& cell, Access access, bool shared) {
 }
 
 UNWATCHED inline void touch(const void* address, size_t bytes, Access access) {
-    Quiet quiet;
     const auto* first = static_cast<const char*>(address);
-    for (Region *region = regions, *end = regions + region_count; region < end; ++region)
-        if (first >= region->begin && first < region->end) {
-            if (first + bytes > region->end) return fail("an access reaches past the end of an array");
+    for (const Span& span : unwatched)
+        if (static_cast<size_t>(first - span.begin) < span.bytes) return;
+    Quiet quiet;
+    for (Region *region = regions.data(), *end = region + regions.size(); region < end; ++region)
+        if (first >= region->begin && first + bytes <= region->end) {
+            Cell* cells = region->cells.data();
             size_t from = (first - region->begin) / 2, to = (first + bytes - 1 - region->begin) / 2;
-            for (Cell *cell = region->cells + from, *last = region->cells + to; cell <= last; ++cell)
-                touch(*cell, access, region->shared);
+            for (size_t i = from; i <= to; ++i) touch(cells[i], access, region->shared);
             return;
         }
+    fail("thread " + std::to_string(now.thread) + " of block " + std::to_string(now.block) +
+         " touches memory outside of the launch's arrays");
 }
 
 }  // namespace shim
