@@ -14,7 +14,8 @@
 // once into shared memory, 128 bytes a pixel, and serves all taps; the weights of a tap stream through three buffers.
 // Tile, wgrad: 64 filters by 64 input channels by nine taps, all in the registers of eight warps, over a share of the
 // pixels, 128 at a time. Each share leaves its partial sums, which filters.cu adds.
-// Both kernels XOR a row's number into the position of its 16-byte pieces, so that ldmatrix meets no bank conflict.
+// A pixel's column is XORed into the position of its 16-byte pieces (of a filter's, its number), so that ldmatrix, which
+// reads eight neighbours at a time, meets no bank conflict. Lines keep that position: a tap's row costs one addition.
 // Bytes: x once (a border of 1.3 to 1.6 times the tile comes from the cache), y once, weights once per tile (cache).
 // Where a batch norm follows, its sums leave with y, 8 bytes a filter and tile, and y is not read again for them.
 // Operations: 2 * 9 * CI * CO a pixel and pack, the zeros of packed groups included.
@@ -79,7 +80,7 @@ __device__ inline void load_patch(bf16* patch, const bf16* x, const Conv& s, con
         const int n = tile.image + image, h = h0 + line - image * s.PH, w = w0 + column;
         const bool inside = n < s.N && h >= 0 && h < s.H && w >= 0 && w < s.W;
         const bf16* from = x + ((n * s.H + h) * s.W + w) * static_cast<long long>(s.C) + channel + piece * 8;
-        copy_async(patch + swizzled(row, row >> s.S_log, piece), inside ? from : x, inside);
+        copy_async(patch + swizzled(row, column >> s.S_log, piece), inside ? from : x, inside);
     }
 }
 
@@ -107,31 +108,39 @@ __device__ void conv3x3(const bf16* x, const bf16* w, bf16* y, float* sums, cons
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     const int warp_pixel = warp % PIXEL_WARPS * 64, warp_filter = warp / PIXEL_WARPS * 64;
 
-    auto load_weights = [&](int step) {
-        const int chunk = step / s.taps, tap = s.tap[step % s.taps];
-        bf16* to = ring + step % RING * FILTERS * K;
+    // Start copying the weights of the next step, if there is one: of the next tap, or the next chunk's first.
+    int next_chunk = 0, next_tap = 0;
+    auto load_weights = [&](int buffer) {
+        if (next_chunk == chunks) return;
         const int piece = threadIdx.x & 7;
-        for (int row = threadIdx.x >> 3; row < FILTERS; row += THREADS >> 3)
-            copy_async(to + swizzled(row, row, piece), filters + (row * 9LL + tap) * s.CI + chunk * K + piece * 8,
-                       true);
+        const bf16* from = filters + s.tap[next_tap] * s.CI + next_chunk * K + piece * 8;
+#pragma unroll
+        for (int i = 0; i < FILTERS; i += THREADS / 8) {
+            const int row = i + (threadIdx.x >> 3);
+            copy_async(ring + buffer * FILTERS * K + swizzled(row, row, piece), from + row * 9LL * s.CI, true);
+        }
+        if (++next_tap == s.taps) {
+            next_tap = 0;
+            ++next_chunk;
+        }
     };
 
-    // The patch row under each of this lane's ldmatrix rows, at the first tap.
-    int patch_row[4];
+    // The patch row, and its column, under each of this lane's ldmatrix rows at the first tap.
+    int patch_row[4], patch_column[4];
     for (int m = 0; m < 4; ++m) {
         const Pixel pixel(warp_pixel + 16 * m + (lane & 15), s);
-        patch_row[m] = (pixel.image * s.PH + (pixel.row << s.S_log)) * s.PW + (pixel.column << s.S_log);
+        patch_column[m] = pixel.column << s.S_log;
+        patch_row[m] = (pixel.image * s.PH + (pixel.row << s.S_log)) * s.PW + patch_column[m];
     }
 
     float result[4][8][4] = {};  // (16 pixels) x (8 filters) x the lane's four values of a product
-    const int steps = chunks * s.taps;
     load_patch(patches, x, s, tile, pack * s.CI, THREADS);
-    for (int step = 0; step < RING - 1; ++step) {
-        if (step < steps) load_weights(step);
+    for (int buffer = 0; buffer < RING - 1; ++buffer) {
+        load_weights(buffer);
         copy_commit();
     }
-    for (int step = 0; step < steps; ++step) {
-        const int chunk = step / s.taps, t = step % s.taps;
+    int chunk = 0, t = 0;
+    for (int step = 0; step < chunks * s.taps; ++step) {
         // All but the youngest group: this step's weights are here, and its patch, which left a chunk's taps ago.
         // With a single tap that is the youngest group itself.
         if (s.taps == 1)
@@ -140,21 +149,21 @@ __device__ void conv3x3(const bf16* x, const bf16* w, bf16* y, float* sums, cons
             copy_wait<RING - 2>();
 
         __syncthreads();  // for every thread, and nobody reads the buffers that are filled next
-        if (step + RING - 1 < steps) load_weights(step + RING - 1);
+        load_weights((step + RING - 1) % RING);
         if (t == 0 && chunk + 1 < chunks)
             load_patch(patches + (chunk + 1) % 2 * patch_size, x, s, tile, pack * s.CI + (chunk + 1) * K, THREADS);
         copy_commit();
 
         const bf16* patch = patches + chunk % 2 * patch_size;
         const bf16* weights = ring + step % RING * FILTERS * K;
-        const int shift = s.dh[t] * s.PW + s.dw[t];
+        const int dw = s.dw[t], shift = s.dh[t] * s.PW + dw;
 #pragma unroll
         for (int k = 0; k < K / 16; ++k) {
             unsigned int a[4][4], b[4][4];
 #pragma unroll
             for (int m = 0; m < 4; ++m) {
-                const int row = patch_row[m] + shift;
-                load_matrices(a[m], patch + swizzled(row, row >> s.S_log, 2 * k + (lane >> 4)));
+                const int row = patch_row[m] + shift, key = (patch_column[m] + dw) >> s.S_log;
+                load_matrices(a[m], patch + swizzled(row, key, 2 * k + (lane >> 4)));
             }
 #pragma unroll
             for (int n = 0; n < 4; ++n) {
@@ -166,6 +175,10 @@ __device__ void conv3x3(const bf16* x, const bf16* w, bf16* y, float* sums, cons
 #pragma unroll
                 for (int n = 0; n < 8; ++n)
                     multiply_accumulate(result[m][n], a[m], b[n / 2][n % 2 * 2], b[n / 2][n % 2 * 2 + 1]);
+        }
+        if (++t == s.taps) {
+            t = 0;
+            ++chunk;
         }
     }
 
@@ -255,7 +268,9 @@ extern "C" __global__ void __launch_bounds__(256)
         bf16* patch = stages + i % 2 * stage_size;
         load_patch(patch, x, s, tile, pack * s.CI + channel_block * K, 256);
         const int piece = threadIdx.x & 7, channel = pack * s.CO + filter_block * K + piece * 8;
-        for (int row = threadIdx.x >> 3; row < WGRAD_PIXELS; row += 256 >> 3) {
+#pragma unroll
+        for (int first = 0; first < WGRAD_PIXELS; first += 256 / 8) {
+            const int row = first + (threadIdx.x >> 3);
             const Pixel pixel(row, s);
             const int n = tile.image + pixel.image, i = tile.row + pixel.row, j = tile.column + pixel.column;
             const bool inside = n < s.N && i < s.OH && j < s.OW;
@@ -284,15 +299,20 @@ extern "C" __global__ void __launch_bounds__(256)
                                          upstream + swizzled(row, row, warp_filter / 8 + 2 * m + ((lane >> 3) & 1)));
             }
             const Pixel pixel(k + (lane & 15), s);
-            const int first = (pixel.image * s.PH + (pixel.row << s.S_log)) * s.PW + (pixel.column << s.S_log);
+            const int line = (pixel.image * s.PH + (pixel.row << s.S_log)) * s.PW;
 #pragma unroll
-            for (int t = 0; t < 9; ++t) {
-                const int row = first + t / 3 * s.PW + t % 3;
-                load_matrices_transposed(b, patch + swizzled(row, row >> s.S_log, warp_channel / 8 + (lane >> 4)));
+            for (int dw = 0; dw < 3; ++dw) {
+                const int column = (pixel.column << s.S_log) + dw;
+                const bf16* pixels = patch + swizzled(line + column, column >> s.S_log, warp_channel / 8 + (lane >> 4));
 #pragma unroll
-                for (int m = 0; m < 2; ++m)
+                for (int dh = 0; dh < 3; ++dh, pixels += s.PW * K) {
+                    load_matrices_transposed(b, pixels);
 #pragma unroll
-                    for (int n = 0; n < 2; ++n) multiply_accumulate(sums[t][m][n], a[m], b[2 * n], b[2 * n + 1]);
+                    for (int m = 0; m < 2; ++m)
+#pragma unroll
+                        for (int n = 0; n < 2; ++n)
+                            multiply_accumulate(sums[3 * dh + dw][m][n], a[m], b[2 * n], b[2 * n + 1]);
+                }
             }
         }
         __syncthreads();  // nobody reads this stage any more: the next turn fills it
