@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
@@ -154,8 +154,3 @@ def manual_seed(seed: int) -> None:
 def generator() -> np.random.Generator:
     """Return the generator that initialisation and dropout draw from (its `bit_generator.state` can be saved)."""
     return _generator
-
-
-def unsupported(dtype: Any) -> NoReturn:
-    """Raise the TypeError for data of a dtype that a tensor cannot hold."""
-    raise TypeError(f"a Tensor holds float32, float64, integers or booleans, not {dtype}: convert the data first")

@@ -25,7 +25,7 @@ def sgd_update(
         d = dw + weight_decay w          velocity ← momentum velocity + d
         w ← w - lr velocity              or, with Nesterov's look-ahead, w ← w - lr (d + momentum velocity)
 
-    The velocity starts at 0, so the first step is plain gradient descent.
+    The velocity starts at 0, so the first step follows d alone (Nesterov's form: 1 + momentum times as far).
     """
     d = dw + weight_decay * w if weight_decay else dw
     if momentum:

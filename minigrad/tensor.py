@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .backend import Array, array_module, device_of, float_dtype, is_float, to_device, to_numpy, total, unsupported
+from .backend import Array, array_module, device_of, float_dtype, is_float, to_device, to_numpy, total
 
 _thread = threading.local()
 
@@ -130,7 +130,7 @@ class Function:
                 raise ValueError(f"{type(self).__name__}.backward returned None for input {i}, which wants a gradient")
             dx = array_module(dx).asarray(dx)  # a sum over everything is a scalar in NumPy
             shape, dtype = self.inputs[i]  # type: ignore[misc]
-            if self.broadcasts and dx.shape != shape and dx.dtype == dtype:
+            if self.broadcasts and dx.shape != shape:
                 dx = unbroadcast(dx, shape)
             if dx.shape != shape or dx.dtype != dtype:
                 raise ValueError(
@@ -207,7 +207,8 @@ class Tensor:
         if dtype is not None and (array.dtype.kind in "biuf" or is_float(array.dtype)):
             array = array.astype(float_dtype(dtype, device or device_of(array)) if "float" in str(dtype) else dtype)
         if array.dtype.kind not in "biu" and not is_float(array.dtype):
-            unsupported(array.dtype)
+            kinds = "float32, float64, integers or booleans"
+            raise TypeError(f"a Tensor holds {kinds}, not {array.dtype}: convert the data first")
         self._set(array if device is None else to_device(array, device))
         if requires_grad and not is_float(self.data.dtype):
             raise TypeError(f"only floating-point tensors can have a gradient, this one is {self.data.dtype}")

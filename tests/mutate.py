@@ -66,7 +66,8 @@ EQUIVALENT = {
     "add = faster_add.get(device_of(a).partition(':')[1]) if faster_add else None": "for the engine room",
     "if isinstance(parent, Tensor):": COPY,
     "if dx is dy or dx.base is not None or any((dx is d for _, d in checked)):": COPY,
-    "if self.broadcasts and dx.dtype == dtype:": "sums over no axis, or over axes of size 1",
+    "if self.broadcasts:": "sums over no axis, or over axes of size 1",
+    "dxs = dxs if isinstance(dxs, list | tuple) else (dxs,)": "the same two types",
 }
 
 OPPOSITE = {

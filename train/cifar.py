@@ -422,7 +422,7 @@ def evaluate(
             if (i + 1) % ranks.size == 0:
                 after_round()
     losses, confusion = ranks.add_arrays(losses), ranks.add_arrays(confusion)
-    error = 100 * (1 - confusion.trace() / confusion.sum())
+    error = 100 * (confusion.sum() - confusion.trace()) / confusion.sum()
     return Evaluation(float(losses.sum()) / len(dataset), float(error), confusion)
 
 
