@@ -121,6 +121,17 @@ def test_a_signal_ends_the_command_while_it_imports(tmp_path, number, module):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("command", ["predict x.png --checkpoint x", "report x", "figures curves x"])
+@pytest.mark.parametrize("module", ["PIL", "train.checkpoint"])
+def test_a_signal_ends_the_other_commands_with_a_sentence_too(tmp_path, command, module):
+    tiny.signal_at_import(tmp_path, module, signal.SIGINT)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(tiny.ROOT)])}
+    name, *arguments = command.split()
+    words = [sys.executable, "-m", f"train.{name}", *arguments]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (130, f"python -m train.{name}: stopped by SIGINT\n")
+
+
 def test_a_signal_ends_a_download_which_later_goes_on(tmp_path):
     """The server promises the archive, sends a part of it and then nothing more."""
     name, size = data.CIFAR10.remote.name, data.CIFAR10.remote.size

@@ -428,11 +428,12 @@ def table(result: dict[str, Any]) -> str:
             low, high = versus[f"{name}_spread"]
             against = versus[f"{name}_against"]
             lines.append(f"{what}: {versus[name]:.2f} times {against} ({low:.2f} to {high:.2f} in the rounds)")
-    lines += ["", f"{'one training step by kind of layer':42}{'ms':>10}{'share':>8}"]
+    width = max(38, *map(len, result["layers"]))
+    lines += ["", f"{'one training step by kind of layer':{width}}{'ms':>10}{'share':>8}"]
     total = sum(result["layers"].values())
     for kind, seconds in sorted(result["layers"].items(), key=lambda item: -item[1]):
         if seconds >= total / 200:
-            lines.append(f"{kind:42}{seconds * 1e3:10.1f}{seconds / total:8.1%}")
+            lines.append(f"{kind:{width}}{seconds * 1e3:10.1f}{seconds / total:8.1%}")
     return "\n".join(lines)
 
 
@@ -520,6 +521,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"python -m train.bench: {error}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
+        print("python -m train.bench: stopped by SIGINT", file=sys.stderr)
         return 130
     return 0
 

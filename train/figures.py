@@ -22,6 +22,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from .signals import end_at_once
+
+if __name__ == "__main__":
+    end_at_once("python -m train.figures")  # runs are saved by train.cifar, which catches signals itself
+
 from matplotlib.ticker import MaxNLocator
 from safetensors import safe_open
 

@@ -14,6 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .signals import end_at_once
+
+if __name__ == "__main__":
+    end_at_once("python -m train.predict")  # there is nothing to save
+
 import numpy as np
 from PIL import Image, ImageOps
 

@@ -1,4 +1,6 @@
-"""SIGINT (Ctrl-C) and SIGTERM: the command ends with one sentence and the exit code 128 + n.
+"""SIGINT (Ctrl-C) and SIGTERM: a command ends with one sentence and the exit code 128 + n.
+
+train.predict, train.report and train.figures have nothing of their own to save and end at once; train.cifar does this:
 
 | when the signal comes | what happens |
 | --- | --- |
