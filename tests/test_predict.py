@@ -198,6 +198,18 @@ def test_bad_checkpoints_end_with_one_sentence(folder, tmp_path, capsys):
         assert error.startswith("python -m train.predict: ") and error.count("\n") == 1 and says in error, error
 
 
+def test_a_file_that_may_not_be_read_is_named_first(folder, capsys, monkeypatch):
+    path, *_ = folder
+    checkpoint_file = path / "run.safetensors"
+
+    def read_bytes(self):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(type(checkpoint_file), "read_bytes", read_bytes)
+    assert main([str(path / "0.png"), "--checkpoint", str(checkpoint_file)]) == 1
+    assert capsys.readouterr().err == f"python -m train.predict: {checkpoint_file}: Permission denied\n"
+
+
 def test_usage_errors(folder):
     path, *_ = folder
     for command in ([], ["--top", "0"], ["--device", "tpu"]):

@@ -32,7 +32,7 @@ from minigrad.backend import DeviceError, cupy, default_dtype, float_dtype, sync
 from minigrad.tensor import Function
 from resnext import ResNeXt, create
 
-from .options import Parser
+from .options import Parser, said
 
 FAILED, USAGE = 1, 2
 PINS = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "OPENBLAS_NUM_THREADS")
@@ -506,7 +506,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         check(args)
     except (ValueError, DeviceError, MemoryError) as error:
-        print(f"python -m train.bench: {error}", file=sys.stderr)
+        print(f"python -m train.bench: {said(error)}", file=sys.stderr)
         return USAGE
     pinned = [f"{name}={os.environ[name]}" for name in PINS if name in os.environ]
     if pinned:
@@ -518,7 +518,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.json:
             args.json.write_text(json.dumps(result, indent=1) + "\n")
     except (RuntimeError, OSError) as error:
-        print(f"python -m train.bench: {error}", file=sys.stderr)
+        print(f"python -m train.bench: {said(error)}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
         print("python -m train.bench: stopped by SIGINT", file=sys.stderr)

@@ -40,7 +40,7 @@ from resnext.counts import outlines
 from . import augment, checkpoint, faults, parallel, plots
 from .data import Dataset, load
 from .faults import Guard, TrainingError
-from .options import Parser, folder
+from .options import Parser, folder, said
 from .parallel import ALONE, Ranks
 from .recipes import CHOICES, PARTS, RECIPES, Recipe
 from .report import write_report
@@ -632,7 +632,7 @@ def run_command(args: argparse.Namespace, ranks: Ranks, signals: Signals) -> int
     except MemoryError as error:
         return complain(faults.out_of_memory(error, args.device or "cpu", batch_size), FAILED, ranks)
     except OSError as error:
-        return complain(f"{error.filename}: {error.strerror}" if error.filename else error, FAILED, ranks)
+        return complain(said(error), FAILED, ranks)
     except (TrainingError, ValueError, TypeError) as error:
         return complain(error, FAILED, ranks)
 

@@ -33,7 +33,7 @@ from safetensors import safe_open
 from resnext import counts, create, zoo
 
 from . import checkpoint, cifar
-from .options import Parser
+from .options import Parser, said
 from .plots import plt
 
 FAILED, USAGE = 1, 2  # exit codes
@@ -469,10 +469,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Stopped as stop:
         return stop.code
     except (ValueError, FileNotFoundError) as error:
-        print(f"python -m train.figures: {error}", file=sys.stderr)
+        print(f"python -m train.figures: {said(error)}", file=sys.stderr)
         return USAGE
     except OSError as error:
-        print(f"python -m train.figures: {error}", file=sys.stderr)
+        print(f"python -m train.figures: {said(error)}", file=sys.stderr)
         return FAILED
     return 0
 

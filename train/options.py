@@ -19,6 +19,12 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}{': ' if near else '; '}{hint}\n")
 
 
+def said(error: Exception) -> str:
+    """An error as the end of a sentence: the system's with its file's name in front, and without its number."""
+    named = isinstance(error, OSError) and error.filename and error.strerror
+    return f"{error.filename}: {error.strerror}" if named else str(error)  # type: ignore[attr-defined]
+
+
 def folder(text: str) -> Path:
     """A folder's name; an empty one, as of a variable that is not set, would otherwise mean the current folder."""
     if not text:

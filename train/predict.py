@@ -31,7 +31,7 @@ from resnext.counts import outlines
 
 from . import augment, checkpoint
 from .data import CIFAR10, CIFAR100
-from .options import Parser
+from .options import Parser, said
 
 FAILED, USAGE = 1, 2  # exit codes
 
@@ -163,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             for k in np.argsort(-probabilities, kind="stable")[: args.top]:
                 print(f"{100 * probabilities[k]:7.2f} %  {predictor.classes[k]}")
     except (ValueError, OSError) as error:
-        print(f"python -m train.predict: {error}", file=sys.stderr)
+        print(f"python -m train.predict: {said(error)}", file=sys.stderr)
         return USAGE if isinstance(error, UsageError | FileNotFoundError) else FAILED
     return 0
 

@@ -41,7 +41,7 @@ from minigrad.weights import write_atomically
 
 from . import augment, checkpoint
 from .data import Dataset, load
-from .options import Parser
+from .options import Parser, said
 from .predict import Predictor, load_predictor
 from .recipes import RECIPES, Recipe
 
@@ -484,10 +484,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{write_report(args.run, args.data_root)} is written")
         return 0
     except FileNotFoundError as error:
-        print(f"python -m train.report: {error}", file=sys.stderr)
+        print(f"python -m train.report: {said(error)}", file=sys.stderr)
         return USAGE
     except (ValueError, OSError) as error:
-        print(f"python -m train.report: {error}", file=sys.stderr)
+        print(f"python -m train.report: {said(error)}", file=sys.stderr)
         return FAILED
 
 
