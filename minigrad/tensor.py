@@ -53,7 +53,7 @@ class Function:
 
     A subclass defines `forward(self, *arrays, **options) -> array`, which may keep what `backward` needs as attributes,
     and `backward(self, dy) -> array or tuple of arrays`: the gradient of every input, None where `self.needs` says that
-    it is not wanted.
+    it is not wanted. Neither may write into the arrays that it is given, which other operations hold too.
     """
 
     broadcasts = False  # True where inputs broadcast as in NumPy: the engine then sums a gradient to its input's shape
