@@ -109,15 +109,6 @@ def float_dtype(name: Any, device: str = "cpu") -> np.dtype:
     return dtype
 
 
-def default_dtype(device: str) -> str:
-    """The name of the dtype in which networks are trained unless told otherwise.
-
-    "bfloat16" on GPUs whose tensor cores multiply it (Ampere and later), else "float32".
-    """
-    tensor_cores = device != "cpu" and int(cupy().cuda.Device(_cuda_index(device)).compute_capability) >= 80
-    return "bfloat16" if tensor_cores else "float32"
-
-
 def is_float(dtype: np.dtype) -> bool:
     """True for the dtypes that gradients are computed in: float32, float64 and bfloat16."""
     return dtype in (np.float32, np.float64) or dtype.name == "bfloat16"

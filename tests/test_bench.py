@@ -5,8 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from minigrad import backend
-from train import bench
+from train import bench, options
 
 SMALL = ["--model", "resnext11_4x4d_w16", "--batch-size", "2", "--rounds", "2", "--threads", "1"]
 
@@ -50,7 +49,7 @@ def test_the_ratio_is_to_the_fastest_mode_in_the_same_round():
 
 
 @pytest.mark.parametrize(
-    ("options", "sentence"),
+    ("words", "sentence"),
     [
         (["--model", "resnext29_8x64"], "there is no network 'resnext29_8x64'"),
         (["--device", "tpu"], "unknown device 'tpu'"),
@@ -59,8 +58,8 @@ def test_the_ratio_is_to_the_fastest_mode_in_the_same_round():
         (["--versus", "torch", "--dtype", "float64"], "--versus compares in float32 or bfloat16"),
     ],
 )
-def test_what_cannot_be_measured_is_refused_in_one_sentence(capsys, options, sentence):
-    assert bench.main(options) == bench.USAGE
+def test_what_cannot_be_measured_is_refused_in_one_sentence(capsys, words, sentence):
+    assert bench.main(words) == bench.USAGE
     printed = capsys.readouterr()
     assert (printed.out, printed.err.count("\n")) == ("", 1) and sentence in printed.err
 
@@ -70,7 +69,7 @@ def test_a_gpu_measures_as_it_trains(monkeypatch, capability, dtype):
     """bfloat16 where tensor cores multiply it, batches of 128, several steps in a row."""
     device = SimpleNamespace(compute_capability=capability)
     gpu = SimpleNamespace(cuda=SimpleNamespace(Device=lambda index: device))
-    monkeypatch.setattr(backend, "cupy", lambda: gpu)
+    monkeypatch.setattr(options, "cupy", lambda: gpu)
     monkeypatch.setattr(bench, "to_device", lambda array, device: array)
     args = bench.parser().parse_args(["--device", "cuda:0", "--model", "resnext11_4x4d_w16"])
     bench.check(args)

@@ -28,11 +28,11 @@ import numpy as np
 import minigrad
 from minigrad import Tensor, no_grad, optim
 from minigrad import functional as F
-from minigrad.backend import DeviceError, cupy, default_dtype, float_dtype, synchronize, to_device
+from minigrad.backend import DeviceError, cupy, float_dtype, synchronize, to_device
 from minigrad.tensor import Function
 from resnext import ResNeXt, create
 
-from .options import Parser, said
+from .options import Parser, default_dtype, said
 
 FAILED, USAGE = 1, 2
 PINS = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "OPENBLAS_NUM_THREADS")

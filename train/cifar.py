@@ -31,7 +31,7 @@ from tqdm import tqdm
 import minigrad
 from minigrad import Parameter, Tensor, no_grad, optim
 from minigrad import functional as F
-from minigrad.backend import Array, DeviceError, default_dtype, float_dtype, is_float, synchronize, to_device, to_numpy
+from minigrad.backend import Array, DeviceError, float_dtype, is_float, synchronize, to_device, to_numpy
 from minigrad.nn import Module
 from minigrad.weights import write_atomically
 from resnext import create
@@ -40,7 +40,7 @@ from resnext.counts import outlines
 from . import augment, checkpoint, faults, parallel, plots
 from .data import Dataset, load
 from .faults import Guard, TrainingError
-from .options import Parser, folder, said
+from .options import Parser, default_dtype, folder, said
 from .parallel import ALONE, Ranks
 from .recipes import CHOICES, PARTS, RECIPES, Recipe
 from .report import write_report

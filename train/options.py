@@ -7,6 +7,8 @@ import difflib
 from pathlib import Path
 from typing import NoReturn
 
+from minigrad.backend import cupy
+
 
 class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, with the nearest option where one is misspelt, and without the list of all."""
@@ -30,3 +32,14 @@ def folder(text: str) -> Path:
     if not text:
         raise argparse.ArgumentTypeError("the folder's name is empty")
     return Path(text)
+
+
+def default_dtype(device: str) -> str:
+    """The dtype in which networks are trained on a device unless told otherwise.
+
+    "bfloat16" on GPUs whose tensor cores multiply it (Ampere and later), else "float32".
+    """
+    if device == "cpu":
+        return "float32"
+    index = int(device.partition(":")[2] or 0)
+    return "bfloat16" if int(cupy().cuda.Device(index).compute_capability) >= 80 else "float32"
