@@ -7,6 +7,7 @@ other numbers. Everything here runs and is tested without a GPU.
 from __future__ import annotations
 
 import itertools
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -97,6 +98,7 @@ def output_size(H: int, W: int, stride: int) -> tuple[int, int]:
     return (H - 1) // stride + 1, (W - 1) // stride + 1
 
 
+@cache  # a layer asks for it in every step
 def forward_launch(shape: Shape, O: int, stride: int, packing: Packing, pixels: int) -> Launch:
     """The forward convolution (padding 1) of x (N, H, W, C): nine taps around every `stride`-th pixel."""
     _, H, W, _ = shape
@@ -105,7 +107,8 @@ def forward_launch(shape: Shape, O: int, stride: int, packing: Packing, pixels: 
     return _launch(shape, (OH, OW, O), (OH, OW, 1, 0, 0), stride, packing, taps, pixels)
 
 
-def input_gradient_launches(shape: Shape, O: int, stride: int, packing: Packing, pixels: int) -> list[Launch]:
+@cache
+def input_gradient_launches(shape: Shape, O: int, stride: int, packing: Packing, pixels: int) -> tuple[Launch, ...]:
     """The input gradient dx (N, H, W, C) of that convolution from dy: one launch for each parity of dx's rows and
     columns.
 
@@ -127,7 +130,7 @@ def input_gradient_launches(shape: Shape, O: int, stride: int, packing: Packing,
         if rows > 0 and columns > 0:
             grid = (rows, columns, stride, a, b)
             launches.append(_launch((N, OH, OW, O), (H, W, C), grid, 1, packing.turned(), taps, pixels))
-    return launches
+    return tuple(launches)
 
 
 def _launch(
