@@ -1,6 +1,7 @@
 """train.bench: what it measures, what it prints and what it refuses. The figures themselves are nobody's test."""
 
 import json
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import pytest
@@ -35,6 +36,16 @@ def test_a_sweep(tmp_path, capsys, monkeypatch):
     assert bench.main([*SMALL, "--image-size", "16", "--sweep", "batch", "--json", str(file)]) == 0
     assert [row["batch_size"] for row in json.loads(file.read_text())["sweep"]] == [1, 3]
     assert "3" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(find_spec("torch") is not None, reason="needs a machine without PyTorch, where its mode fails")
+def test_a_mode_that_fails_is_left_out_and_said(capfd):
+    args = bench.parser().parse_args([*SMALL, "--image-size", "16", "--versus", "torch"])
+    args.dtype = "float32"
+    result = bench.measure(args, lambda text: None)
+    assert result["train_images_per_second"] > 0 and "versus" not in result
+    error = capfd.readouterr().err
+    assert error.count("left out: the process that measures torch") == len(bench.torch_modes("float32", "cpu"))
 
 
 def test_the_ratio_is_to_the_fastest_mode_in_the_same_round():

@@ -314,27 +314,25 @@ def measure(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, A
     """Run all modes in turns and return the figures as a dictionary, ready for JSON."""
     modes = [MINIGRAD] + (torch_modes(args.dtype, args.device) if args.versus else [])
     workers: list[Worker] = []
-    figures: dict[str, dict[str, Any]] = {mode: {} for mode in modes}
+    figures: dict[str, dict[str, Any]] = {}
     try:
         for mode in modes:
             say(f"warming up {mode}")
-            worker = Worker(mode, args)
-            workers.append(worker)
-            for _ in range(2):
-                worker.ask("train")
+            workers.append(Worker(mode, args))
+            warm_up(workers, workers[-1], ["train", "train"])
+        for worker in list(workers):
+            figures[worker.mode] = {"peak_memory_bytes": worker.ask("peak_memory")}
+            warm_up(workers, worker, ["forward"])
         for command in ("train", "forward"):
-            if command == "forward":
-                for worker in workers:
-                    figures[worker.mode]["peak_memory_bytes"] = worker.ask("peak_memory")
-                    worker.ask("forward")
-            seconds: dict[str, list[float]] = {mode: [] for mode in modes}
+            seconds: dict[str, list[float]] = {worker.mode: [] for worker in workers}
             for i in range(args.rounds):
                 say(f"{command}: round {i + 1} of {args.rounds}")
                 for worker in workers:
                     worker.ask(command)  # not timed: its threads and caches have been idle during the others' turns
                     seconds[worker.mode].append(worker.ask(command))
-            for mode in modes:
-                figures[mode] |= speeds(command, seconds[mode], args.batch_size * in_a_row(args.device))
+            images = args.batch_size * in_a_row(args.device)
+            for worker in workers:
+                figures[worker.mode] |= speeds(command, seconds[worker.mode], images)
         versions: dict[str, Any] = {"python": platform.python_version()}
         for worker in workers[:2]:
             versions |= worker.ask("describe")
@@ -343,13 +341,28 @@ def measure(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, A
         for worker in workers:
             worker.stop()
     own = figures.pop(MINIGRAD)
+    figures = {worker.mode: figures[worker.mode] for worker in workers[1:]}
     result = {
         "model": args.model, "device": args.device, "dtype": args.dtype, "batch_size": args.batch_size,
         "image_size": args.image_size, "hardware": hardware(args), "versions": versions, **own, "layers": layers,
     }  # fmt: skip
-    if args.versus:
-        result["versus"] = {**figures, **ratios(own, {m: f for m, f in figures.items() if m.endswith(args.dtype)})}
+    if figures:
+        comparable = {mode: row for mode, row in figures.items() if mode.endswith(args.dtype)}
+        result["versus"] = figures | (ratios(own, comparable) if comparable else {})
     return result
+
+
+def warm_up(workers: list[Worker], worker: Worker, commands: Sequence[str]) -> None:
+    """Have a worker do once what is timed later; a mode of PyTorch that fails at it is left out, and said."""
+    try:
+        for command in commands:
+            worker.ask(command)
+    except RuntimeError as error:
+        if worker.mode == MINIGRAD:
+            raise
+        print(f"left out: {error}", file=sys.stderr, flush=True)
+        workers.remove(worker)
+        worker.stop()
 
 
 def speeds(command: str, seconds: Sequence[float], batch: int) -> dict[str, Any]:
