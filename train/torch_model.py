@@ -21,16 +21,18 @@ class Bottleneck(nn.Module):
         self.bn2 = nn.BatchNorm2d(width)
         self.conv3 = nn.Conv2d(width, block.out_channels, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(block.out_channels)
-        self.downsample = None
-        if block.stride != 1 or block.in_channels != block.out_channels:
+        self.downsample, self.residual = None, block.residual
+        if block.residual and (block.stride != 1 or block.in_channels != block.out_channels):
             projection = nn.Conv2d(block.in_channels, block.out_channels, 1, block.stride, bias=False)
             self.downsample = nn.Sequential(projection, nn.BatchNorm2d(block.out_channels))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        shortcut = x if self.downsample is None else self.downsample(x)
         y = F.relu(self.bn1(self.conv1(x)))
         y = F.relu(self.bn2(self.conv2(y)))
-        return F.relu(self.bn3(self.conv3(y)) + shortcut)
+        y = self.bn3(self.conv3(y))
+        if self.residual:
+            y = y + (x if self.downsample is None else self.downsample(x))
+        return F.relu(y)
 
 
 class ResNeXt(nn.Module):
@@ -39,8 +41,9 @@ class ResNeXt(nn.Module):
     def __init__(self, model: resnext.ResNeXt):
         super().__init__()
         self.imagenet, self.stages = model.imagenet, model.stages
-        self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False) if model.imagenet else nn.Conv2d(3, 64, 3, 1, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(64)
+        stem, _, kernel, _ = model.conv1.weight.shape
+        self.conv1 = nn.Conv2d(3, stem, kernel, 2 if model.imagenet else 1, kernel // 2, bias=False)
+        self.bn1 = nn.BatchNorm2d(stem)
         for i in range(1, model.stages + 1):
             blocks = [Bottleneck(block) for _, block in getattr(model, f"layer{i}").children()]
             setattr(self, f"layer{i}", nn.Sequential(*blocks))
