@@ -143,6 +143,7 @@ def test_every_epoch_shows_every_image_once_in_an_order_of_its_own(tmp_path, mon
         cifar, "prepare", lambda run, indices, step: seen.append(indices) or prepare(run, indices, step)
     )
     assert tiny.train(tmp_path, "--epochs", "2") == 0
+    assert_array_equal(seen.pop(0), [0])  # the image that is tried on the network before the run
     assert [len(indices) for indices in seen] == [8, 8, 6] * 2
     first, second = (np.concatenate(seen[i : i + 3]) for i in (0, 3))
     assert_array_equal(np.sort(first), np.arange(22))
@@ -375,6 +376,25 @@ def test_options_that_do_not_exist(capsys):
         error = capsys.readouterr().err
         assert stop.value.code == cifar.USAGE
         assert error.startswith(f"python -m train.cifar: {sentence}") and error.count("\n") == 1, error
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--model", "hog_linear"], "hog_linear expects images of shape (N, 3, 32, 32), got (1, 3, 4, 4)"),
+        (["--model", "vgg11_w4"], "max_pool2d: a window of 2x2 pixels does not fit into the padded image of 1x1"),
+        (["--padding", "reflect"], "reflecting needs a padding below 4 for 4 x 4 images, got 4"),
+    ],
+)
+def test_images_that_the_network_cannot_take_are_refused_before_anything_is_written(
+    tmp_path, capsys, options, sentence
+):
+    for name in ("train/a", "train/b", "test/a", "test/b"):
+        (tmp_path / name).mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / name / "0.png")
+    assert tiny.train(tmp_path / "out", "--data", str(tmp_path), *options) == cifar.USAGE
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_help_says_what_each_part_of_a_recipe_is(capsys):

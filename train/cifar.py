@@ -686,6 +686,7 @@ def train_command(args: argparse.Namespace, ranks: Ranks, signals: Signals) -> N
             run = Run.start(config, train_set, test_set, ranks)
             if config.recipe.cutout > min(train_set.images.shape[2:]):
                 raise ValueError(f"--cutout {config.recipe.cutout} is larger than the images")
+            try_image(run)
             if found:
                 try:
                     run.restore(*found)
@@ -723,6 +724,13 @@ def train_command(args: argparse.Namespace, ranks: Ranks, signals: Signals) -> N
             raise TrainingError(f"{error}; {kept}") from error
         if ranks.rank == 0:
             describe(args, test_set)
+
+
+def try_image(run: Run) -> None:
+    """Augment a training image and send it through the network. Raises ValueError where its size does not fit."""
+    run.model.eval()
+    with no_grad():
+        run.model(Tensor._of(prepare(run, np.arange(1))))
 
 
 def prepare_folder(out: Path, config: Config, keep: bool) -> None:
