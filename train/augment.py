@@ -20,7 +20,7 @@ Array = Any  # an np.ndarray or a cupy.ndarray
 def check_batch(batch: Array) -> None:
     """Raise ValueError unless the batch is (N, C, H, W) and holds something."""
     if batch.ndim != 4 or batch.size == 0:
-        raise ValueError(f"a batch must have shape (N, C, H, W) without an empty axis, got {batch.shape}.")
+        raise ValueError(f"a batch must have shape (N, C, H, W) without an empty axis, got {batch.shape}")
 
 
 def normalise(images: Array, mean: Array, std: Array, dtype: Any = np.float32) -> Array:
@@ -34,13 +34,13 @@ def normalise(images: Array, mean: Array, std: Array, dtype: Any = np.float32) -
     channels = images.shape[1]
     mean, std = np.asarray(mean, np.float64), np.asarray(std, np.float64)
     if images.dtype != np.uint8:
-        raise ValueError(f"images must be uint8, got {images.dtype}.")
+        raise ValueError(f"images must be uint8, got {images.dtype}")
     if mean.shape != (channels,) or std.shape != (channels,):
         raise ValueError(
-            f"mean and std must have shape ({channels},) for {channels} channels, got {mean.shape} and {std.shape}."
+            f"mean and std must have shape ({channels},) for {channels} channels, got {mean.shape} and {std.shape}"
         )
     if not (std > 0).all():
-        raise ValueError(f"std must be positive, got {std.tolist()}.")
+        raise ValueError(f"std must be positive, got {std.tolist()}")
     xp = array_module(images)
     y = images.astype(np.float64 if dtype == np.float64 else np.float32)
     y -= xp.asarray(mean, y.dtype)[:, None, None]
@@ -66,16 +66,16 @@ def crop_and_flip(
     check_batch(batch)
     N, C, H, W = batch.shape
     if mode not in ("zero", "reflect"):
-        raise ValueError(f"the padding mode must be 'zero' or 'reflect', got {mode!r}.")
+        raise ValueError(f"the padding mode must be 'zero' or 'reflect', got {mode!r}")
     if padding < 0:
-        raise ValueError(f"padding must be at least 0, got {padding}.")
+        raise ValueError(f"padding must be at least 0, got {padding}")
     if mode == "reflect" and padding >= min(H, W):
-        raise ValueError(f"reflecting needs a padding below {min(H, W)} for {H} x {W} images, got {padding}.")
+        raise ValueError(f"reflecting needs a padding below {min(H, W)} for {H} x {W} images, got {padding}")
     shifts = rng.integers(0, 2 * padding + 1, (2, N))
     if flips is None:
         flips = rng.random(N) < 0.5
     elif flips.shape != (N,) or flips.dtype != np.bool_:
-        raise ValueError(f"flips must be bool of shape ({N},), got {flips.dtype} of shape {flips.shape}.")
+        raise ValueError(f"flips must be bool of shape ({N},), got {flips.dtype} of shape {flips.shape}")
 
     xp = array_module(batch)
     border = (padding, padding)
@@ -111,7 +111,7 @@ def cutout(batch: Array, size: int, rng: np.random.Generator) -> Array:
     check_batch(batch)
     N, _, H, W = batch.shape
     if not 1 <= size <= min(H, W):
-        raise ValueError(f"the cutout's size must lie in 1..{min(H, W)} for {H} x {W} images, got {size}.")
+        raise ValueError(f"the cutout's size must lie in 1..{min(H, W)} for {H} x {W} images, got {size}")
     top = rng.integers(0, H, (N, 1)) - size // 2
     left = rng.integers(0, W, (N, 1)) - size // 2
     rows = (np.arange(H) >= top) & (np.arange(H) < top + size)  # (N, H)

@@ -146,16 +146,16 @@ def read_folder(folder: Path, format: BinaryFormat) -> dict[str, bytes]:
     for name, size in format.file_bytes.items():
         path = folder / name
         if not path.is_file():
-            raise DataError(f"{path} is missing; {format.name} needs {', '.join(format.file_bytes)} in this folder.")
+            raise DataError(f"{path} is missing; {format.name} needs {', '.join(format.file_bytes)} in this folder")
         try:
             found = path.stat().st_size
             if found == size:  # else not a byte is read
                 contents[name] = path.read_bytes()
                 found = len(contents[name])
         except OSError as error:
-            raise DataError(f"cannot read {path}: {error.strerror}.") from None
+            raise DataError(f"cannot read {path}: {error.strerror}") from None
         if found != size:
-            raise DataError(f"{path} has {found:,} bytes where {format.name} has {size:,}.")
+            raise DataError(f"{path} has {found:,} bytes where {format.name} has {size:,}")
     return contents
 
 
@@ -169,7 +169,7 @@ class Bounded(io.RawIOBase):
         block = self.stream.read(min(size, self.left + 1) if size >= 0 else self.left + 1)
         self.left -= len(block)
         if self.left < 0:
-            raise DataError(f"{self.name} unpacks to more than the {self.limit:,} bytes that its members may have.")
+            raise DataError(f"{self.name} unpacks to more than the {self.limit:,} bytes that its members may have")
         return block
 
 
@@ -187,28 +187,28 @@ def read_archive(path: Path, format: BinaryFormat) -> dict[str, bytes]:
             for member in archive:
                 steps = member.name.split("/")
                 if member.name.startswith("/") or ".." in steps:
-                    raise DataError(f"{path} has a member outside its own folder, {member.name!r}.")
+                    raise DataError(f"{path} has a member outside its own folder, {member.name!r}")
                 if not (member.isdir() or member.type in (tarfile.REGTYPE, tarfile.AREGTYPE)) or member.issparse():
-                    raise DataError(f"{path} has a member that is no regular file, {member.name!r}.")
+                    raise DataError(f"{path} has a member that is no regular file, {member.name!r}")
                 name = steps[-1]
                 if member.isdir() or member.name not in sizes:
                     continue
                 if name in contents:
-                    raise DataError(f"{path} has the member {member.name!r} twice.")
+                    raise DataError(f"{path} has the member {member.name!r} twice")
                 if member.size != sizes[member.name]:
                     expected = sizes[member.name]
-                    raise DataError(f"{path}: {member.name} has {member.size:,} bytes where {expected:,} are expected.")
+                    raise DataError(f"{path}: {member.name} has {member.size:,} bytes where {expected:,} are expected")
                 file = archive.extractfile(member)
                 contents[name] = file.read(member.size) if file else b""
                 if len(contents[name]) != member.size:
-                    raise DataError(f"{path} ends within {member.name}.")
+                    raise DataError(f"{path} ends within {member.name}")
     except DataError:
         raise
     except (tarfile.TarError, zlib.error, EOFError, OSError, ValueError, OverflowError) as error:
-        raise DataError(f"{path} is no readable .tar.gz archive ({error}).") from None
+        raise DataError(f"{path} is no readable .tar.gz archive ({error})") from None
     missing = [name for name in format.file_bytes if name not in contents]
     if missing:
-        raise DataError(f"{path} lacks {format.folder}/{missing[0]}.")
+        raise DataError(f"{path} lacks {format.folder}/{missing[0]}")
     return contents
 
 
@@ -226,7 +226,7 @@ def decode(
         file, record = divmod(int(wrong[0]), len(contents[files[0]]) // format.record_bytes)
         raise DataError(
             f"{where}: record {record} of {files[file]} has label {labels[wrong[0]]}, "
-            f"outside 0..{len(format.classes) - 1} of {format.name}."
+            f"outside 0..{len(format.classes) - 1} of {format.name}"
         )
     images = records[:, format.label_bytes :].reshape(-1, 3, format.side, format.side)
     mean, std = np.array(format.mean), np.array(format.std)
@@ -275,17 +275,17 @@ def read_image(path: Path) -> np.ndarray:
     try:
         size = path.stat().st_size
         if size > MAX_BYTES:
-            raise DataError(f"{path} has {size:,} bytes; at most {MAX_BYTES:,} are accepted for an image.")
+            raise DataError(f"{path} has {size:,} bytes; at most {MAX_BYTES:,} are accepted for an image")
         # Decoded from memory, where a chunk that claims gigabytes gets no more than there is. Pillow warns about
         # metadata that does not matter here; its own limit against bombs lies above MAX_PIXELS.
         file = io.BytesIO(path.read_bytes())
         with warnings.catch_warnings(action="ignore"), Image.open(file, formats=("PNG", "JPEG")) as image:
             if image.width * image.height > MAX_PIXELS:
                 pixels = f"{image.width} x {image.height} pixels"
-                raise DataError(f"{path} would unpack to {pixels}; at most {MAX_PIXELS:,} are accepted.")
+                raise DataError(f"{path} would unpack to {pixels}; at most {MAX_PIXELS:,} are accepted")
             frames = getattr(image, "n_frames", 1)
             if frames != 1:
-                raise DataError(f"{path} is animated: it has {frames} frames.")
+                raise DataError(f"{path} is animated: it has {frames} frames")
             if image.mode.startswith("I"):  # 16-bit grey
                 grey = np.asarray(image).astype(np.int64) >> 8
                 return np.repeat(np.clip(grey, 0, 255).astype(np.uint8)[:, :, None], 3, axis=2)
@@ -296,10 +296,10 @@ def read_image(path: Path) -> np.ndarray:
     except DataError:
         raise
     except UnidentifiedImageError:
-        raise DataError(f"{path} is no readable PNG or JPEG image.") from None
+        raise DataError(f"{path} is no readable PNG or JPEG image") from None
     except Exception as error:  # Pillow's decoders raise a dozen types for damaged files, SyntaxError among them
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{path} is no readable PNG or JPEG image ({reason}).") from None
+        raise DataError(f"{path} is no readable PNG or JPEG image ({reason})") from None
 
 
 def class_folders(split: Path) -> dict[str, list[Path]]:
@@ -310,10 +310,10 @@ def class_folders(split: Path) -> dict[str, list[Path]]:
             continue
         files = [f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES and f.name[0] != "." and f.is_file()]
         if not files:
-            raise DataError(f"{folder} holds no .png, .jpg or .jpeg file.")
+            raise DataError(f"{folder} holds no .png, .jpg or .jpeg file")
         classes[folder.name] = sorted(files)
     if len(classes) < 2:
-        raise DataError(f"{split} needs at least two class folders with images, found {len(classes)}.")
+        raise DataError(f"{split} needs at least two class folders with images, found {len(classes)}")
     return classes
 
 
@@ -340,7 +340,7 @@ def read_split(
         if pixels.shape[:2] != shape:
             raise DataError(
                 f"{path} is {pixels.shape[1]} x {pixels.shape[0]} pixels where the others are {shape[1]} x {shape[0]}; "
-                "all images must have one size."
+                "all images must have one size"
             )
         if i == 0:
             images = np.empty((len(files), 3, *shape), np.uint8)
@@ -354,16 +354,16 @@ def load_class_folder(
     """Read train/<class>/ and test/<class>/ (val/<class>/ where there is no test/), PNG or JPEG, all of one size."""
     test_folder = next((folder / name for name in ("test", "val") if (folder / name).is_dir()), None)
     if test_folder is None:
-        raise DataError(f"{folder} has train/ but neither test/ nor val/ beside it.")
+        raise DataError(f"{folder} has train/ but neither test/ nor val/ beside it")
     try:
         train_classes, test_classes = class_folders(folder / "train"), class_folders(test_folder)
     except OSError as error:
-        raise DataError(f"cannot read {error.filename}: {error.strerror}.") from None
+        raise DataError(f"cannot read {error.filename}: {error.strerror}") from None
     if list(train_classes) != list(test_classes):
         odd = sorted(set(train_classes) ^ set(test_classes))
         raise DataError(
             f"{folder}: train/ has {len(train_classes)} classes and {test_folder.name}/ has {len(test_classes)}, "
-            f"and {odd[0]!r} is only in one of them."
+            f"and {odd[0]!r} is only in one of them"
         )
     images, labels = read_split(train_classes, limit_train, None, "training", progress)
     test_images, test_labels = read_split(test_classes, limit_test, images.shape[2:], "test", progress)
@@ -400,7 +400,7 @@ def load(
     """
     for name, limit in (("limit_train", limit_train), ("limit_test", limit_test)):
         if limit is not None and limit < 1:
-            raise ValueError(f"{name} must be positive, got {limit}.")
+            raise ValueError(f"{name} must be positive, got {limit}")
     if data == "shapes":
         splits = []
         for split, number, limit in ((0, SHAPES_TRAIN, limit_train), (1, SHAPES_TEST, limit_test)):
@@ -421,10 +421,10 @@ def load(
         return load_class_folder(path, limit_train, limit_test, progress)
     names = " and ".join(f"{format.remote.name} ({format.name})" for format in FORMATS)
     if path.is_file():
-        raise DataError(f"{path} is not one of the official archives of binary files, {names}.")
+        raise DataError(f"{path} is not one of the official archives of binary files, {names}")
     if path.is_dir():
         raise DataError(
             f"{path} holds neither data_batch_1.bin ... nor train.bin, directly or in cifar-10-batches-bin/ or "
-            "cifar-100-binary/, nor train/<class>/ with images."
+            "cifar-100-binary/, nor train/<class>/ with images"
         )
-    raise DataError(f"data {data!r} is not cifar10, cifar100 or shapes, and there is no such folder or file.")
+    raise DataError(f"data {data!r} is not cifar10, cifar100 or shapes, and there is no such folder or file")

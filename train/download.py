@@ -55,13 +55,13 @@ def verify(path: Path, remote: Remote) -> None:
     try:
         size = path.stat().st_size
         if size != remote.size:
-            raise DataError(f"{path} has {size:,} bytes where the official {remote.name} has {remote.size:,}.")
+            raise DataError(f"{path} has {size:,} bytes where the official {remote.name} has {remote.size:,}")
         with open(path, "rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}.") from None
+        raise DataError(f"cannot read {path}: {error.strerror}") from None
     if found != remote.sha256:
-        raise DataError(f"{path} has SHA-256 {found} where the official {remote.name} has {remote.sha256}.")
+        raise DataError(f"{path} has SHA-256 {found} where the official {remote.name} has {remote.sha256}")
 
 
 def fetch(
@@ -87,7 +87,7 @@ def fetch(
     except ValueError:  # brackets that enclose no address
         parts = urllib.parse.urlsplit("")
     if parts.scheme not in ("http", "https") or not parts.netloc or not url.isprintable() or " " in url:
-        raise DataError(f"a download needs an http:// or https:// address, got {url!r}.")
+        raise DataError(f"a download needs an http:// or https:// address, got {url!r}")
     if not target.exists():
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -98,9 +98,9 @@ def fetch(
                     os.replace(part.name, target)
                     flush_folder(folder)
         except FileExistsError:
-            raise DataError(f"cannot write {remote.name} to {folder}, which is no folder.") from None
+            raise DataError(f"cannot write {remote.name} to {folder}, which is no folder") from None
         except OSError as error:
-            raise DataError(f"cannot write {remote.name} to {folder}: {error.strerror or error}.") from None
+            raise DataError(f"cannot write {remote.name} to {folder}: {error.strerror or error}") from None
     verify(target, remote)
     return target
 
@@ -171,7 +171,7 @@ def transfer(
         if failures >= attempts:
             later = "; the next run goes on from there" if received else ""
             raise DataError(
-                f"{url}: {reason}, given up after {attempts} attempts at {received:,} of {remote.size:,} bytes{later}."
+                f"{url}: {reason}, given up after {attempts} attempts at {received:,} of {remote.size:,} bytes{later}"
             )
         time.sleep(backoff * 2 ** (failures - 1))
 
@@ -190,22 +190,22 @@ def receive(url: str, remote: Remote, part: BinaryIO, progress: bool, timeout: f
             part.truncate(0)
         if error.code == 416 or error.code == 429 or error.code >= 500:
             raise Interrupted(f"the server answered {error.code} {error.reason}") from None
-        raise DataError(f"{url}: the server answered {error.code} {error.reason}.") from None
+        raise DataError(f"{url}: the server answered {error.code} {error.reason}") from None
     except (OSError, http.client.HTTPException) as error:  # URLError, refused, reset, timed out
         raise Interrupted(f"no connection ({getattr(error, 'reason', None) or error})") from None
 
     with response:
         content_range = response.headers.get("Content-Range")
         if response.status == 206 and content_range != f"bytes {start}-{remote.size - 1}/{remote.size}":
-            raise DataError(f"{url}: bytes {start}-{remote.size - 1} were asked for, {content_range!r} were sent.")
+            raise DataError(f"{url}: bytes {start}-{remote.size - 1} were asked for, {content_range!r} were sent")
         if response.status != 206:  # the server ignores Range and sends everything
             start = part.truncate(0)
         expected = remote.size - start
         if response.headers.get_content_type() == "text/html":
-            raise DataError(f"{url} answers with a web page where {remote.name} is expected; try another mirror.")
+            raise DataError(f"{url} answers with a web page where {remote.name} is expected; try another mirror")
         announced = response.headers.get("Content-Length")
         if announced is not None and announced != str(expected):
-            raise DataError(f"{url} offers {announced} bytes where {expected:,} are expected.")
+            raise DataError(f"{url} offers {announced} bytes where {expected:,} are expected")
         with tqdm(
             desc=remote.name,
             total=remote.size,
@@ -231,10 +231,10 @@ def copy(
         if not block:
             raise Interrupted("the connection closed early")
         if part.tell() == 0 and block.lstrip()[:1] == b"<":
-            raise DataError(f"{url} answers with a web page where an archive is expected; try another mirror.")
+            raise DataError(f"{url} answers with a web page where an archive is expected; try another mirror")
         if len(block) > left:
             part.truncate(0)
-            raise DataError(f"{url} sends more than the {expected:,} bytes expected.")
+            raise DataError(f"{url} sends more than the {expected:,} bytes expected")
         part.write(block)
         left -= len(block)
         bar.update(len(block))
@@ -251,4 +251,4 @@ def copy(
             surplus = b""
         if surplus:
             part.truncate(0)
-            raise DataError(f"{url} sends more than the {expected:,} bytes expected.")
+            raise DataError(f"{url} sends more than the {expected:,} bytes expected")

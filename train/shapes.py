@@ -161,9 +161,9 @@ def draw_shapes(number: int, seed: int, split: int = 0) -> tuple[np.ndarray, np.
     images. Raises ValueError for a number that is not positive or a seed that is negative.
     """
     if number < 1:
-        raise ValueError(f"the number of images must be positive, got {number}.")
+        raise ValueError(f"the number of images must be positive, got {number}")
     if seed < 0:
-        raise ValueError(f"the seed must not be negative, got {seed}.")
+        raise ValueError(f"the seed must not be negative, got {seed}")
     chunks = [draw_chunk(np.random.default_rng([seed, split, i])) for i in range(-(-number // CHUNK))]
     images, labels = (np.concatenate(parts)[:number] for parts in zip(*chunks, strict=True))
     return images, labels
