@@ -269,12 +269,9 @@ def _watched() -> Iterator[list[Call]]:
             before = _copies(arrays)
             y = forward(*arrays, **options)
             _refuse_changes(f"{cls.__name__}.forward", arrays, before)
-            if (
-                is_float(y.dtype)
-                and y.dtype != np.float64
-                and any(a is not None and a.dtype == np.float64 for a in arrays)
-            ):
-                raise ValueError(f"gradcheck needs float64, {cls.__name__}.forward turned it into {y.dtype}")
+            dtype = getattr(y, "dtype", np.dtype(np.float64))  # what is no array is refused by `apply`
+            if is_float(dtype) and dtype != np.float64 and any(a is not None and a.dtype == np.float64 for a in arrays):
+                raise ValueError(f"gradcheck needs float64, {cls.__name__}.forward turned it into {dtype}")
             if any(node.needs) and len(calls) < 1000:
                 calls.append((cls, before, dict(options)))
             return y

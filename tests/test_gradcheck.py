@@ -258,6 +258,12 @@ def test_a_changed_input_is_noticed(change):
         gradcheck(fn, [X])
 
 
+def test_what_the_engine_refuses_is_refused_with_its_sentence():
+    pair = type("Pair", (Function,), {"forward": lambda self, x: (x, x)})
+    with pytest.raises(TypeError, match=r"Pair\.forward must return an array, it returned a tuple"):
+        gradcheck(pair.apply, [X])
+
+
 class ScalesItsInput(Function):
     def forward(self, x):
         x *= 2
