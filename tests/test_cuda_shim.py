@@ -14,7 +14,7 @@ import pytest
 from cuda_shim import SHIM, compile_host, compile_text, compiler, kernel_names
 
 from minigrad.fast.kernels import PARAMETERS, WINDOW, kernel_source
-from minigrad.fast.tiles import WGRAD_PIXELS, Packing, forward_launch, input_gradient_launches
+from minigrad.fast.tiles import WGRAD_PIXELS, Packing, forward_launch, input_gradient_launches, inverse
 from minigrad.ops.conv import Conv2d, col2im, im2col, output_size, pad_image
 from minigrad.ops.loss import CrossEntropy
 from minigrad.ops.norm import BatchNorm, BatchNormReLU
@@ -354,6 +354,12 @@ def check_conv3x3(module, case, schedule=0):
 @pytest.mark.parametrize("case", CONVOLUTIONS.values(), ids=CONVOLUTIONS)
 def test_conv3x3_is_the_books(case, schedule):
     check_conv3x3(compile_host("conv3x3.cu"), case, schedule)
+
+
+def test_a_multiplication_divides_the_rows_of_a_patch():
+    rows, lengths = np.arange(2048, dtype=i32), range(1, 259)
+    for length in lengths:
+        assert (rows * i32(inverse(length)) >> 20 == rows // length).all()
 
 
 # --- cross-entropy ----------------------------------------------------------------------------------------------------

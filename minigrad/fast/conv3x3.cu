@@ -46,6 +46,7 @@ struct Conv {
     int tiles_h, tiles_w;        // how many tiles cover OH and OW
     int taps, top, left;         // smallest dh and dw: where the patch starts
     int PH, PW;                  // rows and columns of the patch, one image
+    int PH_inverse, PW_inverse;  // 2^20 / PH and 2^20 / PW, rounded up: n / PW = n * PW_inverse >> 20 for n < 2048
     int dh[9], dw[9], tap[9];    // offsets from (top, left), and the place of the tap in w
 };
 
@@ -76,7 +77,7 @@ __device__ inline void load_patch(bf16* patch, const bf16* x, const Conv& s, con
     const int piece = threadIdx.x & 7, rows = s.PH * s.PW << s.TI_log;
     const int h0 = (tile.row << s.S_log) + s.top, w0 = (tile.column << s.S_log) + s.left;
     for (int row = threadIdx.x >> 3; row < rows; row += threads >> 3) {
-        const int column = row % s.PW, line = row / s.PW, image = line / s.PH;
+        const int line = row * s.PW_inverse >> 20, column = row - line * s.PW, image = line * s.PH_inverse >> 20;
         const int n = tile.image + image, h = h0 + line - image * s.PH, w = w0 + column;
         const bool inside = n < s.N && h >= 0 && h < s.H && w >= 0 && w < s.W;
         const bf16* from = x + ((n * s.H + h) * s.W + w) * static_cast<long long>(s.C) + channel + piece * 8;

@@ -13,7 +13,10 @@ from typing import NamedTuple
 import numpy as np
 
 # Conv in conv3x3.cu, field by field; it is passed to the kernels by value.
-FIELDS = "N H W C YH YW YC OH OW OS OH0 OW0 S_log CI CO packs TI_log TH_log TW_log tiles_h tiles_w taps top left PH PW"
+FIELDS = (
+    "N H W C YH YW YC OH OW OS OH0 OW0 S_log CI CO packs TI_log TH_log TW_log tiles_h tiles_w taps top left PH PW "
+    "PH_inverse PW_inverse"
+)
 CONV = np.dtype([(name, "i4") for name in FIELDS.split()] + [(name, "i4", 9) for name in ("dh", "dw", "tap")])
 ROW = 64  # channels in one row of shared memory: K in conv3x3.cu
 RING = 3  # weight buffers: RING in conv3x3.cu
@@ -93,6 +96,15 @@ def best_tile(N: int, OH: int, OW: int, stride: int, reach: tuple[int, int], pix
     return min((logs for logs in choices if logs[2] >= narrowest), key=cost)
 
 
+def inverse(n: int) -> int:
+    """Return 2^20 / n, rounded up: with it i / n is i * inverse >> 20, in 32 bits and exact for i < 2048 and n <= 258.
+
+    A patch has no more rows, since they must fit into shared memory, and no line or column longer than 2 * 127 + 3. The
+    GPU has no instruction that divides integers: it takes twenty.
+    """
+    return -(-(1 << 20) // n)
+
+
 def output_size(H: int, W: int, stride: int) -> tuple[int, int]:
     """Output rows and columns of a 3x3 window with padding 1."""
     return (H - 1) // stride + 1, (W - 1) // stride + 1
@@ -155,6 +167,6 @@ def _launch(
     struct = np.zeros(1, CONV)
     struct[0] = (
         *x, *y, *grid, stride.bit_length() - 1, packing.CI, packing.CO, packing.packs, *logs,
-        tiles_h, tiles_w, len(taps), top, left, PH, PW, *offsets,
+        tiles_h, tiles_w, len(taps), top, left, PH, PW, inverse(PH), inverse(PW), *offsets,
     )  # fmt: skip
     return Launch(struct, pixels, -(-N // ti) * tiles_h * tiles_w, ti * PH * PW)
