@@ -291,6 +291,7 @@ extern "C" __global__ void __launch_bounds__(256)
         __syncthreads();
         const bf16* patch = stages + i % 2 * stage_size;
         const bf16* upstream = patch + patch_size;
+#pragma unroll 4  // turns share some of their address arithmetic, which takes as many instructions as the products
         for (int k = 0; k < WGRAD_PIXELS; k += 16) {
             unsigned int a[2][4], b[4];
 #pragma unroll
