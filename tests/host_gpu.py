@@ -6,10 +6,12 @@ Everything else, shapes, strides, argument orders and launch sizes, is the code 
 """
 
 import ctypes
+from collections.abc import Sequence
 
 import ml_dtypes
 import numpy as np
 from cuda_shim import compile_host
+from numpy.lib.array_utils import byte_bounds
 
 from minigrad.fast import cublas, cuda, kernels
 
@@ -25,11 +27,20 @@ def column_major(pointer: int, dtype: np.dtype, rows: int, columns: int, ld: int
     return np.lib.stride_tricks.as_strided(flat, (rows, columns), (dtype.itemsize, ld * dtype.itemsize))
 
 
+def within(memory: Sequence[np.ndarray], matrix: np.ndarray) -> bool:
+    """Whether all of the matrix lies in one of the arrays."""
+    low, high = byte_bounds(matrix)
+    return any(begin <= low and high <= end for begin, end in map(byte_bounds, memory))
+
+
 def gemm_strided_batched(
     opa, opb, m, n, k, alpha, A, a_type, lda, a_stride, B, b_type, ldb, b_stride, beta, C, c_type, ldc, c_stride, batch,
-    *_
+    *_, memory=None
 ):  # fmt: skip
-    """cublasGemmStridedBatchedEx as documented: C = alpha op(A) op(B) + beta C, column-major, for each of a batch."""
+    """cublasGemmStridedBatchedEx as documented: C = alpha op(A) op(B) + beta C, column-major, for each of a batch.
+
+    All matrices must lie in the arrays of `memory`, if given.
+    """
     a_type, b_type, c_type = TYPES[a_type], TYPES[b_type], TYPES[c_type]
     for i in range(batch):
         a = column_major(A + i * a_stride * a_type.itemsize, a_type, *((k, m) if opa else (m, k)), lda).astype(
@@ -39,6 +50,8 @@ def gemm_strided_batched(
             np.float64
         )
         c = column_major(C + i * c_stride * c_type.itemsize, c_type, m, n, ldc)
+        if memory is not None:
+            assert within(memory, c), f"matrix {i} of {batch} lies outside of its array"
         result = alpha * (a.T if opa else a) @ (b.T if opb else b)
         c[...] = (result if beta == 0 else result + beta * c.astype(np.float64)).astype(c_type)
 
@@ -63,7 +76,8 @@ def install(monkeypatch) -> list[str]:
 
     def product(M, N, K, a, b, c, batch=1, accumulate=False):
         launches.append("cublas")
-        gemm_strided_batched(*cublas.product_arguments(M, N, K, a, b, c, batch, accumulate))
+        gemm_strided_batched(*cublas.product_arguments(M, N, K, a, b, c, batch, accumulate), memory=addressed)
+        addressed.clear()
 
     for module, name, value in (
         (cuda, "launch", launch),

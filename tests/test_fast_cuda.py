@@ -248,6 +248,9 @@ def test_what_is_left_to_the_book(gpu, monkeypatch):
     assert not cuda.BatchNorm.accepts(np.ones((2, 6), F32), ones, ones, **state), "6 channels are no whole vectors"
     assert not cuda.BatchNorm.accepts(np.ones((2, 8)), np.ones(8), np.ones(8), **state)
     assert not cuda.MatMul.accepts(np.ones((2, 3, 4), F32), np.ones((4, 5), F32))
+    assert not cuda.Conv2d.accepts(x[:0].astype(F32), w.astype(F32), **options), "CUDA refuses a grid of no blocks"
+    assert not cuda.BatchNorm.accepts(np.ones((0, 8), F32), ones, ones, **state)
+    assert not cuda.MatMul.accepts(np.ones((0, 4), F32), np.ones((4, 5), F32))
     monkeypatch.setattr(cuda, "properties", lambda: host_gpu.HOPPER._replace(compute=75))
     assert not cuda.Conv2d.accepts(x.astype(F32), w.astype(F32), **options), "Turing lacks the instructions"
 
