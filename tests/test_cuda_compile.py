@@ -1,5 +1,7 @@
 """Every kernel file compiles through NVRTC for sm_80 (Ampere) and sm_90a (Hopper), without a GPU."""
 
+import re
+
 import pytest
 from cuda_shim import kernel_names
 
@@ -22,12 +24,16 @@ def nvrtc():
     return nvrtc
 
 
-def compile_cubin(nvrtc, name: str, text: str, architecture: str) -> bytes:
-    """Compile to machine code, so that ptxas's errors count too; raises with the compiler's log."""
+def compile_cubin(nvrtc, name: str, text: str, architecture: str) -> tuple[bytes, int]:
+    """Compile to machine code, so that ptxas's errors count too; raises with the compiler's log.
+
+    Returns the code and how many bytes its kernels keep in local memory: registers that did not suffice.
+    """
     program = nvrtc.createProgram(text, name, (), ())
     try:
-        nvrtc.compileProgram(program, (f"-arch={architecture}", *OPTIONS))
-        return nvrtc.getCUBIN(program)
+        nvrtc.compileProgram(program, (f"-arch={architecture}", "--ptxas-options=-v", *OPTIONS))
+        frames = re.findall(r"(\d+) bytes stack frame", nvrtc.getProgramLog(program))
+        return nvrtc.getCUBIN(program), sum(map(int, frames))
     except Exception:
         pytest.fail(f"{name} does not compile for {architecture}:\n{nvrtc.getProgramLog(program)}")
     finally:
@@ -37,8 +43,9 @@ def compile_cubin(nvrtc, name: str, text: str, architecture: str) -> bytes:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("name", FILES)
 def test_kernels_compile(nvrtc, name, architecture):
-    cubin = compile_cubin(nvrtc, name, kernel_source(name), architecture)
+    cubin, local_bytes = compile_cubin(nvrtc, name, kernel_source(name), architecture)
     assert cubin[:4] == b"\x7fELF"
+    assert local_bytes == 0, "a tile outgrew the registers, and every access to the rest goes through memory"
     missing = [kernel for kernel in kernel_names(name) if f".text.{kernel}\0".encode() not in cubin]
     assert not missing, f"{name} promises kernels that it does not define: {missing}"
 
@@ -46,6 +53,8 @@ def test_kernels_compile(nvrtc, name, architecture):
 def test_a_broken_kernel_is_noticed(nvrtc):
     with pytest.raises(pytest.fail.Exception, match=r"broken\.cu does not compile"):
         compile_cubin(nvrtc, "broken.cu", "__global__ void f() { undefined_name = 1; }", "sm_80")
+    spilling = "__global__ void f(int* x) { int a[64] = {}; for (int i = 0; i < 64; ++i) a[x[i] & 63]++; *x = a[*x]; }"
+    assert compile_cubin(nvrtc, "spilling.cu", spilling, "sm_80")[1] >= 256
 
 
 @pytest.mark.parametrize("name", FILES)
