@@ -14,8 +14,8 @@
 // once into shared memory, 128 bytes a pixel, and serves all taps; the weights of a tap stream through three buffers.
 // Tile, wgrad: 64 filters by 64 input channels by nine taps, all in the registers of eight warps, over a share of the
 // pixels, 128 at a time. Each share leaves its partial sums, which filters.cu adds.
-// A pixel's column is XORed into the position of its 16-byte pieces (of a filter's, its number), so that ldmatrix, which
-// reads eight neighbours at a time, meets no bank conflict. Lines keep that position: a tap's row costs one addition.
+// A pixel's column (a filter's number) is XORed into the position of its 16-byte pieces, so that ldmatrix, which reads
+// eight neighbours at a time, meets no bank conflict. All lines keep that position: a tap's row costs one addition.
 // Bytes: x once (a border of 1.3 to 1.6 times the tile comes from the cache), y once, weights once per tile (cache).
 // Where a batch norm follows, its sums leave with y, 8 bytes a filter and tile, and y is not read again for them.
 // Operations: 2 * 9 * CI * CO a pixel and pack, the zeros of packed groups included.

@@ -7,8 +7,9 @@
 //   schedule 0: warps side by side in rising order; asynchronous copies land as late as permitted (when waited for)
 //   schedule 1: warps in falling order, each as far ahead as barriers let it; asynchronous copies land at once
 // Beside the values, watch.h looks at each load and store: two threads that touch the same bytes without a barrier
-// between them are a race, whatever values came out. What this cannot show: memory coalescing, speed, instructions whose
-// real behaviour differs from the PTX ISA's text, a race on a path that no test takes.
+// between them are a race, whatever values came out, and an address outside of the launch's arrays is an error. What
+// this cannot show: memory coalescing, speed, instructions whose real behaviour differs from the PTX ISA's text, a race
+// on a path that no test takes.
 #pragma once
 #include <csetjmp>
 #include <cstdio>
@@ -287,7 +288,7 @@ T __shfl_xor_sync(unsigned int, T value, int mask) {
 
 // The launcher of one kernel, for ctypes: returns an error message, empty when all went well.
 #define SHIM_EXPORT(kernel)                                                                                   \
-    SHIM_VISIBLE const char* launch_##kernel(int count, const unsigned int* grid, const unsigned int* block,    \
+    SHIM_VISIBLE const char* launch_##kernel(int count, const unsigned int* grid, const unsigned int* block,  \
                                            unsigned long long shared_bytes, int schedule, void** arguments) { \
         return shim::start(kernel, count, grid, block, shared_bytes, schedule, arguments);                    \
     }

@@ -75,7 +75,9 @@ inline void load_matrices(unsigned int* out, const void* row, bool transposed) {
             }
             for (unsigned int lane = 0; lane < WARP; ++lane) {
                 int i = lane / 4, j = lane % 4 * 2;
-                auto element = [&](int r, int c) UNWATCHED { return static_cast<unsigned int>(lanes[8 * matrix + r]->row[c]); };
+                auto element = [&](int r, int c) UNWATCHED {
+                    return static_cast<unsigned int>(lanes[8 * matrix + r]->row[c]);
+                };
                 lanes[lane]->out[matrix] =
                     transposed ? element(j, i) | element(j + 1, i) << 16 : element(i, j) | element(i, j + 1) << 16;
             }
@@ -86,7 +88,9 @@ struct Product {
     float* d;
     unsigned int a[4], b[2];
 };
-UNWATCHED inline float half_of(unsigned int pair, int which) { return __uint_as_float(which ? pair & 0xffff0000u : pair << 16); }
+UNWATCHED inline float half_of(unsigned int pair, int which) {
+    return __uint_as_float(which ? pair & 0xffff0000u : pair << 16);
+}
 }  // namespace shim
 
 inline void load_matrices(unsigned int (&out)[4], const void* row) { shim::load_matrices(out, row, false); }

@@ -1,5 +1,5 @@
-// A watch over every load and store of a kernel: for races, for shared memory that nobody has written, and for addresses
-// outside of the launch's arrays.
+// A watch over every load and store of a kernel: for races, for shared memory that nobody has written, and for
+// addresses outside of the launch's arrays.
 //
 // The compiler announces each access to the __tsan functions at the end of this file (-fsanitize=thread, without that
 // option's library, which knows the threads of an operating system). For every two bytes of shared memory and of the
@@ -116,14 +116,14 @@ UNWATCHED inline void touch(const void* address, size_t bytes, Access access) {
 
 }  // namespace shim
 
-#define SHIM_ANNOUNCE(name, access, bytes)             \
-    extern "C" UNWATCHED void __tsan_##name##bytes(void* where) { \
+#define SHIM_ANNOUNCE(name, access, bytes)                           \
+    extern "C" UNWATCHED void __tsan_##name##bytes(void* where) {    \
         if (shim::watching) shim::touch(where, bytes, shim::access); \
     }
-#define SHIM_ANNOUNCE_ALL(bytes)                      \
-    SHIM_ANNOUNCE(read, READ, bytes)                  \
-    SHIM_ANNOUNCE(write, WRITE, bytes)                \
-    SHIM_ANNOUNCE(unaligned_read, READ, bytes)        \
+#define SHIM_ANNOUNCE_ALL(bytes)               \
+    SHIM_ANNOUNCE(read, READ, bytes)           \
+    SHIM_ANNOUNCE(write, WRITE, bytes)         \
+    SHIM_ANNOUNCE(unaligned_read, READ, bytes) \
     SHIM_ANNOUNCE(unaligned_write, WRITE, bytes)
 SHIM_ANNOUNCE(read, READ, 1)
 SHIM_ANNOUNCE(write, WRITE, 1)
