@@ -76,6 +76,7 @@ __device__ inline void load_patch(bf16* patch, const bf16* x, const Conv& s, con
                                   int threads) {
     const int piece = threadIdx.x & 7, rows = s.PH * s.PW << s.TI_log;
     const int h0 = (tile.row << s.S_log) + s.top, w0 = (tile.column << s.S_log) + s.left;
+#pragma unroll 2  // more would take registers from the products
     for (int row = threadIdx.x >> 3; row < rows; row += threads >> 3) {
         const int line = row * s.PW_inverse >> 20, column = row - line * s.PW, image = line * s.PH_inverse >> 20;
         const int n = tile.image + image, h = h0 + line - image * s.PH, w = w0 + column;
