@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import kill_runs
 import numpy as np
@@ -426,19 +427,12 @@ def test_running_out_of_memory_is_one_sentence(tmp_path, at_step, capsys):
     )
 
 
-def test_a_gpu_out_of_memory_tells_what_the_pool_holds(monkeypatch):
+def test_a_gpu_out_of_memory_tells_how_much_of_it_is_taken(monkeypatch):
     """With a stand-in for CuPy: its OutOfMemoryError is a MemoryError too."""
-
-    class Pool:
-        total_bytes = staticmethod(lambda: 3 * 2**30)
-        used_bytes = staticmethod(lambda: 2**31)
-
-    class CuPy:
-        get_default_memory_pool = staticmethod(Pool)
-
-    monkeypatch.setattr(faults, "cupy", CuPy)
+    runtime = SimpleNamespace(memGetInfo=lambda: (2**30, 3 * 2**30))
+    monkeypatch.setattr(faults, "cupy", lambda: SimpleNamespace(cuda=SimpleNamespace(runtime=runtime)))
     error = MemoryError("Out of memory allocating 512 bytes (allocated so far: 2 bytes).")
     assert faults.out_of_memory(error, "cuda", 128) == (
-        "out of memory on cuda (Out of memory allocating 512 bytes (allocated so far: 2 bytes); arrays take 2.00 GiB "
-        "of the 3.00 GiB that CuPy's pool holds): try a --batch-size below 128"
+        "out of memory on cuda (Out of memory allocating 512 bytes (allocated so far: 2 bytes); 2.00 of the GPU's "
+        "3.00 GiB are taken): try a --batch-size below 128"
     )

@@ -140,7 +140,7 @@ def out_of_memory(error: MemoryError, device: str, batch_size: int) -> str:
     """What to tell a user whose device or computer ran out of memory."""
     detail = str(error).rstrip(".") or "no memory is left"
     if device != "cpu":
-        pool = cupy().get_default_memory_pool()
-        used, held = (n / 2**30 for n in (pool.used_bytes(), pool.total_bytes()))
-        detail += f"; arrays take {used:.2f} GiB of the {held:.2f} GiB that CuPy's pool holds"
+        # Not what CuPy's pool holds: a captured step has a pool of its own, and the GPU may have other users.
+        free, total = (n / 2**30 for n in cupy().cuda.runtime.memGetInfo())
+        detail += f"; {total - free:.2f} of the GPU's {total:.2f} GiB are taken"
     return f"out of memory on {device} ({detail}): try a --batch-size below {batch_size}"
