@@ -260,7 +260,7 @@ class Index(Function):
     def backward(self, dy: Array) -> Array:
         xp = array_module(dy)
         # CuPy adds no bfloat16 at an index, and its sums would be rounded at every step.
-        dx = xp.zeros(self.shape, np.float32 if dy.dtype.itemsize < 4 else dy.dtype)
+        dx = xp.zeros(self.shape, np.result_type(dy.dtype, np.float32))
         xp.add.at(dx, self.index, dy.astype(dx.dtype, copy=False))
         return dx.astype(dy.dtype, copy=False)
 
