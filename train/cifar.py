@@ -730,7 +730,7 @@ def try_image(run: Run) -> None:
     """Augment a training image and send it through the network. Raises ValueError where its size does not fit."""
     run.model.eval()
     with no_grad():
-        run.model(Tensor._of(prepare(run, np.arange(1))))
+        run.model(Tensor._of(prepare(run, np.arange(1), 0)))
 
 
 def prepare_folder(out: Path, config: Config, keep: bool) -> None:
