@@ -46,7 +46,7 @@ step tests 70 "$python" -m pytest -m cuda -p no:cacheprovider tests/test_fast_cu
 # Most of these is torch.compile and cuDNN's search for algorithms.
 for network in resnext29_8x64d:160 resnext29_4x16d:120; do
     step "bench-${network%:*}" "${network#*:}" "$python" -m train.bench --device cuda --model "${network%:*}" \
-        --batch-size 128 --dtype bfloat16 --versus torch --rounds 5 --json "$out/${network%:*}.json"
+        --batch-size 128 --dtype bfloat16 --versus torch --rounds 5 --patience 50 --json "$out/${network%:*}.json"
 done
 step kernels 70 "$python" benchmarks/gpu_kernels.py --json "$out/kernels.json"
 if [ -n "${MINIGRAD_CIFAR10:-}" ]; then

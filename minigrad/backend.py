@@ -49,11 +49,7 @@ def device_of(array: Array) -> str:
     """Return the name of the array's device: "cpu", "cuda" (the first GPU) or "cuda:1", "cuda:2", ..."""
     if array_module(array) is np:
         return "cpu"
-    return _device_name(array.device.id)
-
-
-def _device_name(index: int) -> str:
-    return "cuda" if index == 0 else f"cuda:{index}"
+    return f"cuda:{array.device.id}" if array.device.id else "cuda"
 
 
 def _cuda_index(device: str) -> int:
@@ -65,7 +61,10 @@ def _cuda_index(device: str) -> int:
 
 
 def to_device(array: Array, device: str) -> Array:
-    """Return the array on the named device: the array itself if it is there already, else a copy."""
+    """Return the array on the named device: the array itself if it is there already, else a copy.
+
+    A GPU becomes the current one: kernels run on the current device, wherever their arrays are.
+    """
     if device == "cpu":
         return to_numpy(array)
     index = _cuda_index(device)
@@ -74,8 +73,9 @@ def to_device(array: Array, device: str) -> Array:
         raise DeviceError(
             f"device {device!r} does not exist: this machine has {cp.cuda.runtime.getDeviceCount()} GPU(s)"
         )
-    with cp.cuda.Device(index):
-        return cp.asarray(array)
+    cp.cuda.Device(index).use()
+    elsewhere = array_module(array) is cp and array.device.id != index
+    return array.copy() if elsewhere else cp.asarray(array)
 
 
 def to_numpy(array: Array) -> np.ndarray:

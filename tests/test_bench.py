@@ -48,6 +48,17 @@ def test_a_mode_that_fails_is_left_out_and_said(capfd):
     assert error.count("left out: the process that measures torch") == len(bench.torch_modes("float32", "cpu"))
 
 
+def test_patience_has_an_end(capfd):
+    args = bench.parser().parse_args([*SMALL, "--image-size", "16"])
+    args.dtype = "float32"
+    worker = bench.Worker(bench.MINIGRAD, args)
+    worker.mode = "torch asleep"
+    workers = [worker]
+    bench.warm_up(workers, worker, ["train"], patience=0.001)
+    assert not workers and worker.process.returncode is not None
+    assert "left out: the process that measures torch asleep took more than 0.001 s" in capfd.readouterr().err
+
+
 def test_the_ratio_is_to_the_fastest_mode_in_the_same_round():
     own = {"train_rounds": [10.0, 12.0, 30.0], "forward_rounds": [1.0, 1.0, 1.0]}
     slow = {"train_rounds": [1.0] * 3, "train_images_per_second": 1.0}

@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import platform
+import select
 import statistics
 import subprocess
 import sys
@@ -156,6 +157,7 @@ class Torch:
         self.run = torch.compile(model) if "compile" in mode else model
         self.half = mode.endswith("bfloat16")
         torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.allow_tf32 = False  # float32 with all its digits, as in minigrad
         self.optimizer = torch.optim.SGD(model.parameters(), **RECIPE, fused=args.device != "cpu")
         self.use(args.batch_size, args.image_size)
 
@@ -289,14 +291,16 @@ class Worker:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
         )  # fmt: skip
 
-    def ask(self, command: str, *numbers: int) -> Any:
-        """Send a command and wait for its answer; RuntimeError if the process has ended."""
+    def ask(self, command: str, *numbers: int, patience: float | None = None) -> Any:
+        """Send a command and wait for its answer; RuntimeError if the process has ended, or lets `patience` s pass."""
         assert self.process.stdin is not None and self.process.stdout is not None
         try:
             self.process.stdin.write(" ".join([command, *map(str, numbers)]) + "\n")
             self.process.stdin.flush()
         except BrokenPipeError:
             pass
+        if not select.select([self.process.stdout], [], [], patience)[0]:
+            raise RuntimeError(f"the process that measures {self.mode} took more than {patience:g} s to warm up")
         answer = self.process.stdout.readline()
         if not answer:
             raise RuntimeError(f"the process that measures {self.mode} ended with exit code {self.process.wait()}")
@@ -319,10 +323,10 @@ def measure(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, A
         for mode in modes:
             say(f"warming up {mode}")
             workers.append(Worker(mode, args))
-            warm_up(workers, workers[-1], ["train", "train"])
+            warm_up(workers, workers[-1], ["train", "train"], args.patience)
         for worker in list(workers):
             figures[worker.mode] = {"peak_memory_bytes": worker.ask("peak_memory")}
-            warm_up(workers, worker, ["forward"])
+            warm_up(workers, worker, ["forward"], args.patience)
         for command in ("train", "forward"):
             seconds: dict[str, list[float]] = {worker.mode: [] for worker in workers}
             for i in range(args.rounds):
@@ -352,11 +356,11 @@ def measure(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, A
     return result
 
 
-def warm_up(workers: list[Worker], worker: Worker, commands: Sequence[str]) -> None:
+def warm_up(workers: list[Worker], worker: Worker, commands: Sequence[str], patience: float | None) -> None:
     """Have a worker do once what is timed later; a mode of PyTorch that fails at it is left out, and said."""
     try:
         for command in commands:
-            worker.ask(command)
+            worker.ask(command, patience=None if worker.mode == MINIGRAD else patience)
     except RuntimeError as error:
         if worker.mode == MINIGRAD:
             raise
@@ -486,6 +490,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--threads", type=positive, metavar="N", help="default: the cores this process may use")
     p.add_argument("--rounds", type=positive, default=5, metavar="N", help="turns that are measured (default 5)")
     p.add_argument("--versus", choices=("torch",), help="run the same network in PyTorch, in turns")
+    p.add_argument(
+        "--patience", type=positive, metavar="S", help="leave out a mode of PyTorch that compiles for longer"
+    )
     p.add_argument("--sweep", choices=("batch", "image-size"), help="measure minigrad over a range of sizes instead")
     p.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
     p.add_argument("--worker", help=argparse.SUPPRESS)

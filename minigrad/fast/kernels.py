@@ -38,8 +38,11 @@ def kernel_source(name: str, first: Path | None = None) -> str:
 
 
 @cache
-def _kernel(file: str, name: str, much_shared: bool) -> Any:
-    """The compiled kernel; one that needs more than the usual 48 KiB of shared memory may take all that there is."""
+def _kernel(device: int, file: str, name: str, much_shared: bool) -> Any:
+    """The kernel, compiled for the current device.
+
+    One that needs more than the usual 48 KiB of shared memory may take all that there is.
+    """
     kernel = _module(file).get_function(name)
     if much_shared:
         kernel.max_dynamic_shared_size_bytes = properties().shared_bytes - kernel.shared_size_bytes
@@ -59,7 +62,7 @@ def launch(
     Arguments are CuPy arrays (their addresses are passed), NumPy scalars of exactly the parameter's type, structured
     arrays with one element (passed by value) and None for a null pointer.
     """
-    _kernel(file, name, shared > 48 << 10)(
+    _kernel(backend.cupy().cuda.runtime.getDevice(), file, name, shared > 48 << 10)(
         grid, block, tuple(np.uint64(0) if a is None else a for a in arguments), shared_mem=shared
     )
 
