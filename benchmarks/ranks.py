@@ -11,7 +11,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from train import cifar, parallel, scaling
+from train import cifar, loop, parallel, scaling
+from train.config import configure, parser
 
 
 def seconds(ranks: parallel.MPIRanks, function: Callable[[], object]) -> float:
@@ -43,15 +44,15 @@ def main() -> None:
 
     command = ["--model", args.model, "--data", "shapes", "--batch-size", str(n * args.batch_size)]
     train_set, test_set = cifar.load("shapes", ".", limit_train=args.batch_size, limit_test=1)
-    run = cifar.Run.start(cifar.configure(cifar.parser().parse_args(command)), train_set, test_set, ranks)
-    batch = cifar.prepare(run, np.arange(args.batch_size).repeat(n), step=0)
-    step = seconds(ranks, lambda: cifar.train_step(run, batch, train_set.labels, 0.01, 1 / n))
+    run = loop.Run.start(configure(parser().parse_args(command)), train_set, test_set, ranks)
+    batch = loop.prepare(run, np.arange(args.batch_size).repeat(n), step=0)
+    step = seconds(ranks, lambda: loop.train_step(run, batch, train_set.labels, 0.01, 1 / n))
     arrays = [t.data for _, t in run.model.named_tensors() if t.data.dtype == np.float32]  # gradients are as large
     packed = [np.empty_like(a) for a in arrays]
     packing = seconds(ranks, lambda: [np.multiply(a, 1 / n, out=b) for a, b in zip(arrays, packed, strict=True)])
     reduce = seconds(ranks, lambda: ranks.average(arrays, 1 / n))
     run.ranks = parallel.ALONE
-    compute = seconds(ranks, lambda: cifar.train_step(run, batch, train_set.labels, 0.01))
+    compute = seconds(ranks, lambda: loop.train_step(run, batch, train_set.labels, 0.01))
     if ranks.rank == 0:
         print(f"{args.model}, {n} ranks of {args.batch_size} images and one thread; {size / 1e6:.1f} MB a step")
         print(f"MPI: latency {1e6 * latency:.1f} us, bandwidth {bandwidth / 1e9:.2f} GB/s")

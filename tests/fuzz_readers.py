@@ -18,7 +18,7 @@ with atheris.instrument_imports(include=["json", "tarfile", "gzip", "PIL", "trai
     from test_fuzz_weights import GOOD
 
     from minigrad.weights import read_arrays
-    from train import checkpoint, cifar, data, figures
+    from train import checkpoint, config, data, figures
 
 FOLDER = Path(tempfile.mkdtemp())
 FILE = FOLDER / "metrics.jsonl"
@@ -34,7 +34,7 @@ def with_checksum(text: bytes) -> bytes:
 
 READERS = [  # how an input becomes a file, what reads such files, inputs to begin with
     (bytes, lambda: (read_arrays(FILE), checkpoint.read(FILE)), [GOOD]),
-    (with_checksum, lambda: cifar.Config.stored(checkpoint.read(FILE)[1]["config"], FILE), [STATE]),
+    (with_checksum, lambda: config.Config.stored(checkpoint.read(FILE)[1]["config"], FILE), [STATE]),
     (bytes, lambda: honest.read_and_decode(FILE), [honest.ARCHIVE]),
     (lambda tar: compress(honest.with_checksums(tar), 1), lambda: honest.read_and_decode(FILE), [honest.TAR]),
     (honest.with_crcs, lambda: data.read_image(FILE), honest.IMAGES.values()),

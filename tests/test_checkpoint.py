@@ -10,7 +10,7 @@ from numpy.testing import assert_array_equal
 from PIL import Image
 from safetensors.numpy import save_file
 
-from train import checkpoint, cifar
+from train import checkpoint, cifar, loop
 from train.checkpoint import BEST, DAMAGED, LAST, PREVIOUS
 
 
@@ -21,7 +21,7 @@ class Killed(BaseException):
 @pytest.fixture
 def kill_after(monkeypatch):
     """Arrange that a run is killed within its nth step from now, after the weights have changed."""
-    train_step = cifar.train_step
+    train_step = loop.train_step
 
     def arrange(n):
         steps = iter(range(n))
@@ -29,11 +29,11 @@ def kill_after(monkeypatch):
         def step(*arguments):
             result = train_step(*arguments)
             if next(steps, None) is None:
-                monkeypatch.setattr(cifar, "train_step", train_step)
+                monkeypatch.setattr(loop, "train_step", train_step)
                 raise Killed
             return result
 
-        monkeypatch.setattr(cifar, "train_step", step)
+        monkeypatch.setattr(loop, "train_step", step)
 
     return arrange
 

@@ -19,7 +19,7 @@ from minigrad.fast.graph import EAGER_CALLS, Graph
 from minigrad.ops import basic, conv, norm
 from minigrad.ops.loss import CrossEntropy
 from resnext.model import cifar
-from train import cifar as training
+from train import loop as training
 
 ml_dtypes = pytest.importorskip("ml_dtypes", reason="the kernels' bfloat16 arrays need ml_dtypes")
 import host_gpu  # noqa: E402

@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 import tiny
 
-from train import checkpoint, cifar, data, faults
+import train
+from train import checkpoint, cifar, config, data, faults, loop
 from train.checkpoint import LAST, PREVIOUS
 
 
@@ -27,13 +28,13 @@ def at_step(monkeypatch):
     """Arrange that something happens after the nth step from now: a function of the run, or another result."""
 
     def arrange(n, action):
-        train_step, calls = cifar.train_step, iter(range(1, 1000))
+        train_step, calls = loop.train_step, iter(range(1, 1000))
 
         def step(run, *arguments):
             result = train_step(run, *arguments)
             return (action(run) or result) if next(calls) == n else result
 
-        monkeypatch.setattr(cifar, "train_step", step)
+        monkeypatch.setattr(loop, "train_step", step)
 
     return arrange
 
@@ -65,7 +66,7 @@ def test_a_signal_during_evaluation_loses_nothing_either(tmp_path, monkeypatch):
     """With averaged weights in the network's place at that moment, which must not be what is saved."""
     options = ("--average", "0.5", "--limit-test", "260", "--epochs", "1")
     assert tiny.train(tmp_path / "once", *options) == 0
-    normalise = cifar.augment.normalise
+    normalise = loop.augment.normalise
 
     def signalled(images, *arguments):
         if len(images) == 256:
@@ -73,7 +74,7 @@ def test_a_signal_during_evaluation_loses_nothing_either(tmp_path, monkeypatch):
         return normalise(images, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(cifar.augment, "normalise", signalled)
+        patch.setattr(loop.augment, "normalise", signalled)
         assert tiny.train(tmp_path / "twice", *options) == 128 + signal.SIGTERM
     _, state = checkpoint.read(tmp_path / "twice" / LAST)
     assert (state["epoch"], state["step"], state["history"]) == (0, tiny.STEPS, [])
@@ -82,30 +83,30 @@ def test_a_signal_during_evaluation_loses_nothing_either(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("where", ["load", "create", "write_report", "faults.put_aside"])
+@pytest.mark.parametrize("where", ["cifar.load", "loop.create", "cifar.write_report", "faults.put_aside"])
 def test_a_signal_at_any_other_moment_ends_the_command_with_its_number(tmp_path, monkeypatch, capsys, number, where):
     """While data is loaded, the network made and the report written; moving files is finished first."""
     handlers = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
     (tmp_path / "metrics.jsonl").write_text("an earlier run's\n")
 
-    function = operator.attrgetter(where)(cifar)
+    function = operator.attrgetter(where)(train)
 
     def signalled(*arguments, **options):
         os.kill(os.getpid(), number)
         return function(*arguments, **options)
 
-    monkeypatch.setattr(f"train.cifar.{where}", signalled)
+    monkeypatch.setattr(f"train.{where}", signalled)
     assert cifar.main([*tiny.OPTIONS, "--epochs", "1", "--out", str(tmp_path)]) == 128 + number
     rest = f"; {tmp_path} holds the run: go on with --resume" if where == "faults.put_aside" else ""
     assert capsys.readouterr().err == f"python -m train.cifar: stopped by {number.name}{rest}\n"
     assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == handlers
-    assert (tmp_path / "earlier-1").exists() == (where in ("write_report", "faults.put_aside"))
-    assert (tmp_path / LAST).exists() == (where in ("write_report", "faults.put_aside"))
+    assert (tmp_path / "earlier-1").exists() == (where in ("cifar.write_report", "faults.put_aside"))
+    assert (tmp_path / LAST).exists() == (where in ("cifar.write_report", "faults.put_aside"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_evaluation_of_a_file(undisturbed, monkeypatch, capsys, number):
-    monkeypatch.setattr(cifar.augment, "normalise", lambda *arguments: os.kill(os.getpid(), number))
+    monkeypatch.setattr(loop.augment, "normalise", lambda *arguments: os.kill(os.getpid(), number))
     assert cifar.main(["--evaluate", str(undisturbed / LAST)]) == 128 + number
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", f"python -m train.cifar: stopped by {number.name}\n")
@@ -404,13 +405,13 @@ def test_a_guard_saves_every_so_many_steps_or_seconds(monkeypatch):
     [(None, {}), ("20", {"every_steps": 20}), ("5m", {"every_seconds": 300}), ("0.5m", {"every_seconds": 30})],
 )
 def test_save_every(text, options):
-    assert cifar.save_interval(text) == options
+    assert config.save_interval(text) == options
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "0m", "2.5", "m", "5h", "", "nanm", "infm", "1e3"])
 def test_save_every_is_a_number_above_zero(text):
     with pytest.raises(ValueError, match="--save-every takes a number of steps"):
-        cifar.save_interval(text)
+        config.save_interval(text)
 
 
 # ---- memory ---------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 
 from resnext import create
 from train import cifar, figures
+from train.config import configure, parser
 from train.figures import main, mean_and_error, spread
 from train.plots import plt
 
@@ -35,8 +36,8 @@ def pretend(monkeypatch):
     trained = []
 
     def pretend_to_train(argv):
-        args = cifar.parser().parse_args(argv)
-        config = json.loads(json.dumps(figures.asdict(cifar.configure(args))))
+        args = parser().parse_args(argv)
+        config = json.loads(json.dumps(figures.asdict(configure(args))))
         trained.append((args.model, args.seed))
         error = 10.0 + len(args.model) + args.seed
         write_run(args.out, [50.0, error] if config["recipe"]["epochs"] == 2 else [error], **config)
@@ -134,7 +135,7 @@ def test_a_sweep_trains_its_grid_once_for_every_seed(tmp_path, pretend, monkeypa
 
 
 def test_a_run_with_other_settings_is_not_taken_for_done(tmp_path):
-    config = cifar.configure(cifar.parser().parse_args(["--epochs", "2"]))
+    config = configure(parser().parse_args(["--epochs", "2"]))
     for name, errors, changed in (("a", [5.0, 4.0], {}), ("b", [5.0], {}), ("c", [5.0, 4.0], {"seed": 3})):
         write_run(tmp_path / name, errors, **{**json.loads(json.dumps(figures.asdict(config))), **changed})
     done = [figures.is_done(tmp_path / name, config) for name in ("a", "b", "c", "missing")]

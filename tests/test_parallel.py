@@ -121,18 +121,18 @@ STEPS = """
 import sys
 import numpy as np
 import tiny
-from train import cifar, parallel
+from train import cifar, config as configuration, loop, parallel
 
 # Three steps in float64 with frozen batch norm: with running statistics that are not those of the batch.
 ranks = parallel.start()
-config = cifar.configure(cifar.parser().parse_args([*tiny.OPTIONS, "--dtype", "float64"]))
+config = configuration.configure(configuration.parser().parse_args([*tiny.OPTIONS, "--dtype", "float64"]))
 train_set, test_set = cifar.load("shapes", ".", limit_train=24, limit_test=2)
-run = cifar.Run.start(config, train_set, test_set, ranks)
+run = loop.Run.start(config, train_set, test_set, ranks)
 run.model.eval()
 for step in range(3):
     indices = np.arange(8 * step, 8 * step + 7)  # an odd number: shares of four and three images
     labels = ranks.share(train_set.labels[indices])
-    cifar.train_step(run, cifar.prepare(run, indices, step), labels, 0.02, ranks.count(7) / 7)
+    loop.train_step(run, loop.prepare(run, indices, step), labels, 0.02, ranks.count(7) / 7)
 np.savez(f"{sys.argv[1]}-{ranks.rank}.npz", **run.model.state_dict())
 """
 
@@ -230,11 +230,11 @@ def test_a_rank_that_fails_ends_all(tmp_path):
     """An exception in one rank, in the middle of a step, while the other waits for its gradient."""
     script = tmp_path / "fail.py"
     script.write_text(
-        "import sys\nfrom train import cifar\ntrain_step = cifar.train_step\n"
+        "import sys\nfrom train import cifar, loop\ntrain_step = loop.train_step\n"
         "def step(run, *arguments):\n"
         "    if run.ranks.rank == 1 and run.step == 1:\n        raise RuntimeError('a bug')\n"
         "    return train_step(run, *arguments)\n"
-        "cifar.train_step = step\nsys.exit(cifar.main(sys.argv[1:]))\n"
+        "loop.train_step = step\nsys.exit(cifar.main(sys.argv[1:]))\n"
     )
     environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": str(tiny.ROOT), "OPENBLAS_NUM_THREADS": "1"}
     command = [MPIEXEC, "-n", "2", sys.executable, "-m", "mpi4py", script, *tiny.OPTIONS, "--out", tmp_path / "out"]

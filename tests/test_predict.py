@@ -16,8 +16,9 @@ from minigrad import Tensor, no_grad, save_weights
 from minigrad import functional as F
 from resnext import create
 from train import augment, checkpoint
-from train.cifar import Config, Run
+from train.config import Config
 from train.data import CIFAR10, load
+from train.loop import Run
 from train.predict import IMAGENET_MARGIN, IMAGENET_MEAN, IMAGENET_STD, load_predictor, main, middle, read_photo
 from train.recipes import RECIPES
 

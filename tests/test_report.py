@@ -11,6 +11,7 @@ from browser import browser
 
 from minigrad import Function, Module
 from train import checkpoint, cifar, report
+from train.config import configure, parser
 from train.data import Dataset
 from train.predict import load_predictor
 
@@ -81,7 +82,7 @@ def test_without_mistakes_the_page_says_so():
 )
 def test_the_command_repeats_the_run(options, tmp_path):
     def configuration(words):
-        return cifar.configure(cifar.parser().parse_args(words))
+        return configure(parser().parse_args(words))
 
     config = configuration(shlex.split(options))
     state = json.loads(json.dumps({"config": cifar.asdict(config)}))

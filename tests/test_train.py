@@ -20,10 +20,11 @@ from PIL import Image
 from minigrad import Tensor, manual_seed, save_weights
 from minigrad import functional as F
 from resnext import create
-from train import checkpoint, cifar, parallel
+from train import checkpoint, cifar, loop, parallel
 from train.checkpoint import BEST, LAST
-from train.cifar import Config, Run
+from train.config import Config, configure, parser
 from train.data import Dataset
+from train.loop import Run
 from train.recipes import PARTS, RECIPES, Recipe
 
 
@@ -113,12 +114,12 @@ def test_a_step_is_what_the_formulas_say(tmp_path):
     options = ("--limit-train", "8", "--epochs", "1", "--nesterov", "--momentum", "0.9", "--save-every", "1")
     assert tiny.train(tmp_path, *options) == 0
     arrays, _ = checkpoint.read(tmp_path / LAST)
-    config = cifar.configure(cifar.parser().parse_args([*tiny.OPTIONS, *options]))
+    config = configure(parser().parse_args([*tiny.OPTIONS, *options]))
     train_set, test_set = cifar.load("shapes", tmp_path, limit_train=8, limit_test=12)
-    start = cifar.Run.start(config, train_set, test_set)
+    start = loop.Run.start(config, train_set, test_set)
     order = np.random.default_rng((0, 0)).permutation(8)
     w = start.model.fc.weight.data.copy()
-    loss = F.cross_entropy(start.model(Tensor(cifar.prepare(start, order, 0))), train_set.labels[order])
+    loss = F.cross_entropy(start.model(Tensor(loop.prepare(start, order, 0))), train_set.labels[order])
     loss.backward()
     dw = start.model.fc.weight.grad + 0.01 * w
     assert_allclose(arrays["velocity:fc.weight"], dw, rtol=1e-4, atol=1e-7)
@@ -130,8 +131,8 @@ def test_the_next_batch_is_made_before_the_results_are_waited_for(tmp_path, monk
     """So a GPU has work while Python crops images; the wait, `outcome`, comes last."""
     events = []
     for name in ("prepare", "train_step", "outcome"):
-        whole = getattr(cifar, name)
-        monkeypatch.setattr(cifar, name, lambda *a, name=name, whole=whole: events.append(name) or whole(*a))
+        whole = getattr(loop, name)
+        monkeypatch.setattr(loop, name, lambda *a, name=name, whole=whole: events.append(name) or whole(*a))
     assert tiny.train(tmp_path, "--epochs", "1") == 0
     _, *events = events  # the image that is tried before anything is written
     assert events == ["prepare", *["train_step", "prepare", "outcome"] * 2, "train_step", "outcome"]
@@ -139,7 +140,7 @@ def test_the_next_batch_is_made_before_the_results_are_waited_for(tmp_path, monk
 
 def test_every_epoch_shows_every_image_once_in_an_order_of_its_own(tmp_path, monkeypatch):
     seen = []
-    prepare = cifar.prepare
+    prepare = loop.prepare
     monkeypatch.setattr(
         cifar, "prepare", lambda run, indices, step: seen.append(indices) or prepare(run, indices, step)
     )
@@ -153,15 +154,15 @@ def test_every_epoch_shows_every_image_once_in_an_order_of_its_own(tmp_path, mon
 
 
 def test_averages_follow_the_weights():
-    config = cifar.configure(cifar.parser().parse_args([*tiny.OPTIONS, "--average", "0.75"]))
+    config = configure(parser().parse_args([*tiny.OPTIONS, "--average", "0.75"]))
     train_set, test_set = cifar.load("shapes", tiny.ROOT, limit_train=2, limit_test=2)
-    run = cifar.Run.start(config, train_set, test_set)
+    run = loop.Run.start(config, train_set, test_set)
     rng = np.random.default_rng(3)
     before = {}
     for name, t in run.model.named_tensors():
         before[name] = run.average[name].copy()
         t.data += rng.integers(1, 9, t.shape).astype(t.dtype)
-    cifar.update_average(run)
+    loop.update_average(run)
     for name, t in run.model.named_tensors():
         counted = name.endswith("num_batches_tracked")
         expected = t.data if counted else 0.75 * before[name] + 0.25 * t.data
@@ -188,9 +189,9 @@ def test_every_recipe_trains(tmp_path, recipe):
 
 def test_decay_spares_vectors_where_the_recipe_says_so():
     options = [*tiny.OPTIONS, "--no-decay-all"]
-    config = cifar.configure(cifar.parser().parse_args(options))
+    config = configure(parser().parse_args(options))
     train_set, test_set = cifar.load("shapes", tiny.ROOT, limit_train=2, limit_test=2)
-    decayed, plain = cifar.Run.start(config, train_set, test_set).optimizer.groups
+    decayed, plain = loop.Run.start(config, train_set, test_set).optimizer.groups
     assert {p.ndim for p in decayed["params"]} == {2, 4}
     assert {p.ndim for p in plain["params"]} == {1}
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.01, 0.0)
@@ -310,7 +311,7 @@ def test_a_checkpoint_with_a_strange_configuration(run, tmp_path, capsys, change
 
 
 def configured(*options):
-    return cifar.configure(cifar.parser().parse_args(options))
+    return configure(parser().parse_args(options))
 
 
 def test_what_is_trained_by_default():
@@ -414,7 +415,7 @@ def test_mirroring_can_be_switched_off(flip, mirrored):
     images[..., :8] = 200
     dataset = Dataset(images, np.zeros(40, np.int64), ["one", "two"], "halves", np.full(3, 100.0), np.ones(3))
     config = Config("halves", "resnext11_1x4d_w4", replace(RECIPES["quick"], flip=flip))
-    batch = cifar.prepare(Run.start(config, dataset, dataset), np.arange(40), 0)
+    batch = loop.prepare(Run.start(config, dataset, dataset), np.arange(40), 0)
     left, right = batch[:, 0, 8, 2], batch[:, 0, 8, 13]  # no shift by up to 4 pixels takes these across the middle
     assert {int(b > a) for a, b in zip(left, right, strict=True)} == mirrored
 

@@ -33,6 +33,8 @@ from safetensors import safe_open
 from resnext import counts, create, zoo
 
 from . import checkpoint, cifar
+from .config import Config, configure
+from .config import parser as parser_of_runs
 from .options import Parser, said
 from .plots import plt
 
@@ -86,7 +88,7 @@ def train(models: Sequence[str], seeds: int, folder: Path, options: Sequence[str
     for i, (model, seed) in enumerate(cells, start=1):
         out = folder / f"{model}-seed{seed}"
         command = [*options, "--model", model, "--seed", str(seed), "--out", str(out), "--resume"]
-        config = cifar.configure(cifar.parser().parse_args(command))
+        config = configure(parser_of_runs().parse_args(command))
         title = f"[{i}/{len(cells)}] {model}, seed {seed}"
         if is_done(out, config):
             print(f"{title}: done")
@@ -101,7 +103,7 @@ def train(models: Sequence[str], seeds: int, folder: Path, options: Sequence[str
     return runs
 
 
-def is_done(out: Path, config: cifar.Config) -> bool:
+def is_done(out: Path, config: Config) -> bool:
     """Whether a folder holds a run of just this configuration with all its epochs."""
     try:
         same = json.loads((out / "config.json").read_text()) == json.loads(json.dumps(asdict(config)))
