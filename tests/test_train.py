@@ -134,18 +134,14 @@ def test_the_next_batch_is_made_before_the_results_are_waited_for(tmp_path, monk
         whole = getattr(loop, name)
         monkeypatch.setattr(loop, name, lambda *a, name=name, whole=whole: events.append(name) or whole(*a))
     assert tiny.train(tmp_path, "--epochs", "1") == 0
-    _, *events = events  # the image that is tried before anything is written
     assert events == ["prepare", *["train_step", "prepare", "outcome"] * 2, "train_step", "outcome"]
 
 
 def test_every_epoch_shows_every_image_once_in_an_order_of_its_own(tmp_path, monkeypatch):
     seen = []
     prepare = loop.prepare
-    monkeypatch.setattr(
-        cifar, "prepare", lambda run, indices, step: seen.append(indices) or prepare(run, indices, step)
-    )
+    monkeypatch.setattr(loop, "prepare", lambda run, indices, step: seen.append(indices) or prepare(run, indices, step))
     assert tiny.train(tmp_path, "--epochs", "2") == 0
-    assert_array_equal(seen.pop(0), [0])  # the image that is tried on the network before the run
     assert [len(indices) for indices in seen] == [8, 8, 6] * 2
     first, second = (np.concatenate(seen[i : i + 3]) for i in (0, 3))
     assert_array_equal(np.sort(first), np.arange(22))
