@@ -42,12 +42,6 @@ def no_grad() -> Iterator[None]:
         _thread.recording = before
 
 
-# The engine room (minigrad/fast) registers here, by operation and kind of device, a subclass that computes the same
-# thing faster. With nothing registered the formulas of minigrad/ops run.
-faster: dict[tuple[type[Function], str], type[Function]] = {}
-faster_add: dict[str, Callable[[Array, Array], Array]] = {}  # by kind of device: the sum of two gradients, a new array
-
-
 class Function:
     """An operation applied once: a node of the graph.
 
@@ -145,6 +139,12 @@ class Function:
     def free(self) -> None:
         """Let go of the saved arrays and of the edges, so that memory falls while the walk goes on."""
         self.__dict__.clear()
+
+
+# The engine room (minigrad/fast) registers here, by operation and kind of device, a subclass that computes the same
+# thing faster. With nothing registered the formulas of minigrad/ops run.
+faster: dict[tuple[type[Function], str], type[Function]] = {}
+faster_add: dict[str, Callable[[Array, Array], Array]] = {}  # by kind of device: the sum of two gradients, a new array
 
 
 def unbroadcast(dx: Array, shape: tuple[int, ...]) -> Array:
