@@ -43,7 +43,8 @@ def gradcheck(
     `inputs` are tensors or arrays. Float64 tensors that require a gradient are checked in place, so `fn` may also be a
     function of a network's parameters; if none does, all floating-point inputs are checked, as float64 copies. `fn`
     returns a tensor or several. An entry passes if |exact - numeric| <= atol + rtol max(|exact|, |numeric|); the step
-    is h = eps max(1, |x|). `max_entries` checks so many random entries of each input instead of all.
+    is h = eps max(1, |x|). `max_entries` checks so many random entries of each input instead of all. Each input's
+    gradient must also come out the same where no other input wants one.
 
     Raises GradcheckError (an AssertionError) with the operation, the entry and both numbers where they differ, and
     ValueError where `fn` is not connected to its inputs or gives two values for the same input, and where it or one of
@@ -166,6 +167,18 @@ def _compare(
             if not abs(exact - numeric) <= atol + rtol * max(abs(exact), abs(numeric)):
                 left, right = slope(here, below, h), slope(above, here, h)
                 return Mismatch(i, index, x, exact, numeric, left, right, h, calls)
+
+    # What a backward pass leaves out where an input wants no gradient must not be another input's.
+    for k, (i, t) in enumerate(checked if len(checked) > 1 else []):
+        others = [x.detach() if isinstance(x, Tensor) and x is not t else x for x in arguments]
+        if gradients[k].any():
+            alone = _by_tape(_outputs(fn(*others)), cotangents, [u for _, u in checked])[k]
+            if not np.allclose(alone, gradients[k], rtol, atol):
+                raise GradcheckError(
+                    f"the gradient of input {i} is right beside the others' and wrong, by up to "
+                    f"{np.abs(alone - gradients[k]).max():.3g}, where no other input wants one: is `needs` mixed up in "
+                    f"one of {', '.join(dict.fromkeys(cls.__name__ for cls, _, _ in calls))}?"
+                )
     return None
 
 

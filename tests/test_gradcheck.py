@@ -200,6 +200,20 @@ def test_ones_as_cotangent_would_miss_what_the_random_one_finds():
     assert_allclose(x.grad, 0, atol=1e-12)
 
 
+def test_a_gradient_that_is_wrong_where_nobody_else_wants_one_is_caught():
+    """`needs` of the wrong input: right as long as both are asked for."""
+
+    class Product(Multiply):
+        def backward(self, dy):
+            da, db = (dy * self.b, dy * self.a)
+            return (da if self.needs[1] else 0 * da), db
+
+    a, b = Tensor(X, requires_grad=True), Tensor(Y, requires_grad=True)
+    with pytest.raises(GradcheckError, match=r"input 0 is right beside the others.*`needs` mixed up in one of Product"):
+        gradcheck(Product.apply, (a, b))
+    assert gradcheck(lambda b: Product.apply(Tensor(X), b), b), "the other input's gradient is right, alone too"
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_it_agrees_with_differences_of_its_own(seed):
     """The oracle's finite differences share nothing with the checker; both accept the same gradient."""
