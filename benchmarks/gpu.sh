@@ -43,7 +43,7 @@ fi
 
 step environment 10 "$python" benchmarks/gpu_kernels.py --environment "$out/environment.json"
 step tests 70 "$python" -m pytest -m cuda -p no:cacheprovider tests/test_fast_cuda.py
-# Most of these is torch.compile and cuDNN's search for algorithms.
+# torch.compile and cuDNN's search for algorithms come before the first timed step.
 for network in resnext29_8x64d:160 resnext29_4x16d:120; do
     step "bench-${network%:*}" "${network#*:}" "$python" -m train.bench --device cuda --model "${network%:*}" \
         --batch-size 128 --dtype bfloat16 --versus torch --rounds 5 --patience 50 --json "$out/${network%:*}.json"
@@ -54,7 +54,7 @@ if [ -n "${MINIGRAD_CIFAR10:-}" ]; then
         --data "$MINIGRAD_CIFAR10" --epochs 5 --out "$scratch/run"
     $dry_run || cp "$scratch/run/metrics.jsonl" "$out/cifar10.jsonl" 2>/dev/null
 fi
-# Most of this is NVRTC, which compiles some 280 kernels of CuPy's.
+# CuPy's own kernels are compiled here, too, at their first use.
 step suite 55 "$python" -m pytest -m cuda -p no:cacheprovider tests --ignore tests/test_fast_cuda.py
 # Only the small cases: under the sanitizer a kernel runs a hundred times slower.
 if command -v compute-sanitizer >/dev/null || $dry_run; then

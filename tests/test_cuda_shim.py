@@ -500,7 +500,7 @@ EXERCISES = {
 
 
 @pytest.mark.parametrize("name", EXERCISES)
-def test_the_shim_misses_every_barrier_that_is_taken_away(name):
+def test_the_shim_notices_every_barrier_that_is_taken_away(name):
     """Run a file's kernels once for each of their barriers and waits, without it: the shim must name a race."""
     exercise, idle = EXERCISES[name]
     numbers = itertools.count()

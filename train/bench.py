@@ -96,8 +96,6 @@ class Minigrad:
         """Forward, backward and the optimiser's step."""
         self.optimizer.zero_grad()
         logits = self.model(Tensor._of(images))
-        if logits.dtype.itemsize < 4:
-            logits = logits.to(dtype="float32")
         loss = F.cross_entropy(logits, labels)
         loss.backward()
         self.optimizer.step()

@@ -199,8 +199,6 @@ def update(run: Run, batch: Array, labels: Array, lr: float | Array, share: floa
     run.optimizer.lr = lr
     run.optimizer.zero_grad()
     logits = run.model(Tensor._of(batch))
-    if logits.dtype.itemsize < 4:
-        logits = logits.to(dtype="float32")  # the loss needs more digits than bfloat16 has
     loss = F.cross_entropy(logits, labels, run.config.recipe.label_smoothing)
     loss.backward()
     if run.ranks.size > 1:
@@ -333,7 +331,6 @@ def evaluate(
                 labels = dataset.labels[begin : begin + 256]
                 batch = augment.normalise(dataset.images[begin : begin + 256], mean, std, dtype)
                 logits = model(Tensor._of(batch))
-                logits = logits.to(dtype="float32") if logits.dtype.itemsize < 4 else logits
                 losses[i] = F.cross_entropy(logits, labels).item() * len(labels)
                 np.add.at(confusion, (labels, to_numpy(logits.data).argmax(axis=1)), 1)
             if (i + 1) % ranks.size == 0:

@@ -89,9 +89,9 @@ __device__ inline void load_patch(bf16* patch, const bf16* x, const Conv& s, con
 // One block: PIXELS pixels by FILTERS filters of one pack; blockIdx.x = (tile, pack, block of filters), the last one
 // fastest, so that blocks that run together read the same pixels. 64 pixels by 64 filters a warp.
 //
-// sums (tiles, 2, YC), unless null, receives for every filter the tile's sum of y and of its squares, as rounded to bf16:
-// the batch norm that follows then need not read y for them. In float32 without a shift, which is enough here: where a
-// mean is 256 times its deviation, bf16 has left no digit of the deviation anyway.
+// sums (tiles, 2, YC), unless null, receives for every filter the tile's sum of y and of its squares, as rounded to
+// bf16: the batch norm that follows then need not read y for them. In float32 without a shift, which is enough here:
+// where a mean is 256 times its deviation, bf16 has left no digit of the deviation anyway.
 template <int PIXELS, int FILTERS>
 __device__ void conv3x3(const bf16* x, const bf16* w, bf16* y, float* sums, const Conv& s) {
     constexpr int PIXEL_WARPS = PIXELS / 64, THREADS = PIXEL_WARPS * FILTERS / 64 * 32;
@@ -236,16 +236,20 @@ __device__ void conv3x3(const bf16* x, const bf16* w, bf16* y, float* sums, cons
     }
 }
 
-extern "C" __global__ void __launch_bounds__(128) conv3x3_256x64(const bf16* x, const bf16* w, bf16* y, float* sums, Conv conv) {
+extern "C" __global__ void __launch_bounds__(128)
+    conv3x3_256x64(const bf16* x, const bf16* w, bf16* y, float* sums, Conv conv) {
     conv3x3<256, 64>(x, w, y, sums, conv);
 }
-extern "C" __global__ void __launch_bounds__(256) conv3x3_256x128(const bf16* x, const bf16* w, bf16* y, float* sums, Conv conv) {
+extern "C" __global__ void __launch_bounds__(256)
+    conv3x3_256x128(const bf16* x, const bf16* w, bf16* y, float* sums, Conv conv) {
     conv3x3<256, 128>(x, w, y, sums, conv);
 }
-extern "C" __global__ void __launch_bounds__(64) conv3x3_128x64(const bf16* x, const bf16* w, bf16* y, float* sums, Conv conv) {
+extern "C" __global__ void __launch_bounds__(64)
+    conv3x3_128x64(const bf16* x, const bf16* w, bf16* y, float* sums, Conv conv) {
     conv3x3<128, 64>(x, w, y, sums, conv);
 }
-extern "C" __global__ void __launch_bounds__(128) conv3x3_128x128(const bf16* x, const bf16* w, bf16* y, float* sums, Conv conv) {
+extern "C" __global__ void __launch_bounds__(128)
+    conv3x3_128x128(const bf16* x, const bf16* w, bf16* y, float* sums, Conv conv) {
     conv3x3<128, 128>(x, w, y, sums, conv);
 }
 

@@ -352,9 +352,9 @@ class Products:
         return dx
 
     def weight_gradient(self, x: Array, dy: Array) -> Array:
-        # Where one product has fewer tiles (of about 128 x 128) than the GPU processors, several share the pixels.
-        tiles = -(-self.O // 128) * -(-self.K // 128)
-        most = max(1, properties().processors // tiles) if self.G == 1 else 1
+        # Where one product has fewer squares (of about 128 x 128) than the GPU processors, several share the pixels.
+        squares = -(-self.O // 128) * -(-self.K // 128)
+        most = max(1, properties().processors // squares) if self.G == 1 else 1
         partial = None
         for some in self._chunks(len(x)):
             images = len(x[some])

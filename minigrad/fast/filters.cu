@@ -1,5 +1,5 @@
-// The last step of every weight gradient: the sum over pixels was cut into shares, so that all processors had work; this
-// adds the shares, takes what belongs to each filter and puts it in the weights' own order.
+// The last step of every weight gradient: the sum over pixels was cut into shares, so that all processors had work;
+// this adds the shares, takes what belongs to each filter and puts it in the weights' own order.
 //
 //   dw[f, i, t] = sum over shares s of partial[s, f, t, (f mod CO) / o * c + i]        f filter, i channel, t tap
 //
@@ -23,7 +23,8 @@ __device__ void add_shares(const float* partial, T* dw, int filters, int c, int 
     if (index >= filters * taps * c) return;
     const int i = index % c, t = index / c % taps, filter = index / (taps * c);
     const long long size = static_cast<long long>(filters) * row_length;
-    const float* from = partial + static_cast<long long>(filter) * row_length + t * tap_length + filter % CO / o * c + i;
+    const float* row = partial + static_cast<long long>(filter) * row_length;
+    const float* from = row + t * tap_length + filter % CO / o * c + i;
     float sum = 0.0f;
 #pragma unroll 8
     for (int share = 0; share < shares; ++share) sum += from[share * size];

@@ -100,7 +100,7 @@ def inverse(n: int) -> int:
     """Return 2^20 / n, rounded up: with it i / n is i * inverse >> 20, in 32 bits and exact for i < 2048 and n <= 258.
 
     A patch has no more rows, since they must fit into shared memory, and no line or column longer than 2 * 127 + 3. The
-    GPU has no instruction that divides integers: it takes twenty.
+    GPU has no instruction that divides integers.
     """
     return -(-(1 << 20) // n)
 
