@@ -85,7 +85,7 @@ class Bench:
 
     def ours(self, work: Callable[[], Any]) -> float:
         """Milliseconds of one `work()` of CuPy launches."""
-        from minigrad.fast.graph import EAGER_CALLS, Graph
+        from minigrad.fast.cuda.graph import EAGER_CALLS, Graph
 
         graph = Graph(lambda: [work() for _ in range(REPEATS)][-1:])
         for _ in range(EAGER_CALLS + 1):
@@ -142,7 +142,7 @@ def copy(bench: Bench) -> dict[str, Any]:
 
 def product(bench: Bench) -> dict[str, Any]:
     """What the card can multiply: a large product of bfloat16 matrices in TFLOP/s."""
-    from minigrad.fast import cublas
+    from minigrad.fast.cuda import cublas
 
     n = 8192
     a, b = bench.array(n, n), bench.array(n, n)
@@ -153,16 +153,16 @@ def product(bench: Bench) -> dict[str, Any]:
 
 def convolution(bench: Bench, layer: Layer) -> dict[str, Any]:
     """Forward, input gradient and weight gradient of a layer: ours, ours by columns and products, PyTorch's."""
-    from minigrad.fast import cuda
+    from minigrad.fast.cuda import conv
 
     p, k, out = layer.kernel // 2, layer.kernel, (layer.H - 1) // layer.stride + 1
     options = (layer.stride, layer.stride), (p, p), (1, 1), layer.groups
     x = bench.array(BATCH, layer.H, layer.H, layer.C)
     w = bench.array(layer.O, layer.C // layer.groups, k, k)
     dy = bench.array(BATCH, out, out, layer.O)
-    methods = {"ours": cuda._method(x, w, *options)}
-    if isinstance(methods["ours"], cuda.TensorCores):
-        methods["columns"] = cuda.Products(x.shape, w, *options)
+    methods = {"ours": conv._method(x, w, *options)}
+    if isinstance(methods["ours"], conv.TensorCores):
+        methods["columns"] = conv.Products(x.shape, w, *options)
 
     tx, tdy = (bench.as_torch(a).permute(0, 3, 1, 2) for a in (x, dy))
     tw = bench.as_torch(w).contiguous(memory_format=bench.torch.channels_last)
@@ -183,7 +183,7 @@ def convolution(bench: Bench, layer: Layer) -> dict[str, Any]:
             row[f"{name} {kind} ms"] = bench.ours(partial(ours, method))
         row[f"{name} torch ms"] = bench.theirs(theirs)
     tensor_cores = methods["ours"]
-    if isinstance(tensor_cores, cuda.TensorCores):  # what the sums for the batch norm cost
+    if isinstance(tensor_cores, conv.TensorCores):  # what the sums for the batch norm cost
         plan, packed, y = tensor_cores.forward_launch, tensor_cores._packed(False), bench.cp.empty_like(dy)
         row["forward kernel ms"] = bench.ours(lambda: tensor_cores._convolve(plan, x, packed, y, tensor_cores.sums))
         row["without sums ms"] = bench.ours(lambda: tensor_cores._convolve(plan, x, packed, y))
@@ -192,19 +192,20 @@ def convolution(bench: Bench, layer: Layer) -> dict[str, Any]:
 
 def batch_norm(bench: Bench, C: int, H: int, with_shortcut: bool) -> dict[str, Any]:
     """Batch norm with ReLU, with or without shortcut, in training: forward and backward."""
-    from minigrad.fast import cuda, notes
+    from minigrad.fast import handover
+    from minigrad.fast.cuda import conv
 
     cp, np, torch = bench.cp, bench.np, bench.torch
     x, dy, shortcut = (bench.array(BATCH, H, H, C).transpose(0, 3, 1, 2) for _ in range(3))
     weight, bias, mean, var = (cp.ones(C, np.float32) for _ in range(4))
     state = {"running_mean": mean, "running_var": var, "training": True, "momentum": 0.1, "eps": 1e-5}
-    node = cuda.BatchNormReLU()
+    node = conv.BatchNormReLU()
     node.needs = (True,) * 4
     arrays = (x, weight, bias, shortcut if with_shortcut else None)
     row: dict[str, Any] = {"name": f"{C} channels, {H}x{H}{', shortcut' if with_shortcut else ''}"}
     row["GB"] = x.nbytes / 1e9
     row["forward ours ms"] = bench.ours(lambda: node.forward(*arrays, **state))
-    notes.attach(x, cuda.Sums(cp.zeros((BATCH * H * H // 256, 2, C), np.float32)))
+    handover.attach(x, conv.Sums(cp.zeros((BATCH * H * H // 256, 2, C), np.float32)))
     row["forward after 3x3 ms"] = bench.ours(lambda: node.forward(*arrays, **state))
     row["backward ours ms"] = bench.ours(lambda: node.backward(dy))
 
@@ -229,17 +230,17 @@ def batch_norm(bench: Bench, C: int, H: int, with_shortcut: bool) -> dict[str, A
 
 def addition(bench: Bench, C: int, H: int) -> dict[str, Any]:
     """Two gradients that meet behind a residual block."""
-    from minigrad.fast import cuda
+    from minigrad.fast.cuda import conv
 
     a, b = (bench.array(BATCH, H, H, C).transpose(0, 3, 1, 2) for _ in range(2))
     ta, tb = (bench.as_torch(x.transpose(0, 2, 3, 1)) for x in (a, b))
     row = {"name": f"addition, {C} channels, {H}x{H}", "GB": a.nbytes / 1e9}
-    return row | {"ours ms": bench.ours(lambda: cuda.add_gradients(a, b)), "torch ms": bench.theirs(lambda: ta + tb)}
+    return row | {"ours ms": bench.ours(lambda: conv.add_gradients(a, b)), "torch ms": bench.theirs(lambda: ta + tb)}
 
 
 def sgd(bench: Bench) -> dict[str, Any]:
     """One step on the parameters of resnext29_8x64d."""
-    from minigrad.fast import cuda
+    from minigrad.fast.cuda import conv
     from resnext import create
 
     cp, torch = bench.cp, bench.torch
@@ -247,7 +248,7 @@ def sgd(bench: Bench) -> dict[str, Any]:
     there = [tuple(bench.array(*shape, dtype="float32") for _ in range(3)) for shape in shapes]
     lr = cp.full(1, 0.1, "float32")
     total = sum(w.size for w, _, _ in there)
-    ours = bench.ours(lambda: cuda.sgd_step([(*arrays, 0.9, 5e-4, True) for arrays in there], lr))
+    ours = bench.ours(lambda: conv.sgd_step([(*arrays, 0.9, 5e-4, True) for arrays in there], lr))
     parameters = [torch.nn.Parameter(bench.as_torch(w)) for w, _, _ in there]
     for parameter, (_, dw, _) in zip(parameters, there, strict=True):
         parameter.grad = bench.as_torch(dw)
@@ -258,11 +259,11 @@ def sgd(bench: Bench) -> dict[str, Any]:
 
 def columns(bench: Bench, D: int, H: int) -> dict[str, Any]:
     """im2col alone, on what it would do for a stage of 8x64d: GB/s written."""
-    from minigrad.fast import cuda
+    from minigrad.fast.cuda import conv
 
     x, w = bench.array(BATCH, H, H, D), bench.array(D, D // 8, 3, 3)
-    method = cuda.Products(x.shape, w, (1, 1), (1, 1), (1, 1), 8)
-    size = max(1, cuda.COLUMN_BYTES // (H * H * method.ld * 2))
+    method = conv.Products(x.shape, w, (1, 1), (1, 1), (1, 1), 8)
+    size = max(1, conv.COLUMN_BYTES // (H * H * method.ld * 2))
     ms = bench.ours(lambda: method._columns(x[:size]))
     return {"name": f"{D} channels, {H}x{H}", "ms": ms, "GB/s": size * H * H * method.ld * 2 / ms / 1e6}
 
@@ -271,7 +272,7 @@ def whole_step(bench: Bench, model: str) -> dict[str, Any]:
     """A whole training step: the wall clock of an eager one and of a captured one."""
     import minigrad
     from minigrad import functional, optim
-    from minigrad.fast.graph import Graph
+    from minigrad.fast.cuda.graph import Graph
     from resnext import create
 
     cp, np = bench.cp, bench.np

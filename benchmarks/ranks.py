@@ -11,8 +11,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from train import cifar, loop, parallel, scaling
-from train.config import configure, parser
+from train import cifar, scaling
+from train.run import loop, parallel
+from train.run.config import configure, parser
 
 
 def seconds(ranks: parallel.MPIRanks, function: Callable[[], object]) -> float:

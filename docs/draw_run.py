@@ -15,10 +15,10 @@ matplotlib.use("Agg")  # draw into a file; there may be no screen
 import matplotlib.pyplot as plt
 import numpy as np
 
-from train import checkpoint
 from train.data import load
 from train.predict import load_predictor
 from train.report import predict
+from train.run import checkpoint
 
 TARGET = Path(__file__).resolve().parent / "images" / "first_run.png"
 TRAIN, TEST, RIGHT, WRONG = "#8a8a8a", "#1f65b7", "#2c8a4b", "#c2410c"

@@ -141,7 +141,7 @@ class Torch:
     def __init__(self, args: argparse.Namespace, mode: str):
         import torch
 
-        from . import torch_model
+        from .measure import torch_model
 
         if args.threads and args.device == "cpu":
             torch.set_num_threads(args.threads)
@@ -215,7 +215,9 @@ def blas() -> dict[str, str]:
 
     # threadpoolctl remembers the kernels that it saw first; the engine room may have chosen others.
     fast = hasattr(minigrad, "fast")
-    found = minigrad.fast.blas.libraries() if fast else ThreadpoolController().select(user_api="blas").lib_controllers
+    found = (
+        minigrad.fast.process.libraries() if fast else ThreadpoolController().select(user_api="blas").lib_controllers
+    )
     return {"blas": ", ".join(f"{b.internal_api} {b.version}, {b.architecture} kernels" for b in found)}
 
 

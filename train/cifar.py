@@ -18,7 +18,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
-from .signals import Interrupted, Signals, end_at_once
+from .run.signals import Interrupted, Signals, end_at_once
 
 if __name__ == "__main__":
     end_at_once("python -m train.cifar")  # the imports below take a second
@@ -31,14 +31,15 @@ from minigrad.weights import write_atomically
 from resnext import create
 from resnext.counts import outlines
 
-from . import checkpoint, faults, parallel, plots
-from .config import BATCH_SIZE, Config, configure, parser, save_interval
 from .data import Dataset, load
-from .faults import Guard, TrainingError
-from .loop import Run, evaluate, evaluate_run, fingerprint, on_device, prepare, train_epoch
 from .options import said
-from .parallel import ALONE, Ranks
 from .report import write_report
+from .run import checkpoint, faults, parallel
+from .run.config import BATCH_SIZE, Config, configure, parser, save_interval
+from .run.faults import Guard, TrainingError
+from .run.loop import Run, evaluate, evaluate_run, fingerprint, on_device, prepare, train_epoch
+from .run.parallel import ALONE, Ranks
+from .show import plots
 
 FAILED, USAGE = 1, 2  # exit codes; 128 + n after signal n
 

@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .signals import end_at_once
+from .run.signals import end_at_once
 
 if __name__ == "__main__":
     end_at_once("python -m train.figures")  # runs are saved by train.cifar, which catches signals itself
@@ -32,11 +32,12 @@ from safetensors import safe_open
 
 from resnext import counts, create, zoo
 
-from . import checkpoint, cifar
-from .config import Config, configure
-from .config import parser as parser_of_runs
+from . import cifar
 from .options import Parser, said
-from .plots import plt
+from .run import checkpoint
+from .run.config import Config, configure
+from .run.config import parser as parser_of_runs
+from .show.plots import plt
 
 FAILED, USAGE = 1, 2  # exit codes
 # Apart in colour, in grey and, with the marker, in black and white.

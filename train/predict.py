@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .signals import end_at_once
+from .run.signals import end_at_once
 
 if __name__ == "__main__":
     end_at_once("python -m train.predict")  # there is nothing to save
@@ -29,9 +29,9 @@ from minigrad.nn import Module
 from resnext import create
 from resnext.counts import outlines
 
-from . import augment, checkpoint
-from .data import CIFAR10, CIFAR100
+from .data import CIFAR10, CIFAR100, augment
 from .options import Parser, said
+from .run import checkpoint
 
 FAILED, USAGE = 1, 2  # exit codes
 

@@ -25,7 +25,7 @@ from string import Template
 from typing import Any
 from unittest import mock
 
-from .signals import end_at_once
+from .run.signals import end_at_once
 
 if __name__ == "__main__":
     end_at_once("python -m train.report")  # the page is written whole or not at all
@@ -39,11 +39,11 @@ from minigrad import functional as F
 from minigrad.backend import synchronize, to_device, to_numpy
 from minigrad.weights import write_atomically
 
-from . import augment, checkpoint
-from .data import Dataset, load
+from .data import Dataset, augment, load
 from .options import Parser, said
 from .predict import Predictor, load_predictor
-from .recipes import RECIPES, Recipe
+from .run import checkpoint
+from .run.recipes import RECIPES, Recipe
 
 FAILED, USAGE = 1, 2  # exit codes
 MISTAKES = 24  # images shown
@@ -467,7 +467,7 @@ def write_report(out: Path, data_root: Path = Path("data"), test_set: Dataset | 
             _, test_set = load(config["data"], data_root, seed=config["seed"], progress=False, **options)
         except (ValueError, OSError) as error:
             absent = str(error)
-    template = Template((Path(__file__).parent / "report.html").read_text(encoding="utf-8"))
+    template = Template((Path(__file__).parent / "show" / "report.html").read_text(encoding="utf-8"))
     content = body(out, state, predictor, test_set, absent, device)
     page = template.substitute(title=escape(f"{config['model']}: {out.name}"), body=content)
     write_atomically(out / "report.html", page.encode())

@@ -3,11 +3,12 @@
 Nothing here has to be read to understand minigrad, and nothing breaks without it: `MINIGRAD_FAST=0` leaves it out.
 """
 
-from . import cpu, cuda
-from . import graph as graph
+from . import cpu
+from .cuda import conv
+from .cuda import graph as graph
 
 
 def register() -> None:
     """Let the fast operations stand in for the book's; importing this package alone changes nothing."""
     cpu.register()
-    cuda.register()
+    conv.register()

@@ -1,0 +1,1 @@
+"""The CPU's convolution: sizes, sources, and one file for each way to compute it."""

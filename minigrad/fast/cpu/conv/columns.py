@@ -1,0 +1,221 @@
+"""Convolution as im2col and one product per group, image by image, in buffers that stay in the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from ....ops.conv import Pair, tap
+from ..layout import Moments, pixels
+from ..threads import Span, pool, scratch
+from .geometry import ROWS, Geometry, Gradient, Source, add_weight_gradients, zero_parts
+
+
+class Windows:
+    """The windows of one group's images as the rows of a matrix, in two buffers laid out once for a part of the work.
+
+    `load` copies images into a buffer with a border of zeros, `unfold` copies its windows. What lies side by side in
+    memory is copied as one item of so many bytes, a pixel's channels or a row of a window: NumPy spends its time on
+    items, not on bytes, and 8 numbers as one item take two thirds of the time.
+    """
+
+    def __init__(
+        self,
+        images: int,
+        size: Pair,
+        c: int,
+        kernel: Pair,
+        OW: int,
+        stride: Pair,
+        padding: Pair,
+        dilation: Pair,
+        dtype: np.dtype,
+    ):
+        (H, W), (PH, PW) = size, padding
+        self.kernel, self.OW, self.stride, self.dilation = kernel, OW, stride, dilation
+        self.padded = scratch("padded", (images, H + 2 * PH, W + 2 * PW, c), dtype)
+        for border in (
+            self.padded[:, :PH],
+            self.padded[:, PH + H :],
+            self.padded[:, :, :PW],
+            self.padded[:, :, PW + W :],
+        ):
+            border.fill(0)
+        self.inside = as_items(self.padded[:, PH : PH + H, PW : PW + W])
+
+    def load(self, x: np.ndarray) -> None:
+        """Take images (n, H, W, c); the border stays as it is."""
+        self.n = len(x)
+        np.copyto(self.inside[: self.n], as_items(x))
+
+    def unfold(self, rows: Span) -> np.ndarray:
+        """The windows of output rows h0 ... h1 as a matrix (n·(h1 - h0)·OW, KH·KW·c), valid until the next call."""
+        (KH, KW), c = self.kernel, self.padded.shape[3]
+        sn, sh, sw, _ = self.padded.strides
+        # The taps of a window's row are neighbours unless they are dilated.
+        taps, run = (1, KW * c) if self.dilation[1] == 1 else (KW, c)
+        columns = scratch("columns", (self.n, rows[1] - rows[0], self.OW, KH, taps, run), self.padded.dtype)
+        to = as_items(columns)
+        strides = (sn, self.stride[0] * sh, self.stride[1] * sw, self.dilation[0] * sh, self.dilation[1] * sw)
+        np.copyto(to, np.ndarray(to.shape, to.dtype, self.padded, rows[0] * self.stride[0] * sh, strides))
+        return columns.reshape(-1, KH * KW * c)
+
+
+def as_items(x: np.ndarray) -> np.ndarray:
+    """View the neighbours along the last axis (..., c) as one item (...)."""
+    return x.view(np.dtype((np.void, x.shape[-1] * x.itemsize)))[..., 0]
+
+
+def input_windows(s: Geometry, images: Span, dtype: np.dtype) -> Windows:
+    """The windows of a convolution's input, for a part of its images."""
+    return Windows(s.most(images), (s.H, s.W), s.c, (s.KH, s.KW), s.OW, s.stride, s.padding, s.dilation, dtype)
+
+
+def bands(images: Span, H: int, W: int) -> Iterator[Span]:
+    """The output rows to unfold at once: all rows of several small images, or a band of a single large one."""
+    height = max(1, ROWS // W) if images[1] - images[0] == 1 else H
+    for h in range(0, H, height):
+        yield h, min(H, h + height)
+
+
+def merged_filters(s: Geometry, w: np.ndarray) -> np.ndarray:
+    """The weights (O, C/groups, KH, KW) as (G, KH, KW, c, o): block-diagonal where groups are merged."""
+    c, o = s.c // s.merge, s.o // s.merge
+    matrices = np.zeros((s.G, s.KH, s.KW, s.merge, c, s.merge, o), w.dtype)
+    filters = w.reshape(s.G, s.merge, o, c, s.KH, s.KW)
+    for j in range(s.merge):
+        matrices[:, :, :, j, :, j] = filters[:, j].transpose(0, 3, 4, 2, 1)
+    return matrices.reshape(s.G, s.KH, s.KW, s.c, s.o)
+
+
+class Columns:
+    """im2col and one product per merged group.
+
+    The backward pass of a stride-1 convolution needs the columns of dy only. With dy padded by D (K - 1) - P zeros and
+    the taps in reverse order,
+
+        dx = columns(dy) · flipped w        dw[k] = xᵀ · columns(dy)[flipped k]
+
+    so both products read one matrix, and x is not unfolded again. Otherwise dw is made from the columns of x, and the
+    columns' gradient is added back into the image.
+    """
+
+    def forward(self, s: Geometry, x: Source, w: np.ndarray, y: np.ndarray, moments: Moments | None) -> None:
+        matrices = merged_filters(s, w).reshape(s.G, -1, s.o)
+        out = pixels(y)
+
+        def work(cell: tuple[int, Span, Span]) -> None:
+            i, groups, images = cell
+            windows = input_windows(s, images, w.dtype)
+            for n in s.images(images):
+                for g in range(*groups):
+                    windows.load(x.x[slice(*n), :, :, g * s.c : (g + 1) * s.c])
+                    for h in bands(n, s.OH, s.OW):
+                        columns = windows.unfold(h)
+                        np.matmul(columns, matrices[g], out=out[s.rows(n, h, s.OH, s.OW), g * s.o : (g + 1) * s.o])
+                if moments is not None:
+                    mine = slice(groups[0] * s.o, groups[1] * s.o)
+                    moments.measure(out[s.rows(n, (0, s.OH), s.OH, s.OW), mine], i, mine.start)
+
+        pool().run(work, s.grid())
+
+    def backward(
+        self, s: Geometry, x: Source, w: np.ndarray, dy: np.ndarray, grad: Gradient | None, dw: np.ndarray | None
+    ) -> None:
+        reach = (s.dilation[0] * (s.KH - 1) - s.padding[0], s.dilation[1] * (s.KW - 1) - s.padding[1])
+        if s.stride == (1, 1) and min(reach) >= 0:
+            self.backward_from_dy(s, x, w, dy, grad, dw, reach)
+        else:
+            self.backward_from_x(s, x, w, dy, grad, dw)
+
+    def backward_from_dy(
+        self,
+        s: Geometry,
+        x: Source,
+        w: np.ndarray,
+        dy: np.ndarray,
+        grad: Gradient | None,
+        dw: np.ndarray | None,
+        padding: Pair,
+    ) -> None:
+        flipped = merged_filters(s, w)[:, ::-1, ::-1].transpose(0, 1, 2, 4, 3).reshape(s.G, -1, s.c)
+        cells = s.grid()
+        parts = zero_parts(cells, (s.c, s.KH * s.KW * s.o), dw)
+
+        def work(cell: tuple[int, Span, Span]) -> None:
+            i, groups, images = cell
+            mine = slice(groups[0] * s.c, groups[1] * s.c)
+            kernel, size = (s.KH, s.KW), (s.OH, s.OW)
+            windows = Windows(s.most(images), size, s.o, kernel, s.W, (1, 1), padding, s.dilation, w.dtype)
+            for n in s.images(images):
+                a = x.images(n, mine)
+                a = a.reshape(-1, a.shape[-1])
+                for g in range(*groups):
+                    windows.load(dy[slice(*n), :, :, g * s.o : (g + 1) * s.o])
+                    j = g - groups[0]
+                    for band in bands(n, s.H, s.W):
+                        columns = windows.unfold(band)
+                        if grad is not None:
+                            rows = s.rows(n, band, s.H, s.W)
+                            np.matmul(columns, flipped[g], out=pixels(grad.dx)[rows, g * s.c : (g + 1) * s.c])
+                        if dw is not None:
+                            local = s.rows((0, n[1] - n[0]), band, s.H, s.W)
+                            mine_t = a[local, j * s.c : (j + 1) * s.c].T
+                            parts[i][j] += np.matmul(mine_t, columns, out=scratch("dw", parts[i][j].shape, w.dtype))
+                if grad is not None:
+                    grad.finish(i, s.rows(n, (0, s.H), s.H, s.W), a, mine)
+
+        pool().run(work, cells)
+        if dw is not None:
+            shape = (-1, s.c, s.KH, s.KW, s.o)
+            add_weight_gradients(s, parts, dw, lambda d: d.reshape(shape)[:, :, ::-1, ::-1].transpose(0, 2, 3, 1, 4))
+
+    def backward_from_x(
+        self, s: Geometry, x: Source, w: np.ndarray, dy: np.ndarray, grad: Gradient | None, dw: np.ndarray | None
+    ) -> None:
+        matrices = merged_filters(s, w).reshape(s.G, -1, s.o)
+        cells = s.grid()
+        parts = zero_parts(cells, (s.KH * s.KW * s.c, s.o), dw)
+        dy_rows = pixels(dy)
+
+        def work(cell: tuple[int, Span, Span]) -> None:
+            i, groups, images = cell
+            mine = slice(groups[0] * s.c, groups[1] * s.c)
+            windows = input_windows(s, images, w.dtype)
+            for n in s.images(images):
+                a = x.images(n, mine)
+                for g in range(*groups):
+                    j = g - groups[0]
+                    windows.load(a[..., j * s.c : (j + 1) * s.c])
+                    dpadded = scratch("dpadded", (len(a), *windows.padded.shape[1:]), dy.dtype)
+                    dpadded.fill(0)
+                    for band in bands(n, s.OH, s.OW):
+                        d = dy_rows[s.rows(n, band, s.OH, s.OW), g * s.o : (g + 1) * s.o]
+                        if dw is not None:
+                            columns = windows.unfold(band)
+                            parts[i][j] += np.matmul(columns.T, d, out=scratch("dw", parts[i][j].shape, w.dtype))
+                        if grad is not None:
+                            self.col2im(s, d, matrices[g], band, dpadded)
+                    if grad is not None:
+                        (PH, PW), to = s.padding, slice(g * s.c, (g + 1) * s.c)
+                        np.copyto(grad.dx[slice(*n), :, :, to], dpadded[:, PH : PH + s.H, PW : PW + s.W])
+                if grad is not None:
+                    grad.finish(i, s.rows(n, (0, s.H), s.H, s.W), a.reshape(-1, a.shape[-1]), mine)
+
+        pool().run(work, cells)
+        if dw is not None:
+            add_weight_gradients(s, parts, dw, lambda d: d.reshape(-1, s.KH, s.KW, s.c, s.o))
+
+    @staticmethod
+    def col2im(s: Geometry, d: np.ndarray, matrix: np.ndarray, band: Span, dpadded: np.ndarray) -> None:
+        """Add the gradient of a band's columns, d (R, o) @ matrixᵀ (o, KH·KW·c), into the padded images."""
+        n = dpadded.shape[0]
+        shape = (n, band[1] - band[0], s.OW, s.KH, s.KW, s.c)
+        dcolumns = scratch("dcolumns", shape, d.dtype)
+        np.matmul(d, matrix.T, out=dcolumns.reshape(len(d), -1))
+        lower = dpadded[:, band[0] * s.stride[0] :]
+        for kh in range(s.KH):
+            for kw in range(s.KW):
+                rows, cols = tap(kh, kw, shape[1:3], s.stride, s.dilation)
+                lower[:, rows, cols] += dcolumns[:, :, :, kh, kw]

@@ -1,0 +1,125 @@
+"""Channels-last images and the arithmetic per channel that convolution and batch norm share.
+
+On the tape images have shape (N, C, H, W). Here they are laid out as (N, H, W, C), a matrix with one row per pixel and
+one column per channel, so that a 1x1 convolution is a matrix product and a value per channel is a row vector. The tape
+sees the same memory through a transposed view; strides tell the layouts apart and nothing is copied.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import numpy as np
+
+from .threads import scratch, steps
+
+BLOCK = 1 << 16  # numbers that a few passes over a block can keep in a core's L2 cache
+
+
+def to_nhwc(x: np.ndarray) -> np.ndarray:
+    """(N, C, H, W) -> contiguous (N, H, W, C); a copy only where the memory is laid out differently."""
+    return np.ascontiguousarray(x.transpose(0, 2, 3, 1))
+
+
+def to_nchw(x: np.ndarray) -> np.ndarray:
+    """(N, H, W, C) -> a view (N, C, H, W) of the same memory."""
+    return x.transpose(0, 3, 1, 2)
+
+
+def pixels(x: np.ndarray) -> np.ndarray:
+    """Contiguous (N, H, W, C) -> (N·H·W, C), one row per pixel."""
+    return x.reshape(-1, x.shape[-1])
+
+
+def blocks(start: int, stop: int, channels: int) -> list[tuple[int, int]]:
+    """Cut a span of rows into blocks of about BLOCK numbers."""
+    return list(steps((start, stop), max(1, BLOCK // channels)))
+
+
+@lru_cache(maxsize=64)
+def ones(rows: int, dtype: np.dtype) -> np.ndarray:
+    return np.ones((1, rows), dtype)
+
+
+def column_sums(x: np.ndarray, out: np.ndarray) -> np.ndarray:
+    """out[c] = Σ_r x[r, c], as a product with a row of ones: four times as fast as np.sum here."""
+    return np.dot(ones(len(x), x.dtype), x, out=out.reshape(1, -1))[0]
+
+
+class Moments:
+    """Mean and squared deviations per channel, measured block by block and joined in float64.
+
+    A block gives its mean μᵢ and Mᵢ = Σ (x - μᵢ)². Over all blocks of nᵢ rows, n in total,
+
+        μ = Σ nᵢ μᵢ / n        Σ (x - μ)² = Σ Mᵢ + Σ nᵢ (μᵢ - μ)²        (Chan, Golub, LeVeque 1979)
+
+    which does not cancel where the mean is large against the deviation, as Σ x² - n μ² would.
+    """
+
+    def __init__(self, channels: int):
+        self.channels = channels
+        self.found: dict[tuple[int, int], list[tuple[int, np.ndarray]]] = {}
+
+    def measure(self, x: np.ndarray, part: int, first_channel: int = 0) -> None:
+        """Take in the rows of x (R, c), whose channels start at `first_channel`. Each part is one thread's."""
+        found = self.found.setdefault((first_channel, part), [])
+        for start, stop in blocks(0, *x.shape):
+            block = x[start:stop]
+            pair = np.empty((2, x.shape[1]), x.dtype)
+            mean = column_sums(block, pair[0])
+            mean *= 1 / len(block)
+            squares = np.subtract(block, mean, out=scratch("squares", block.shape, x.dtype))
+            np.square(squares, out=squares)
+            column_sums(squares, pair[1])
+            found.append((len(block), pair))
+
+    def join(self) -> tuple[int, np.ndarray, np.ndarray]:
+        """Return the number of rows, and mean and Σ (x - μ)² of every channel in float64."""
+        mean, deviations, count = np.empty(self.channels), np.empty(self.channels), 0
+        for first in {first for first, _ in self.found}:
+            mine = [m for key in sorted(self.found) if key[0] == first for m in self.found[key]]
+            n = np.array([[m[0]] for m in mine], np.float64)
+            pairs = np.stack([m[1] for m in mine]).astype(np.float64)  # (blocks, 2, c)
+            count = int(n.sum())
+            mu = (n * pairs[:, 0]).sum(axis=0) / count
+            columns = slice(first, first + len(mu))
+            mean[columns] = mu
+            deviations[columns] = pairs[:, 1].sum(axis=0) + (n * (pairs[:, 0] - mu) ** 2).sum(axis=0)
+        return count, mean, deviations
+
+
+def repeat_for(rows: int, channels: int) -> int:
+    """How many rows of a contiguous block to treat as one, so that NumPy's inner loop is long: about 2,048 numbers."""
+    return math.gcd(rows, 1 << max(0, (2048 // channels).bit_length() - 1))
+
+
+class Affine:
+    """a = scale x + shift with a number per channel for each: batch norm once its statistics are known."""
+
+    def __init__(self, scale: np.ndarray, shift: np.ndarray):
+        self.vectors = np.stack([scale, shift])
+        self.wide: dict[int, np.ndarray] = {}
+
+    def rows(self, repeat: int, columns: slice) -> np.ndarray:
+        """Both vectors for some channels, each repeated `repeat` times."""
+        if repeat == 1:
+            return self.vectors[:, columns]
+        if repeat not in self.wide:
+            self.wide[repeat] = np.tile(self.vectors, (1, repeat))
+        return self.wide[repeat]
+
+    def apply(self, x: np.ndarray, a: np.ndarray, columns: slice = slice(None)) -> None:
+        """Write scale x + shift for rows x (R, c) into a."""
+        R, c = x.shape
+        whole = x.flags.c_contiguous and a.flags.c_contiguous and c == self.vectors.shape[1]
+        repeat = repeat_for(R, c) if whole else 1
+        scale, shift = self.rows(repeat, columns)
+        shape = (R // repeat, c * repeat)
+        np.multiply(x.reshape(shape), scale, out=a.reshape(shape))
+        np.add(a.reshape(shape), shift, out=a.reshape(shape))
+
+
+def relu(x: np.ndarray) -> None:
+    """x ← max(x, 0), in place. np.clip between two numbers is three times as fast as np.maximum with one."""
+    np.clip(x, 0, np.inf, out=x)

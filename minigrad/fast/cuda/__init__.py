@@ -1,0 +1,1 @@
+"""The GPU's fast operations; the kernels are in kernels/."""

@@ -1,0 +1,96 @@
+"""A training step as a CUDA graph: recorded once, then launched as one, without Python or the driver in between.
+
+A small network's step is hundreds of launches of a few microseconds each, which the CPU cannot issue as fast as the GPU
+runs them. A graph holds the launches with all their arguments; a replay costs one call. What a step must keep to:
+
+- It is a function of arrays that returns arrays; whatever changes from step to step (batch, labels, learning rate)
+  comes in as an array. Everything else, addresses included, is frozen.
+- It reads nothing back (no `.item()`, no `if` on a value), copies nothing from the host and draws no random numbers.
+- Weights, statistics and velocities are updated in place, in arrays that stay where they are.
+
+The first calls run eagerly: they compile kernels and make workspaces and velocities, which a capture must not. They are
+real steps, so nothing is computed twice and a captured run gives the same numbers as an eager one. What Python counts,
+like batch norm's `num_batches_tracked`, stands still during replays.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+from ... import backend
+from ...backend import Array
+
+EAGER_CALLS = 3  # compilation, then velocities and pool in their final state, then one more for certainty
+
+
+class Graph:
+    """`step`, run eagerly three times and as a captured graph from then on.
+
+        graph = Graph(step)
+        loss, logits = graph(batch, labels, lr)
+
+    Arrays of the first call fix shapes and dtypes; later calls copy theirs (from the host or the device) into the same
+    memory. A call with others, like an epoch's smaller last batch, runs eagerly. Results are overwritten by the next
+    call. A step that CUDA refuses to capture goes on eagerly, with a RuntimeWarning that says why.
+    """
+
+    def __init__(self, step: Callable[..., Sequence[Array]]):
+        cp = backend.cupy()
+        self.step = step
+        # A stream and a memory pool of its own: the default pool may hand the graph's memory to someone else when
+        # memory is short, and the default stream cannot be captured. Both live as long as the graph.
+        self.stream = cp.cuda.Stream(non_blocking=True)
+        self.pool = cp.cuda.MemoryPool()
+        self.inputs: list[Array] | None = None
+        self.outputs: Sequence[Array] = ()
+        self.graph: Any = None
+        self.capturable = True  # until a capture has failed
+        self.calls = 0
+
+    def __call__(self, *arrays: Array) -> Sequence[Array]:
+        cp = backend.cupy()
+        if self.inputs is not None and _shapes(arrays) != _shapes(self.inputs):
+            return self.step(*(cp.asarray(a) for a in arrays))
+        caller = cp.cuda.get_current_stream()
+        self.stream.wait_event(caller.record())  # the inputs are ready when the caller's stream has come this far
+        with self.stream, cp.cuda.using_allocator(self.pool.malloc):
+            self._take(arrays)
+            if self.graph is None and self.capturable and self.calls >= EAGER_CALLS:
+                self._capture()
+            if self.graph is None:
+                self.outputs = self.step(*self.inputs or ())
+            else:
+                self.graph.launch(self.stream)
+            self.calls += 1
+        caller.wait_event(self.stream.record())  # and the outputs when this stream has
+        return self.outputs
+
+    def _take(self, arrays: Sequence[Array]) -> None:
+        """Copy the call's arrays to where the graph reads them."""
+        cp = backend.cupy()
+        if self.inputs is None:
+            self.inputs = [cp.array(a) for a in arrays]
+            return
+        for mine, new in zip(self.inputs, arrays, strict=True):
+            mine[...] = cp.asarray(new)
+
+    def _capture(self) -> None:
+        self.stream.begin_capture()
+        try:
+            self.outputs = self.step(*self.inputs or ())
+            self.graph = self.stream.end_capture()
+        except Exception as error:
+            with suppress(Exception):  # a spoilt capture must be closed, and says once more that it is spoilt
+                self.stream.end_capture()
+            if isinstance(error, MemoryError):
+                raise
+            # Nothing of the step has run, so it can still be run eagerly.
+            self.capturable = False
+            warnings.warn(f"the step runs eagerly, it cannot be a CUDA graph: {error}", RuntimeWarning, stacklevel=3)
+
+
+def _shapes(arrays: Sequence[Array]) -> list[tuple]:
+    return [(a.shape, a.dtype.name) for a in arrays]

@@ -1,0 +1,247 @@
+"""`python -m train.figures`: what is trained and what is not trained again, the tables, and the pictures' contents."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+from PIL import Image
+from safetensors.numpy import save_file
+
+from resnext import create
+from train import cifar, figures
+from train.figures import main, mean_and_error, spread
+from train.run.config import configure, parser
+from train.show.plots import plt
+
+SMALL = ["--epochs", "1", "--limit-train", "20", "--limit-test", "10", "--data", "shapes"]
+
+
+def write_run(folder, errors, **config):
+    """A run's folder with test errors `errors`; training errors are one lower."""
+    folder.mkdir(parents=True)
+    lines = [
+        {"epoch": i, "train_error": e - 1.0, "test_error": e, "images_per_second": 100.0}
+        for i, e in enumerate(errors, start=1)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file({"fc.weight": np.zeros((10, 3), np.float32)}, folder / "last.safetensors")
+
+
+@pytest.fixture
+def pretend(monkeypatch):
+    """Replace training: every run ends with an error that depends on network and seed; returns the list of runs."""
+    trained = []
+
+    def pretend_to_train(argv):
+        args = parser().parse_args(argv)
+        config = json.loads(json.dumps(figures.asdict(configure(args))))
+        trained.append((args.model, args.seed))
+        error = 10.0 + len(args.model) + args.seed
+        write_run(args.out, [50.0, error] if config["recipe"]["epochs"] == 2 else [error], **config)
+        return 0
+
+    monkeypatch.setattr(cifar, "main", pretend_to_train)
+    return trained
+
+
+def texts(monkeypatch):
+    """Collect the texts of every picture at the moment when it is saved."""
+    seen = []
+    original = figures.save
+
+    def save(figure, path):
+        seen.append([t.get_text() for axes in figure.axes for t in (*axes.texts, axes.xaxis.label, axes.yaxis.label)])
+        original(figure, path)
+
+    monkeypatch.setattr(figures, "save", save)
+    return seen
+
+
+def rows(path):
+    """The cells of a Markdown table, without its head."""
+    lines = [line for line in path.read_text().splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def test_mean_and_standard_error():
+    mean, error = mean_and_error([1.0, 2.0, 4.0, 5.0])
+    assert mean == 3 and error == pytest.approx(math.sqrt((4 + 1 + 1 + 4) / 3) / 2)
+    mean, error = mean_and_error([7.0])
+    assert mean == 7 and math.isnan(error)
+
+
+@pytest.mark.parametrize(
+    "positions, expected",
+    [
+        ([0.0, 10.0], [0.0, 10.0]),
+        ([1.0, 1.0], [0.0, 2.0]),
+        ([5.0, 5.5, 20.0], [4.25, 6.25, 20.0]),
+        ([3.0, 1.0, 2.0], [4.0, 0.0, 2.0]),
+        ([0.0, 0.0, 1.5], [-1.5, 0.5, 2.5]),  # two that part run into the third
+    ],
+)
+def test_labels_move_apart_as_little_as_needed(positions, expected):
+    assert_allclose(spread(positions, 2.0), expected)
+
+
+def test_curves_overlay_runs(tmp_path, monkeypatch):
+    seen = texts(monkeypatch)
+    write_run(tmp_path / "first", [60.0, 30.0, 35.0])
+    write_run(tmp_path / "second", [50.0, 20.0])
+    out = tmp_path / "new folder" / "curves.png"
+    assert main(["curves", str(tmp_path / "first"), str(tmp_path / "second"), "--figure", str(out)]) == 0
+    with Image.open(out) as picture:
+        assert picture.size == (1600, 1000)
+    assert rows(out.with_suffix(".md")) == [
+        ["first", "3", "34.00", "35.00", "30.00 (epoch 2)"],
+        ["second", "2", "19.00", "20.00", "20.00 (epoch 2)"],
+    ]
+    assert f"python -m train.figures curves {tmp_path}/first" in out.with_suffix(".md").read_text()
+    assert {"first\ntest 35.00 %, train 34.00 %", "second\ntest 20.00 %, train 19.00 %"} <= set(seen[0])
+    assert {"epoch", "error (%)"} <= set(seen[0])
+
+
+def test_a_sweep_trains_its_grid_once_for_every_seed(tmp_path, pretend, monkeypatch):
+    seen = texts(monkeypatch)
+    out, runs = tmp_path / "sweep.png", tmp_path / "runs"
+    command = ["sweep", "--figure", str(out), "--runs", str(runs), "--seeds", "2", "--depth", "11", *SMALL]
+    command += ["--width", "4", "--cardinality", "1", "2", "--wider", "8"]
+    assert main(command) == 0
+    networks = ["resnext11_1x4d_w16", "resnext11_2x4d_w16", "resnext11_1x8d_w16"]
+    assert pretend == [(network, seed) for seed in (0, 1) for network in networks]
+    table = rows(out.with_suffix(".md"))
+    assert [row[0] for row in table] == [f"`{network}`" for network in networks]
+    assert {row[5] for row in table} == {"28.50 ± 0.50"}  # 10 + 18 letters + the mean of seeds 0 and 1
+    assert table[0][1] == f"{sum(p.size for p in create(networks[0]).parameters()):,}" and table[0][3] == "2"
+    labels = [t.strip() for t in seen[0]]
+    assert sorted(labels) == sorted(
+        ["1x4d", "2x4d", "1x8d", "more paths", "wider paths", "parameters (thousands)", "test error (%)"]
+    )
+    with Image.open(out) as picture:
+        assert picture.format == "PNG"
+
+    del pretend[:]
+    assert main(command) == 0
+    assert not pretend  # all done
+    (runs / f"{networks[1]}-seed1" / "metrics.jsonl").unlink()
+    (runs / f"{networks[1]}-seed1" / "config.json").unlink()
+    (runs / f"{networks[1]}-seed1" / "last.safetensors").unlink()
+    (runs / f"{networks[1]}-seed1").rmdir()
+    assert main(command) == 0
+    assert pretend == [(networks[1], 1)]
+
+
+def test_a_run_with_other_settings_is_not_taken_for_done(tmp_path):
+    config = configure(parser().parse_args(["--epochs", "2"]))
+    for name, errors, changed in (("a", [5.0, 4.0], {}), ("b", [5.0], {}), ("c", [5.0, 4.0], {"seed": 3})):
+        write_run(tmp_path / name, errors, **{**json.loads(json.dumps(figures.asdict(config))), **changed})
+    done = [figures.is_done(tmp_path / name, config) for name in ("a", "b", "c", "missing")]
+    assert done == [True, False, False, False]
+
+
+def test_a_sweep_at_equal_size_follows_the_rule_of_table_2(tmp_path, pretend, monkeypatch):
+    seen = texts(monkeypatch)
+    command = ["sweep", "--size", "equal", "--seeds", "1", "--depth", "29", "--stem", "64", "--width", "64"]
+    command += ["--cardinality", "1", "2", "4", "8", "32", "--figure", str(tmp_path / "equal.png")]
+    assert main([*command, "--runs", str(tmp_path), *SMALL]) == 0
+    assert [model for model, _ in pretend] == [f"resnext29_{s}d" for s in ("1x64", "2x40", "4x24", "8x14", "32x4")]
+    assert {"1x64d", "2x40d", "4x24d", "8x14d", "32x4d", "cardinality, at equal size"} <= set(seen[0])
+    assert [row[5] for row in rows(tmp_path / "equal.md")] == ["25.00"] * 5  # one seed has no standard error
+
+
+def test_the_road_runs_from_hand_made_features_to_resnext(tmp_path, pretend, monkeypatch):
+    seen = texts(monkeypatch)
+    out = tmp_path / "road.png"
+    assert main(["road", "--figure", str(out), "--runs", str(tmp_path), "--seeds", "2", *SMALL]) == 0
+    assert [model for model, seed in pretend if seed == 0] == [model for _, model in figures.ROAD]
+    assert "hog_linear" in pretend[0] and pretend[5][0].startswith("resnext")
+    millions = [float(row[2].removesuffix(" M")) for row in rows(out.with_suffix(".md"))][1:]
+    assert max(millions) < 1.2 * min(millions)  # one budget
+    assert "20.50 ± 0.50 %" in seen[0]
+
+
+def test_the_longest_error_bar_of_the_road_and_its_label_lie_inside_the_picture(tmp_path, monkeypatch):
+    pictures = []
+    monkeypatch.setattr(figures, "save", lambda figure, path: pictures.append(figure))
+    uneven = figures.Result("plain20", 105_940, 15_900_000, 2, (47.0, 27.0), (42.0, 27.0), (42.0, 27.0), 280.0)
+    even = figures.Result("resnet20", 105_940, 15_900_000, 2, (19.0, 0.7), (14.0, 0.3), (14.0, 0.3), 290.0)
+    figures.draw_road([("plain-20", uneven), ("ResNet-20", even)], tmp_path / "road.png", "The road")
+    (figure,) = pictures
+    figure.canvas.draw()
+    assert figure.axes[0].get_xlim()[1] > 42 + 27
+    assert all(text.get_window_extent().x1 <= figure.bbox.x1 for text in figure.axes[0].texts)
+    plt.close(figure)
+
+
+def test_a_real_run_from_the_command_to_the_table(tmp_path, capsys):
+    out = tmp_path / "road.png"
+    command = ["road", "--models", "hog_linear", "--seeds", "2", "--runs", str(tmp_path / "runs"), "--figure", str(out)]
+    assert main([*command, *SMALL]) == 0
+    first = rows(out.with_suffix(".md"))
+    assert main([*command, *SMALL]) == 0
+    assert rows(out.with_suffix(".md")) == first
+    assert capsys.readouterr().out.count(": done") == 2
+    last = json.loads((tmp_path / "runs" / "hog_linear-seed1" / "metrics.jsonl").read_text())
+    assert last["epoch"] == 1 and 0 <= last["test_error"] <= 100
+    assert main([*command, *SMALL, "--lr", "0.5"]) != 0  # the folder belongs to other settings
+    assert "other settings" in capsys.readouterr().err
+
+
+def test_a_run_that_stops_ends_the_command_with_its_code(tmp_path, monkeypatch):
+    monkeypatch.setattr(cifar, "main", lambda argv: 143)
+    assert main(["road", "--models", "hog_linear", "--runs", str(tmp_path), "--figure", str(tmp_path / "x.png")]) == 143
+    assert not (tmp_path / "x.png").exists()
+
+
+@pytest.mark.parametrize(
+    "damage", [b'"1"', b"null", b"[" * 100_000, b"9" * 5000, b"1e999", b"}{", b"\xff", b'{"a": 1}']
+)
+def test_a_damaged_log_is_refused_with_its_name(tmp_path, damage):
+    write_run(tmp_path / "run", [3.0])
+    path = tmp_path / "run" / "metrics.jsonl"
+    log = path.read_bytes()
+    path.write_bytes(log.replace(b'"epoch": 1', b'"epoch": ' + damage))
+    assert path.read_bytes() != log
+    with pytest.raises(ValueError, match=r"metrics.jsonl is no log of a run: an epoch's line is damaged"):
+        figures.read_metrics(tmp_path / "run")
+
+
+def test_what_is_wrong_is_said_in_one_sentence(tmp_path, capsys):
+    write_run(tmp_path / "run", [3.0])
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "metrics.jsonl").write_text('{"epoch": 1}\n')
+    (tmp_path / "young").mkdir()
+    (tmp_path / "young" / "metrics.jsonl").write_text("")
+    run, png = str(tmp_path / "run"), ["--figure", str(tmp_path / "x.png")]
+    for code, command, says in (
+        (2, ["curves", str(tmp_path / "none"), *png], "none is no run: it has no metrics.jsonl"),
+        (2, ["curves", str(tmp_path / "damaged"), *png], "no log of a run"),
+        (2, ["curves", str(tmp_path / "young"), *png], "has not finished an epoch yet"),
+        (2, ["curves", *[run] * 7, *png], "at most 6 runs"),
+        (2, ["curves", run, "--figure", "x.jpg"], "--figure names a .png file, got x.jpg"),
+        (2, ["curves", run, run, *png, "--names", "a"], "--names needs a name for each of the 2 runs, got 1"),
+        (2, ["road", "--seeds", "0", *png], "--seeds must be at least 1, got 0"),
+        (2, ["road", "--models", "resnext99", "--runs", str(tmp_path), *png, *SMALL], "there is no network"),
+    ):
+        assert main(command) == code, command
+        error = capsys.readouterr().err
+        assert says in error and error.count("\n") == 1, error
+    for command in (["sweep", "--model", "x"], ["road", "--out=x"], ["curves", run, "--lr", "1"], [], ["road", "--no"]):
+        with pytest.raises(SystemExit) as exit:
+            main(command)
+        assert exit.value.code == 2, command
+
+
+def test_pictures_are_closed():
+    assert not plt.get_fignums()
+
+
+def test_a_run_with_other_options_is_not_taken_for_done(tmp_path, monkeypatch):
+    options = ["--data", "shapes", "--epochs", "1"]
+    # What `--resume` does to a finished run: nothing, successfully.
+    monkeypatch.setattr(figures.cifar, "main", lambda command: 0)
+    with pytest.raises(ValueError, match="other options"):
+        figures.train(["resnext11_1x4d_w8"], 1, tmp_path, options)

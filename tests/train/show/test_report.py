@@ -1,0 +1,156 @@
+"""A run's report: what it says is true, it repeats the run, and it can be read in a browser."""
+
+import json
+import re
+import shlex
+from unittest import mock
+
+import numpy as np
+import pytest
+from support.browser import browser
+
+from minigrad import Function, Module
+from train import cifar, report
+from train.data import Dataset
+from train.predict import load_predictor
+from train.run import checkpoint
+from train.run.config import configure, parser
+
+
+@pytest.fixture(scope="module", autouse=True)
+def little_to_time():
+    """Time a smaller step: what it takes is not what these tests are about."""
+    with mock.patch.multiple(report, TIMED_IMAGES=4, TIMED_STEPS=1):
+        yield
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The folder of a tiny run on drawn shapes."""
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    sizes = ["--model", "resnext11_1x4d", "--limit-train", "8", "--limit-test", "20", "--epochs", "1"]
+    assert cifar.main([*sizes, "--batch-size", "4", "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def page(run):
+    return report.write_report(run).read_text()
+
+
+def test_the_page_is_self_contained(page):
+    assert not re.search(r'(?:src|href)="(?!data:)|https?://|@import|url\(', page)
+    assert "$" not in re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL)
+
+
+def test_the_figures_are_those_of_the_log(run, page):
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert f"<b>{last['test_error']:.2f} %</b><span>test error, last epoch" in page
+    assert f"epoch 1: test loss {last['test_loss']:.4g}<" in page
+
+
+def test_confusion_and_mistakes_are_those_of_the_last_epoch(run, page):
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    wrong = round(20 * last["test_error"] / 100)
+    assert f"{wrong} of 20 test images" in page
+    assert page.count('<span class="said">') == min(wrong, report.MISTAKES)
+    counts = [[int(n) for n in pair] for pair in re.findall(r'title="(\d+) of (\d+) ', page)]
+    assert len(counts) == 100 and sum(n for n, _ in counts) == 20
+    assert 20 - sum(n for n, _ in counts[:: 10 + 1]) == wrong  # all but the diagonal
+
+
+def test_mistakes_come_in_the_order_of_confidence():
+    probabilities = np.array([[0.6, 0.4], [0.9, 0.1], [0.2, 0.8], [0.3, 0.7]])
+    predictions = report.Predictions(probabilities, np.array([1, 1, 1, 0]))
+    assert predictions.mistakes().tolist() == [1, 3, 0]
+    assert predictions.confusion().tolist() == [[0, 1], [2, 1]]
+
+
+def test_without_mistakes_the_page_says_so():
+    images, labels = np.zeros((2, 3, 4, 4), np.uint8), np.array([1, 0])
+    test_set = Dataset(images, labels, ["a", "b"], "two", np.full(3, 128.0), np.full(3, 64.0))
+    predictions = report.Predictions(np.array([[0.1, 0.9], [0.8, 0.2]]), labels)
+    assert "all 2 test images are right" in report.mistakes_section(predictions, test_set)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--model resnext11_1x4d --data shapes --epochs 2 --seed 3",
+        "--recipe short --data cifar10 --dtype float64 --batch-size 7",
+        "--recipe short --decay-all --lr 0.2 --no-nesterov --limit-train 9 --limit-test 8 --data 'my images'",
+    ],
+)
+def test_the_command_repeats_the_run(options, tmp_path):
+    def configuration(words):
+        return configure(parser().parse_args(words))
+
+    config = configuration(shlex.split(options))
+    state = json.loads(json.dumps({"config": cifar.asdict(config)}))
+    words = shlex.split(report.command(state, tmp_path / "a run"))
+    assert words[:3] == ["python", "-m", "train.cifar"]
+    assert configuration(words[3:]) == config
+    assert words[-1] == f"{tmp_path}/a run-again"
+
+
+def test_time_is_counted_where_it_is_spent(run):
+    predictor = load_predictor(run / checkpoint.LAST, None, None, "cpu")
+    images, labels = np.zeros((4, 3, 32, 32), np.uint8), np.zeros(4, np.int64)
+    before = (Module.__call__, Function.apply.__func__, Function.gradients)
+    by_module, by_kind = report.step_times(predictor, images, labels, "cpu")
+    assert (Module.__call__, Function.apply.__func__, Function.gradients) == before
+    assert {"conv1", "layer1.0.conv2", "layer3.0.downsample.0", "fc", report.REST} <= set(by_module)
+    assert {"convolution 1x1", "convolution 3x3", "BatchNormReLU", "CrossEntropy"} <= set(by_kind)
+    for column in (0, 1):
+        totals = [sum(pair[column] for pair in times.values()) for times in (by_module, by_kind)]
+        assert totals[0] == pytest.approx(totals[1]) and totals[0] > 0
+    blocks = report.summed(by_module, 2)
+    assert list(blocks) == ["conv1", "bn1", "layer1.0", "layer2.0", "layer3.0", "fc", report.REST]
+
+
+def test_names_are_text_and_not_html(run):
+    classes = [f"<b>{k}&" for k in range(10)]
+    images, labels = np.zeros((20, 3, 32, 32), np.uint8), np.arange(20) % 10
+    test_set = Dataset(images, labels, classes, "<i>", np.full(3, 128.0), np.full(3, 64.0))
+    text = report.write_report(run, test_set=test_set).read_text()
+    assert "&lt;b&gt;0&amp;" in text and "<b>0&" not in text and "<i>" not in text
+
+
+def test_without_its_images_the_page_says_so(run, tmp_path):
+    arrays, state = checkpoint.read(run / checkpoint.LAST)
+    state["config"]["data"] = str(tmp_path / "gone")
+    checkpoint.write(tmp_path / checkpoint.LAST, arrays, state)
+    text = report.write_report(tmp_path).read_text()
+    assert "The page lacks what needs them" in text and "gone" in text and "<h2>Mistakes" not in text
+
+
+def test_exit_codes(run, tmp_path, capsys):
+    assert report.main([str(run)]) == 0
+    assert report.main([str(tmp_path)]) == 2
+    (tmp_path / checkpoint.LAST).write_bytes(b"no checkpoint")
+    assert report.main([str(tmp_path)]) == 1
+    assert "last.safetensors" in capsys.readouterr().err
+
+
+def test_in_a_browser(run, tmp_path):
+    arrays, state = checkpoint.read(run / checkpoint.LAST)
+    line = state["history"][0]
+    state["history"] = [line, line | {"epoch": 2, "train_error": 100.0, "train_loss": 10.0}]  # the longest labels
+    checkpoint.write(tmp_path / checkpoint.LAST, arrays, state)
+    path = report.write_report(tmp_path)
+    right = "e => e.getBoundingClientRect().right"
+    edges = f"[...document.querySelectorAll('svg text')].map(t => [t, t.ownerSVGElement].map({right}))"
+    with browser(tmp_path) as window:
+        for width in (320, 390, 768, 1200):
+            for dark in (False, True):
+                window.open(path, width, 800, dark)
+                assert window.overflow() <= 0
+                assert all(text <= drawing for text, drawing in window.script(f"return {edges}"))  # no label is cut
+                matrix = "document.querySelector('.scroll')"
+                assert width == 320 or window.script(f"return {matrix}.scrollWidth <= {matrix}.clientWidth")
+                background = window.script("return getComputedStyle(document.body).backgroundColor")
+                assert (sum(map(int, re.findall(r"\d+", background)[:3])) < 200) == dark
+        broken = "return [...document.images].filter(i => !i.complete || !i.naturalWidth).length"
+        assert window.script(broken) == 0
+        assert window.script("return document.images.length") > 64
+        assert window.errors() == []

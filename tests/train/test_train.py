@@ -1,0 +1,495 @@
+"""The training command: what it leaves, what it says, what it refuses (train/cifar.py)."""
+
+import json
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+import termios
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+import threadpoolctl
+from numpy.testing import assert_allclose, assert_array_equal
+from PIL import Image
+from support import tiny
+
+from minigrad import Tensor, manual_seed, save_weights
+from minigrad import functional as F
+from resnext import create
+from train import cifar
+from train.data import Dataset
+from train.run import checkpoint, loop, parallel
+from train.run.checkpoint import BEST, LAST
+from train.run.config import Config, configure, parser
+from train.run.loop import Run
+from train.run.recipes import PARTS, RECIPES, Recipe
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run, and what its command printed."""
+    out = tmp_path_factory.mktemp("run") / "with" / "folders"
+    process = tiny.start(*tiny.OPTIONS, "--out", out)
+    printed, error = process.communicate(timeout=120)
+    assert (process.returncode, error) == (0, "")
+    return out, printed
+
+
+# ---- what a run leaves ----------------------------------------------------------------------------------------------
+
+
+def test_the_files(run):
+    out, _ = run
+    names = {path.name for path in out.iterdir()}
+    assert names >= {"config.json", "metrics.jsonl", LAST, BEST, "curves.png", "confusion.png", "report.html"}
+    assert not [name for name in names if name.endswith(".part")]
+    config = json.loads((out / "config.json").read_text())
+    assert config["model"] == "resnext11_2x4d_w8"
+    assert config["recipe"]["epochs"] == tiny.EPOCHS
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2, 3]
+    fields = ["epoch", "images_per_second", "lr", "test_error", "test_loss", "train_error", "train_loss"]
+    assert all(sorted(line) == fields for line in lines)
+    # 3 epochs of 3 steps: 0.02 in the first half, a tenth of it up to three quarters, a hundredth after.
+    assert_allclose([line["lr"] for line in lines], [0.02, 0.002, 0.0002])
+    for name in ("curves.png", "confusion.png"):
+        with Image.open(out / name) as image:
+            image.load()
+
+
+def test_it_prints_a_line_an_epoch_into_a_pipe_and_nothing_else(run):
+    _, printed = run
+    lines = printed.splitlines()
+    assert len(lines) == tiny.EPOCHS
+    for i, line in enumerate(lines, start=1):
+        assert re.fullmatch(
+            rf"epoch +{i}/3  lr \S+  train loss \S+ error +\S+ %  test loss \S+ error +\S+ %  \d+ images/s", line
+        )
+
+
+def test_it_shows_a_bar_on_a_terminal(tmp_path):
+    terminal, end = pty.openpty()
+    termios.tcsetwinsize(end, (24, 120))
+    process = tiny.start(*tiny.OPTIONS, "--epochs", "1", "--limit-train", "200", "--out", tmp_path, stderr=end)
+    os.close(end)
+    shown = b""
+    try:
+        while select.select([terminal], [], [], 60)[0] and (block := os.read(terminal, 4096)):
+            shown += block
+    except OSError:  # the other end is closed
+        pass
+    os.close(terminal)
+    printed, _ = process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert re.search(rb"epoch 1/1: .* \d+/25 .*loss \d\.\d+, error \d+\.\d %, \d+ images/s", shown)
+    assert printed.startswith("epoch   1/1")
+
+
+def test_a_report_that_cannot_be_written_makes_no_run_fail(tmp_path, monkeypatch, capsys):
+    def fail(*arguments):
+        raise OSError("no room")
+
+    options = [*tiny.OPTIONS, "--epochs", "1", "--out", str(tmp_path)]
+    monkeypatch.setattr(cifar, "write_report", fail)
+    assert cifar.main(options) == 0
+    assert "warning: the report cannot be written: no room" in capsys.readouterr().err
+
+
+def test_training_learns(tmp_path):
+    """Thirty images, learnt by heart."""
+    options = ("--limit-train", "30", "--limit-test", "30", "--batch-size", "10", "--epochs", "8", "--lr", "0.1")
+    assert tiny.train(tmp_path, *options, "--schedule", "cosine") == 0
+    losses = [line["train_loss"] for line in tiny.log(tmp_path)]
+    assert losses[0] > 2.2
+    assert losses[-1] < 0.9 * losses[0]
+    errors = [line["test_error"] for line in tiny.log(tmp_path)]
+    assert checkpoint.read(tmp_path / BEST)[1]["epoch"] == 1 + errors.index(min(errors))
+
+
+def test_a_step_is_what_the_formulas_say(tmp_path):
+    """The first step of a run, written out: gradient of the mean loss, decay, Nesterov's momentum."""
+    options = ("--limit-train", "8", "--epochs", "1", "--nesterov", "--momentum", "0.9", "--save-every", "1")
+    assert tiny.train(tmp_path, *options) == 0
+    arrays, _ = checkpoint.read(tmp_path / LAST)
+    config = configure(parser().parse_args([*tiny.OPTIONS, *options]))
+    train_set, test_set = cifar.load("shapes", tmp_path, limit_train=8, limit_test=12)
+    start = loop.Run.start(config, train_set, test_set)
+    order = np.random.default_rng((0, 0)).permutation(8)
+    w = start.model.fc.weight.data.copy()
+    loss = F.cross_entropy(start.model(Tensor(loop.prepare(start, order, 0))), train_set.labels[order])
+    loss.backward()
+    dw = start.model.fc.weight.grad + 0.01 * w
+    assert_allclose(arrays["velocity:fc.weight"], dw, rtol=1e-4, atol=1e-7)
+    assert_allclose(arrays["fc.weight"], w - 0.02 * (dw + 0.9 * dw), rtol=1e-5, atol=1e-7)
+    assert_allclose(tiny.log(tmp_path)[0]["train_loss"], loss.item(), rtol=1e-5)
+
+
+def test_the_next_batch_is_made_before_the_results_are_waited_for(tmp_path, monkeypatch):
+    """So a GPU has work while Python crops images; the wait, `outcome`, comes last."""
+    events = []
+    for name in ("prepare", "train_step", "outcome"):
+        whole = getattr(loop, name)
+        monkeypatch.setattr(loop, name, lambda *a, name=name, whole=whole: events.append(name) or whole(*a))
+    assert tiny.train(tmp_path, "--epochs", "1") == 0
+    assert events == ["prepare", *["train_step", "prepare", "outcome"] * 2, "train_step", "outcome"]
+
+
+def test_every_epoch_shows_every_image_once_in_an_order_of_its_own(tmp_path, monkeypatch):
+    seen = []
+    prepare = loop.prepare
+    monkeypatch.setattr(loop, "prepare", lambda run, indices, step: seen.append(indices) or prepare(run, indices, step))
+    assert tiny.train(tmp_path, "--epochs", "2") == 0
+    assert [len(indices) for indices in seen] == [8, 8, 6] * 2
+    first, second = (np.concatenate(seen[i : i + 3]) for i in (0, 3))
+    assert_array_equal(np.sort(first), np.arange(22))
+    assert_array_equal(np.sort(second), np.arange(22))
+    assert (first != second).any()
+
+
+def test_averages_follow_the_weights():
+    config = configure(parser().parse_args([*tiny.OPTIONS, "--average", "0.75"]))
+    train_set, test_set = cifar.load("shapes", tiny.ROOT, limit_train=2, limit_test=2)
+    run = loop.Run.start(config, train_set, test_set)
+    rng = np.random.default_rng(3)
+    before = {}
+    for name, t in run.model.named_tensors():
+        before[name] = run.average[name].copy()
+        t.data += rng.integers(1, 9, t.shape).astype(t.dtype)
+    loop.update_average(run)
+    for name, t in run.model.named_tensors():
+        counted = name.endswith("num_batches_tracked")
+        expected = t.data if counted else 0.75 * before[name] + 0.25 * t.data
+        assert_allclose(run.average[name], expected, rtol=1e-6, atol=1e-6)
+
+
+def test_averaged_weights_are_what_is_evaluated(tmp_path, capsys):
+    assert tiny.train(tmp_path, "--average", "0.75") == 0
+    arrays, _ = checkpoint.read(tmp_path / LAST)
+    average = checkpoint.select(arrays, checkpoint.AVERAGE)
+    assert average.keys() == {name for name in arrays if ":" not in name}
+    assert not np.array_equal(average["fc.weight"], arrays["fc.weight"])
+    assert_array_equal(average["bn1.num_batches_tracked"], arrays["bn1.num_batches_tracked"])
+    assert checkpoint.weights(arrays)["fc.weight"] is not arrays["fc.weight"]
+    assert evaluated(capsys, tmp_path / LAST) == last_line(tmp_path)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_trains(tmp_path, recipe):
+    out = tmp_path / recipe
+    assert tiny.train(out, "--recipe", recipe, "--epochs", "2", "--lr", "0.01") == 0
+    assert len(tiny.log(out)) == 2
+
+
+def test_decay_spares_vectors_where_the_recipe_says_so():
+    options = [*tiny.OPTIONS, "--no-decay-all"]
+    config = configure(parser().parse_args(options))
+    train_set, test_set = cifar.load("shapes", tiny.ROOT, limit_train=2, limit_test=2)
+    decayed, plain = loop.Run.start(config, train_set, test_set).optimizer.groups
+    assert {p.ndim for p in decayed["params"]} == {2, 4}
+    assert {p.ndim for p in plain["params"]} == {1}
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.01, 0.0)
+
+
+# ---- evaluation -----------------------------------------------------------------------------------------------------
+
+
+def evaluated(capsys, *options):
+    """The figures that `--evaluate` prints."""
+    capsys.readouterr()
+    assert cifar.main(["--evaluate", *map(str, options)]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    found = re.fullmatch(r"test_error (\d+\.\d+) test_loss (\d+\.\d+)\n", printed.out)
+    return float(found[1]), float(found[2])
+
+
+def last_line(out):
+    line = tiny.log(out)[-1]
+    return line["test_error"], line["test_loss"]
+
+
+def test_a_checkpoint_is_evaluated_as_the_run_evaluated_it(run, capsys):
+    out, _ = run
+    assert evaluated(capsys, out / LAST) == last_line(out)
+    best = min(tiny.log(out), key=lambda line: line["test_error"])
+    assert evaluated(capsys, out / BEST) == (best["test_error"], best["test_loss"])
+    # What is said on the command line goes before what the checkpoint says.
+    assert evaluated(capsys, out / LAST, "--limit-test", "24") != last_line(out)
+
+
+def test_evaluation_needs_no_training_images(tmp_path, capsys):
+    for split, shades in (("train", (10, 120, 240)), ("test", (20, 100, 230))):
+        for name, value in zip("abc", shades, strict=True):
+            (tmp_path / "data" / split / name).mkdir(parents=True)
+            for i in range(3):
+                Image.new("RGB", (32, 32), (value + i, value, value)).save(
+                    tmp_path / "data" / split / name / f"{i}.png"
+                )
+    options = ["--data", str(tmp_path / "data"), "--model", "resnext11_2x4d_w8", "--epochs", "1"]
+    assert cifar.main([*options, "--out", str(tmp_path / "run")]) == 0
+    for name in "abc":
+        for i in (1, 2):
+            (tmp_path / "data" / "train" / name / f"{i}.png").unlink()
+    assert evaluated(capsys, tmp_path / "run" / LAST) == last_line(tmp_path / "run")
+
+
+def test_plain_weights_are_evaluated_with_model_and_data(tmp_path, capsys):
+    manual_seed(5)
+    model = create("resnext11_2x4d_w8")
+    save_weights(model, tmp_path / "w.safetensors")
+    error, loss = evaluated(
+        capsys,
+        tmp_path / "w.safetensors",
+        "--model",
+        "resnext11_2x4d_w8",
+        *("--data", "shapes", "--limit-train", "2", "--limit-test", "40"),
+    )
+    _, test_set = cifar.load("shapes", tmp_path, limit_train=1, limit_test=40)
+    x = (test_set.images - np.float32(123)) / np.float32(58)
+    logits = model.eval()(Tensor(x))
+    assert error == 100 * (logits.numpy().argmax(axis=1) != test_set.labels).mean()
+    assert_allclose(loss, F.cross_entropy(logits, test_set.labels).item(), rtol=1e-5)
+
+
+def test_evaluation_refuses_what_does_not_fit(run, tmp_path, capsys):
+    out, _ = run
+    save_weights(create("resnext11_2x4d_w8", num_classes=7), tmp_path / "seven.safetensors")
+    (tmp_path / "damaged.safetensors").write_bytes((out / LAST).read_bytes()[:-1])
+    (tmp_path / "pickle.pt").write_bytes(b"PK\x03\x04" + bytes(100))
+    shapes = ("--data", "shapes", "--limit-train", "2", "--limit-test", "2")
+    for code, sentence, *options in (
+        (cifar.USAGE, "there is no file", tmp_path / "nothing"),
+        (cifar.USAGE, "holds weights but not the name of their network", tmp_path / "seven.safetensors"),
+        (cifar.USAGE, "did you mean .*resnext11_4", tmp_path / "seven.safetensors", "--model", "resnext11", *shapes),
+        (cifar.FAILED, r"does not fit resnext11_2x4d_w8 with 10 classes: fc.weight has shape \(7, 128\)",
+         tmp_path / "seven.safetensors", "--model", "resnext11_2x4d_w8", *shapes),
+        (cifar.FAILED, "does not fit resnext11_2x5d_w8", out / LAST, "--model", "resnext11_2x5d_w8"),
+        (cifar.FAILED, "damaged.safetensors is not a complete", tmp_path / "damaged.safetensors"),
+        (cifar.FAILED, "pickle.pt is not a complete safetensors file", tmp_path / "pickle.pt"),
+    ):  # fmt: skip
+        assert cifar.main(["--evaluate", *map(str, options)]) == code
+        error = capsys.readouterr().err
+        assert re.search(sentence, error), error
+        assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"model": 3}, "/x has model = 3 in its configuration"),
+        ({"model": "resnext29_9999999x9999d"}, "does not fit resnext29_9999999x9999d, which is a larger network"),
+        ({"model": "resnext900000002_1x1d"}, "does not fit resnext900000002_1x1d, which is a larger network"),
+        ({"model": "resnext11_1x8d_w8"}, "does not fit resnext11_1x8d_w8 with 10 classes"),
+        ({"data": "/dev/null/x"}, "--data /dev/null/x is not cifar10, cifar100 or shapes"),
+        ({"surprise": 1}, "/x has a configuration of another version"),
+        ({"recipe": {}}, "/x has a configuration of another version"),
+        ({"limit_test": -1}, "--limit-test must be at least 1, got -1"),
+        ({"dtype": "float8"}, "float8"),
+        ({"seed": 1.5}, "/x has seed = 1.5"),
+        ({"seed": "DELETED"}, "/x has seed = None"),
+    ],
+)
+def test_a_checkpoint_with_a_strange_configuration(run, tmp_path, capsys, change, sentence):
+    arrays, state = checkpoint.read(run[0] / LAST)
+    state["config"].update(change)
+    state["config"] = {name: value for name, value in state["config"].items() if value != "DELETED"}
+    checkpoint.write(tmp_path / "x", arrays, state)
+    assert cifar.main(["--evaluate", str(tmp_path / "x")]) in (cifar.USAGE, cifar.FAILED)
+    error = capsys.readouterr().err
+    assert re.search(sentence, error), error
+    assert error.count("\n") == 1
+
+
+# ---- the command line -----------------------------------------------------------------------------------------------
+
+
+def configured(*options):
+    return configure(parser().parse_args(options))
+
+
+def test_what_is_trained_by_default():
+    config = configured()
+    assert (config.data, config.model, config.device) == ("shapes", "resnext11_4x4d_w16", "cpu")
+    assert (config.recipe, config.batch_size, config.seed) == (RECIPES["quick"], 32, 0)
+    # The paper's recipe for CIFAR (appendix A).
+    r = configured("--data", "cifar10").recipe
+    assert (r.epochs, r.lr, r.schedule, r.momentum, r.weight_decay) == (300, 0.1, "multi-step", 0.9, 5e-4)
+    schedule = configured("--data", "cifar10").schedule()
+    assert_allclose([schedule(t) for t in (0, 149.9, 150, 224.9, 225, 299.9)], [0.1, 0.1, 0.01, 0.01, 1e-3, 1e-3])
+    assert configured("--data", "cifar10", "--recipe", "short", "--no-nesterov").recipe.nesterov is False
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--model", "resnext29_8x64"], "there is no network 'resnext29_8x64': did you mean resnext29_8x64d"),
+        (["--model", "resnext30_8x64d"], "30"),
+        (
+            ["--data", "cifar11"],
+            "--data cifar11 is not cifar10, cifar100 or shapes, and there is no such folder or file",
+        ),
+        (["--data", "nowhere/images"], "--data nowhere/images is not"),
+        (["--epochs", "0"], "--epochs must be at least 1, got 0"),
+        (["--batch-size", "-4"], "--batch-size must be at least 1, got -4"),
+        (["--threads", "0"], "--threads must be at least 1, got 0"),
+        (["--threads", "100000"], "--threads must be at most 1024, got 100000"),
+        (["--seed", "-1"], "--seed must be at least 0, got -1"),
+        (["--lr", "-1"], "lr must be a finite number that is not negative, got -1"),
+        (["--lr", "nan"], "lr must be a finite number that is not negative, got nan"),
+        (["--momentum", "-0.1"], "momentum"),
+        (["--warmup", "1"], "--warmup must be at least 0 and below 1, got 1.0"),
+        (["--label-smoothing", "1"], "--label-smoothing must be at least 0 and below 1, got 1.0"),
+        (["--average", "-0.5"], "--average must be at least 0 and below 1, got -0.5"),
+        (["--cutout", "33"], "--cutout 33 is larger than the images"),
+        (["--limit-train", "0"], "--limit-train must be at least 1, got 0"),
+        (["--save-every", "5h"], "--save-every takes a number of steps (20) or minutes (5m) above 0, got '5h'"),
+        (["--dtype", "bfloat16"], "bfloat16 is computed on CUDA devices only"),
+        (["--device", "tpu"], "unknown device 'tpu'"),
+    ],
+)
+def test_a_wrong_command_is_refused_in_one_sentence_and_writes_nothing(tmp_path, capsys, options, sentence):
+    assert tiny.train(tmp_path / "out", *options) == cifar.USAGE
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err.count("\n")) == ("", 1)
+    assert sentence in printed.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_options_that_do_not_exist(capsys):
+    for options, sentence in (
+        (["--modle", "resnext29_8x64d"], "unrecognized arguments: --modle resnext29_8x64d: did you mean --model?"),
+        (["--seeds=1"], "unrecognized arguments: --seeds=1: did you mean --seed?"),
+        (["here"], "unrecognized arguments: here; python -m train.cifar --help lists the options"),
+        (["--epochs", "many"], "argument --epochs: invalid int value: 'many'"),
+        (["--recipe", "long"], "argument --recipe: invalid choice: 'long'"),
+        (["--dtype", "float16"], "argument --dtype: invalid choice: 'float16'"),
+        (["--flip", "up"], "argument --flip: invalid choice: 'up'"),
+        (["--out", ""], "argument --out: the folder's name is empty"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            cifar.main(options)
+        error = capsys.readouterr().err
+        assert stop.value.code == cifar.USAGE
+        assert error.startswith(f"python -m train.cifar: {sentence}") and error.count("\n") == 1, error
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--model", "hog_linear"], "hog_linear expects images of shape (N, 3, 32, 32), got (1, 3, 4, 4)"),
+        (["--model", "vgg11_w4"], "max_pool2d: a window of 2x2 pixels does not fit into the padded image of 1x1"),
+        (["--padding", "reflect"], "reflecting needs a padding below 4 for 4 x 4 images, got 4"),
+    ],
+)
+def test_images_that_the_network_cannot_take_are_refused_before_anything_is_written(
+    tmp_path, capsys, options, sentence
+):
+    for name in ("train/a", "train/b", "test/a", "test/b"):
+        (tmp_path / name).mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / name / "0.png")
+    assert tiny.train(tmp_path / "out", "--data", str(tmp_path), *options) == cifar.USAGE
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_help_says_what_each_part_of_a_recipe_is(capsys):
+    assert {f.name for f in fields(Recipe)} == set(PARTS)
+    with pytest.raises(SystemExit):
+        cifar.main(["--help"])
+    text = "".join(capsys.readouterr().out.split())
+    for name, meaning in PARTS.items():
+        assert name == "epochs" or (f"--{name.replace('_', '-')}" in text and "".join(meaning.split()) in text), name
+
+
+@pytest.mark.parametrize(("flip", "mirrored"), [("random", {0, 1}), ("none", {0})])
+def test_mirroring_can_be_switched_off(flip, mirrored):
+    """Images whose left half is bright: with `--flip none` none of them gets a bright right half."""
+    images = np.zeros((40, 3, 16, 16), np.uint8)
+    images[..., :8] = 200
+    dataset = Dataset(images, np.zeros(40, np.int64), ["one", "two"], "halves", np.full(3, 100.0), np.ones(3))
+    config = Config("halves", "resnext11_1x4d_w4", replace(RECIPES["quick"], flip=flip))
+    batch = loop.prepare(Run.start(config, dataset, dataset), np.arange(40), 0)
+    left, right = batch[:, 0, 8, 2], batch[:, 0, 8, 13]  # no shift by up to 4 pixels takes these across the middle
+    assert {int(b > a) for a, b in zip(left, right, strict=True)} == mirrored
+
+
+def test_a_reader_that_leaves_and_closed_streams(tmp_path):
+    """The sentence says that it is the output, not the run's folder, which cannot be written; nothing is lost."""
+    command = [sys.executable, "-m", "train.cifar", *tiny.OPTIONS, "--out"]
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(tiny.ROOT)}
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [*command, tmp_path / "a"], env=environment, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=120
+    )
+    os.close(writer)
+    assert done.returncode == cifar.FAILED
+    assert done.stderr == (
+        f"python -m train.cifar: standard output cannot be written: Broken pipe; {tmp_path / 'a'} holds the state "
+        "after epoch 1, step 0\n"
+    )
+    shell = 'exec "$@" >&- 2>&-'
+    done = subprocess.run(["sh", "-c", shell, "sh", *command, tmp_path / "b"], env=environment, timeout=120)
+    assert done.returncode == 0
+    assert len((tmp_path / "b" / "metrics.jsonl").read_text().splitlines()) == tiny.EPOCHS
+
+
+def test_cuda_without_cupy_or_gpu_says_what_to_install(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)  # as if it were not installed
+    assert tiny.train(tmp_path / "out", "--device", "cuda") == cifar.USAGE
+    error = capsys.readouterr().err
+    assert "device 'cuda' needs CuPy, which is not installed: pip install 'minigrad[cuda13]'" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_damaged_data_is_a_failure(tmp_path, capsys):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "data_batch_1.bin").write_bytes(b"short")
+    assert tiny.train(tmp_path / "out", "--data", str(tmp_path / "data")) == cifar.FAILED
+    assert "data_batch_1.bin has 5 bytes" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_threads():
+    def counts():
+        return {library["num_threads"] for library in threadpoolctl.threadpool_info()}
+
+    pool = sys.modules.get("minigrad.fast.cpu.threads")
+    before = pool.threads() if pool else None
+    with threadpoolctl.threadpool_limits():  # puts back what there was
+        for count in (2, 1):
+            parallel.use_threads(count)
+            assert counts() == {count}
+            assert pool is None or pool.threads() == count
+        parallel.use_threads(None)
+        assert counts() == {1}
+    if pool:
+        pool.set_threads(before)
+
+
+# ---- real images ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif("MINIGRAD_CIFAR10" not in os.environ, reason="MINIGRAD_CIFAR10 names no folder with real images")
+def test_real_images_from_the_command_to_the_evaluation(tmp_path, capsys):
+    process = tiny.start(
+        *("--data", "cifar10", "--data-root", os.environ["MINIGRAD_CIFAR10"], "--model", "resnext11_2x8d_w16"),
+        *("--limit-train", "600", "--limit-test", "300", "--batch-size", "32", "--epochs", "3", "--lr", "0.05"),
+        *("--schedule", "cosine", "--out", tmp_path),
+    )
+    printed, error = process.communicate(timeout=120)
+    assert (process.returncode, error) == (0, "")
+    assert printed.count("\n") == 3
+    assert {path.name for path in tmp_path.iterdir()} >= {
+        *("config.json", "metrics.jsonl", LAST, BEST, "curves.png", "confusion.png")
+    }
+    losses = [line["train_loss"] for line in tiny.log(tmp_path)]
+    assert losses[-1] < losses[0] - 0.1
+    assert last_line(tmp_path)[0] < 85
+    data = ("--data-root", os.environ["MINIGRAD_CIFAR10"])
+    assert_allclose(evaluated(capsys, tmp_path / LAST, *data), last_line(tmp_path), rtol=1e-6)

@@ -1,0 +1,1 @@
+"""A training run: its configuration, the loop, checkpoints, its folder, signals and ranks."""

@@ -1,0 +1,184 @@
+"""What a run depends on, and how the command line says it: `python -m train.cifar --help`."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from types import NoneType
+from typing import Any
+
+import numpy as np
+
+from minigrad import optim
+from minigrad.backend import float_dtype, to_device
+
+from ..options import Parser, default_dtype, folder
+from . import checkpoint
+from .recipes import CHOICES, PARTS, RECIPES, Recipe
+
+
+@dataclass(frozen=True)
+class Config:
+    """What a run depends on: with the same configuration, device and number of threads, the same weights come out."""
+
+    data: str  # cifar10, cifar100, shapes or a path
+    model: str  # a name that resnext.create knows
+    recipe: Recipe
+    device: str = "cpu"
+    dtype: str = "float32"  # of activations; weights stay in float32 under bfloat16
+    batch_size: int = 128
+    seed: int = 0
+    limit_train: int | None = None
+    limit_test: int | None = None
+
+    def schedule(self) -> optim.Schedule:
+        """The learning rate as a function of the time in epochs."""
+        r = self.recipe
+        if r.schedule == "multi-step":
+            return optim.multi_step(r.lr, (0.5 * r.epochs, 0.75 * r.epochs))
+        decay = optim.cosine if r.schedule == "cosine" else optim.linear
+        return decay(r.lr, r.epochs, r.warmup * r.epochs)
+
+    @classmethod
+    def stored(cls, values: Mapping[str, Any], where: object) -> Config:
+        """The configuration in the checkpoint `where`. Raises ValueError for one that is not of this version."""
+        kinds = {"str": str, "int": int, "bool": bool, "int | None": int | NoneType}
+        try:
+            config = cls(**{**values, "recipe": Recipe(**values["recipe"])})
+        except TypeError as error:
+            raise ValueError(f"{where} has a configuration of another version: {error}") from None
+        for part, held in ((config, values), (config.recipe, values["recipe"])):
+            for f in fields(part):
+                value, kind = held.get(f.name), str(f.type)
+                fits = checkpoint.is_number(value) if kind == "float" else isinstance(value, kinds.get(kind, dict))
+                if not fits or f.name not in held:
+                    raise ValueError(f"{where} has {f.name} = {checkpoint.brief(value)} in its configuration")
+        return config
+
+    def differences(self, other: Config) -> list[str]:
+        """The options, the data aside, by which another configuration makes another run, with both values."""
+        old, new = ({**asdict(c), **asdict(c.recipe)} for c in (self, other))
+        return [
+            f"--{name.replace('_', '-')} was {old[name]} and is {new[name]}"
+            for name in old
+            if name not in ("recipe", "device", "data") and old[name] != new[name]
+        ]
+
+
+# What a machine can do in minutes: without a GPU, a small network on images that need no download.
+DEFAULTS = {
+    "cpu": {"data": "shapes", "model": "resnext11_4x4d_w16"},
+    "cuda": {"data": "cifar10", "model": "resnext29_8x64d"},
+}
+BATCH_SIZE = {"paper": 128, "short": 128, "quick": 32}  # by recipe
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of `python -m train.cifar`."""
+    p = Parser(
+        prog="python -m train.cifar",
+        description="Train a network on images. Without options: a small ResNeXt on drawn shapes, minutes on a CPU.",
+    )
+    p.add_argument("--device", metavar="cpu|cuda", help="where to compute (default: cpu)")
+    p.add_argument(
+        "--model", help="a name that `python -m resnext` lists (default: resnext11_4x4d_w16; on cuda resnext29_8x64d)"
+    )
+    p.add_argument("--data", help="cifar10, cifar100, shapes or a path (default: shapes; on cuda cifar10)")
+    p.add_argument(
+        "--data-root", type=Path, default=Path("data"), metavar="DIR", help="where downloads are kept (default: data)"
+    )
+    p.add_argument("--data-mirror", metavar="URL", help="fetch archives from this address instead of their home")
+    p.add_argument("--recipe", choices=sorted(RECIPES), help="hyper-parameters (default: paper; quick for shapes)")
+    p.add_argument("--epochs", type=int, help="passes over the data (default: the recipe's)")
+    p.add_argument("--batch-size", type=int, metavar="N", help="images a step, of all ranks (default: 128; quick: 32)")
+    p.add_argument("--seed", type=int, metavar="N", help="of weights, order and augmentation (default: 0)")
+    p.add_argument(
+        "--dtype",
+        choices=("float32", "float64", "bfloat16"),
+        help="of activations (default: float32; on cuda bfloat16, from Ampere on)",
+    )
+    p.add_argument("--limit-train", type=int, metavar="N", help="use the first N training images only")
+    p.add_argument("--limit-test", type=int, metavar="N", help="use the first N test images only")
+    p.add_argument(
+        "--out",
+        type=folder,
+        default=Path("runs/last"),
+        metavar="DIR",
+        help="the run's folder (default: runs/last)",
+    )
+    p.add_argument("--resume", action="store_true", help="go on from what --out holds, if anything")
+    p.add_argument(
+        "--save-every", metavar="N|Nm", help="save every N steps, or every N minutes (default: after each epoch)"
+    )
+    p.add_argument("--evaluate", type=Path, metavar="FILE", help="evaluate a checkpoint or weights instead of training")
+    p.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: the cores this process may use)")
+    p.add_argument(
+        "--deterministic", action="store_true", help="on cuda: only algorithms whose results repeat bit for bit"
+    )
+    recipe = p.add_argument_group("parts of the recipe", "each overrides the value of --recipe")
+    for f in fields(Recipe):
+        if f.name != "epochs":
+            flag, meaning = "--" + f.name.replace("_", "-"), PARTS[f.name]
+            if f.type == "bool":
+                recipe.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=meaning)
+            elif f.name in CHOICES:
+                recipe.add_argument(flag, choices=CHOICES[f.name], help=meaning)
+            else:
+                recipe.add_argument(flag, type=int if f.type == "int" else float, metavar="X", help=meaning)
+    return p
+
+
+def configure(args: argparse.Namespace, base: Config | None = None) -> Config:
+    """Turn the command line into a configuration; what it leaves open is as in `base`, or by default.
+
+    Raises ValueError for numbers out of range, and DeviceError for a device that cannot be used.
+    """
+    device = args.device or (base.device if base else "cpu")
+    to_device(np.zeros(1), device)  # says what is missing before anything else is done
+    defaults = DEFAULTS.get(device.partition(":")[0], DEFAULTS["cpu"])
+    data = args.data or (base.data if base else defaults["data"])
+    name = args.recipe or ("quick" if data == "shapes" else "paper")
+    recipe = base.recipe if base and not args.recipe else RECIPES[name]
+    base = base or Config(data, defaults["model"], recipe, dtype=default_dtype(device), batch_size=BATCH_SIZE[name])
+    given = {name: value for name, value in vars(args).items() if value is not None} | {"device": device}
+    given["recipe"] = replace(recipe, **{f.name: given[f.name] for f in fields(Recipe) if f.name in given})
+    config = replace(base, **{f.name: given[f.name] for f in fields(Config) if f.name in given})
+    recipe = config.recipe
+
+    for name, value, least in (
+        ("--epochs", recipe.epochs, 1),
+        ("--batch-size", config.batch_size, 1),
+        ("--limit-train", config.limit_train, 1),
+        ("--limit-test", config.limit_test, 1),
+        ("--threads", args.threads, 1),
+        ("--seed", config.seed, 0),
+        ("--cutout", recipe.cutout, 0),
+    ):
+        if value is not None and value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+    if args.threads and args.threads > 1024:
+        raise ValueError(f"--threads must be at most 1024, got {args.threads}")
+    for name in ("label_smoothing", "average", "warmup"):
+        if not 0 <= getattr(recipe, name) < 1:
+            option = "--" + name.replace("_", "-")
+            raise ValueError(f"{option} must be at least 0 and below 1, got {getattr(recipe, name)}")
+    float_dtype(config.dtype, device)
+    config.schedule()
+    return config
+
+
+def save_interval(text: str | None) -> dict[str, Any]:
+    """Turn "20" (steps) or "5m" (minutes) into the options of a `Saver`. Raises ValueError for anything else."""
+    if text is None:
+        return {}
+    number = text.removesuffix("m")
+    try:
+        value = float(number) if text.endswith("m") else int(number)
+    except ValueError:
+        value = 0
+    if not 0 < value < math.inf:
+        raise ValueError(f"--save-every takes a number of steps (20) or minutes (5m) above 0, got {text!r}")
+    return {"every_seconds": 60 * value} if text.endswith("m") else {"every_steps": value}

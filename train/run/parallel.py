@@ -1,0 +1,218 @@
+"""Several processes ("ranks") train one network, each on its share of every batch.
+
+    mpiexec -n 4 python -m mpi4py -m train.cifar ...
+
+Every rank holds the whole network. A step cuts the batch into shares, rank r taking images r, r + size, ...; each rank
+computes the gradient of its share's mean loss, and the gradient of the batch's mean loss is their average:
+
+    dw = Σ_r (n_r / n) dw_r          n_r of the batch's n images are rank r's
+
+From the same weights and the same dw all ranks step to the same weights, so weights are never sent. Batch norm
+normalises with each rank's own statistics, as in the paper; the running statistics are averaged like the gradients.
+
+MPI starts the ranks and connects them. Gradients go through MPI on the CPU, and between GPUs through NCCL, one GPU a
+rank. The command is started as a module of mpi4py because that ends all ranks when one of them fails.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from minigrad.backend import Array, array_module, cupy
+
+T = TypeVar("T")
+
+BUCKET_BYTES = (
+    4 << 20
+)  # gradients travel in pieces of about this size: large enough for bandwidth, small enough to overlap
+
+
+class Ranks:
+    """One process alone. `MPIRanks` is the same interface for several."""
+
+    rank, size = 0, 1
+    local_rank, local_size = 0, 1  # among the ranks on the same machine
+
+    def count(self, images: int) -> int:
+        """How many of a batch's images are this rank's."""
+        return len(range(self.rank, images, self.size))
+
+    def share(self, batch: Array) -> Array:
+        """This rank's images of a batch, or their labels; if it has none, the first, which then counts nothing."""
+        part = batch[self.rank :: self.size]
+        return array_module(batch).ascontiguousarray(part if len(part) else batch[:1])
+
+    def average(self, arrays: Sequence[Array], share: float) -> Sequence[Array]:
+        """Σ_r share_r · array_r, for each of the arrays; valid until the next call."""
+        return arrays
+
+    def add(self, *numbers: float) -> Sequence[float]:
+        """The sum over the ranks, of each of the numbers."""
+        return numbers
+
+    def add_arrays(self, array: np.ndarray) -> np.ndarray:
+        """The sum over the ranks of an array on the host."""
+        return array
+
+    def maximum(self, *numbers: int) -> Sequence[int]:
+        """The largest value over the ranks, of each of the numbers."""
+        return numbers
+
+    def agree(self, number: int) -> bool:
+        """Whether all ranks have the same number."""
+        return True
+
+    def wait(self) -> None:
+        """Return when all ranks have come here."""
+
+    def in_turn(self, function: Callable[[], T]) -> T:
+        """Call the function, on rank 0 before the others: what it downloads is there then."""
+        return function()
+
+    def broadcast(self, value: Any) -> Any:
+        """What rank 0 has."""
+        return value
+
+    def device(self, name: str) -> str:
+        """The device of this rank, where the user asked for `name`; connects GPUs with one another."""
+        return name
+
+    def threads(self) -> int | None:
+        """How many CPU threads this rank should use; None: as many as the libraries like."""
+        return None
+
+
+ALONE = Ranks()
+
+
+class MPIRanks(Ranks):
+    """The processes that `mpiexec` started."""
+
+    def __init__(self) -> None:
+        from mpi4py import MPI
+
+        self.MPI, self.comm = MPI, MPI.COMM_WORLD
+        self.rank, self.size = self.comm.rank, self.comm.size
+        self.local = self.comm.Split_type(MPI.COMM_TYPE_SHARED)
+        self.local_rank, self.local_size = self.local.rank, self.local.size
+        self.nccl: Any = None
+        self.buckets: dict[tuple, list[tuple[list[int], Array]]] = {}
+
+    def average(self, arrays: Sequence[Array], share: float) -> Sequence[Array]:
+        results: list[Array] = [None] * len(arrays)
+        requests = []
+        for members, flat in self._buckets(arrays):
+            xp, begin = array_module(flat), 0
+            for i in members:
+                results[i] = flat[begin : begin + arrays[i].size].reshape(arrays[i].shape)
+                xp.multiply(arrays[i], share, out=results[i])
+                begin += arrays[i].size
+            if self.nccl is not None:
+                self.nccl.all_reduce(flat, flat)
+            else:
+                requests.append(self.comm.Iallreduce(self.MPI.IN_PLACE, flat))  # travels while the next one is packed
+        self.MPI.Request.Waitall(requests)
+        return results
+
+    def _buckets(self, arrays: Sequence[Array]) -> list[tuple[list[int], Array]]:
+        """Which arrays travel together, and the memory they travel in; made once for arrays of the same shapes."""
+        key = tuple((a.shape, a.dtype.str) for a in arrays)
+        if key not in self.buckets:
+            groups: list[list[int]] = []
+            room, dtype = 0, None
+            for i, a in enumerate(arrays):
+                if a.nbytes > room or a.dtype != dtype:
+                    groups.append([])
+                    room, dtype = BUCKET_BYTES, a.dtype
+                groups[-1].append(i)
+                room -= a.nbytes
+            self.buckets[key] = [
+                (
+                    members,
+                    array_module(arrays[members[0]]).empty(
+                        sum(arrays[i].size for i in members), arrays[members[0]].dtype
+                    ),
+                )
+                for members in groups
+            ]
+        return self.buckets[key]
+
+    def add(self, *numbers: float) -> Sequence[float]:
+        return self.add_arrays(np.array(numbers, np.float64)).tolist()
+
+    def add_arrays(self, array: np.ndarray) -> np.ndarray:
+        total = np.empty_like(array)
+        self.comm.Allreduce(array, total)
+        return total
+
+    def maximum(self, *numbers: int) -> Sequence[int]:
+        largest = np.empty(len(numbers), np.int64)
+        self.comm.Allreduce(np.array(numbers, np.int64), largest, self.MPI.MAX)
+        return largest.tolist()
+
+    def agree(self, number: int) -> bool:
+        largest, smallest = self.maximum(number, -number)
+        return largest == -smallest
+
+    def wait(self) -> None:
+        self.comm.Barrier()
+
+    def in_turn(self, function: Callable[[], T]) -> T:
+        if self.rank > 0:
+            self.wait()
+            return function()
+        value = function()
+        self.wait()
+        return value
+
+    def broadcast(self, value: Any) -> Any:
+        return self.comm.bcast(value)
+
+    def device(self, name: str) -> str:
+        if name == "cpu":
+            return name
+        if name != "cuda":
+            raise ValueError(f"under mpiexec each rank takes a GPU of its own: use --device cuda, not {name}")
+        count = cupy().cuda.runtime.getDeviceCount()
+        if self.local_size > count:
+            raise ValueError(
+                f"mpiexec started {self.local_size} ranks on a machine with {count} GPU(s): start one for each"
+            )
+        from cupyx.distributed import init_process_group
+
+        cupy().cuda.Device(self.local_rank).use()
+        self.nccl = init_process_group(self.size, self.rank, use_mpi=True)
+        return "cuda" if self.local_rank == 0 else f"cuda:{self.local_rank}"
+
+    def threads(self) -> int | None:
+        """The cores of this machine that its ranks may use, divided among them."""
+        cores = set().union(*self.local.allgather(os.sched_getaffinity(0)))
+        return max(1, len(cores) // self.local_size)
+
+
+def use_threads(count: int | None) -> None:
+    """Compute with `count` CPU threads from now on, in BLAS and in minigrad's engine room; None leaves it to them."""
+    if count is not None:
+        threadpool_limits(count)
+        if "minigrad.fast.cpu.threads" in sys.modules:  # not so under MINIGRAD_FAST=0
+            sys.modules["minigrad.fast.cpu.threads"].set_threads(count)
+
+
+def start() -> Ranks:
+    """The ranks of this command: those that mpiexec started, or this process alone.
+
+    Raises ValueError where mpiexec started a plain `python -m train.cifar`: without mpi4py's runner a rank that fails
+    would leave the others waiting for ever.
+    """
+    if "mpi4py.run" in sys.modules:
+        return MPIRanks()
+    for variable in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
+        if os.environ.get(variable, "1") != "1":
+            raise ValueError("under mpiexec start the ranks with: python -m mpi4py -m train.cifar ...")
+    return ALONE
