@@ -16,7 +16,17 @@ import pytest
 from PIL import Image
 
 from train import data
-from train.data import CIFAR10, CIFAR100, BinaryFormat, DataError, channel_statistics, load, read_archive, read_image
+from train.data import (
+    CIFAR10,
+    CIFAR100,
+    BinaryFormat,
+    DataError,
+    channel_statistics,
+    load,
+    read_archive,
+    read_image,
+    sources,
+)
 from train.data.download import Remote
 
 TINY10 = replace(CIFAR10, train_records=3, test_records=4, side=4)
@@ -73,7 +83,7 @@ def pinned(format: BinaryFormat, archive: bytes) -> BinaryFormat:
 def tiny(monkeypatch: pytest.MonkeyPatch) -> tuple[BinaryFormat, BinaryFormat]:
     """Make `load` expect tiny files."""
     formats = tuple(pinned(f, archive_of(*honest_members(f))) for f in (TINY10, TINY100))
-    monkeypatch.setattr(data, "FORMATS", formats)
+    monkeypatch.setattr(sources, "FORMATS", formats)
     return formats[0], formats[1]
 
 
@@ -239,7 +249,7 @@ def test_a_hostile_archive_is_refused_even_with_the_right_hash(
     path = tmp_path / "below" / "cifar-10-binary.tar.gz"
     path.parent.mkdir()
     path.write_bytes(archive)
-    monkeypatch.setattr(data, "FORMATS", (pinned(TINY10, archive),))
+    monkeypatch.setattr(sources, "FORMATS", (pinned(TINY10, archive),))
     with pytest.raises(DataError, match=sentence):
         load(str(path), tmp_path)
     assert [p.name for p in tmp_path.rglob("*")] == ["below", "cifar-10-binary.tar.gz"]
