@@ -29,8 +29,8 @@ def train(out, *options):
 
 
 def start(*options, mpi=(), **settings):
-    """Start a command in a process of its own."""
-    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **settings.pop("env", {})}
+    """Start a command in a process of its own, with as many threads as this one has."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **settings.pop("env", {})}
     command = [*mpi, sys.executable, *(("-m", "mpi4py") if mpi else ()), "-m", "train.cifar", *map(str, options)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, env=environment, **{**pipes, **settings})

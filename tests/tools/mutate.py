@@ -244,7 +244,19 @@ def unnoticed(mutant: Mutant, folder: Path) -> bool:
 def run_tests(folder: Path, tests: list[str]) -> bool:
     """Whether the tests in the copy at `folder` pass within the time."""
     environment = {**os.environ, "PYTHONPATH": str(folder), "MINIGRAD_FAST": "0", "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--no-header", *tests]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-x",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
+        "--no-header",
+        *tests,
+    ]
     try:
         result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, timeout=TIMEOUT_S)
     except subprocess.TimeoutExpired:
