@@ -42,7 +42,7 @@ if ! $dry_run; then
 fi
 
 step environment 10 "$python" benchmarks/gpu_kernels.py --environment "$out/environment.json"
-step tests 70 "$python" -m pytest -m cuda -p no:cacheprovider tests/minigrad/fast/test_fast_cuda.py
+step tests 70 "$python" -m pytest -m cuda -p no:cacheprovider tests/minigrad/fast
 # torch.compile and cuDNN's search for algorithms come before the first timed step.
 for network in resnext29_8x64d:160 resnext29_4x16d:120; do
     step "bench-${network%:*}" "${network#*:}" "$python" -m train.bench --device cuda --model "${network%:*}" \
@@ -55,13 +55,12 @@ if [ -n "${MINIGRAD_CIFAR10:-}" ]; then
     $dry_run || cp "$scratch/run/metrics.jsonl" "$out/cifar10.jsonl" 2>/dev/null
 fi
 # CuPy's own kernels are compiled here, too, at their first use.
-step suite 55 "$python" -m pytest -m cuda -p no:cacheprovider tests --ignore tests/minigrad/fast/test_fast_cuda.py
-# Only the small cases: under the sanitizer a kernel runs a hundred times slower.
+step suite 55 "$python" -m pytest -m cuda -p no:cacheprovider tests --ignore tests/minigrad/fast
+# Only the small cases, which the tests mark: under the sanitizer a kernel runs a hundred times slower.
 if command -v compute-sanitizer >/dev/null || $dry_run; then
-    small="on_the_gpu and not stage and not ImageNet and not shortcut and not float32 and not captured and not 128 and not 1024"
     step memcheck 35 compute-sanitizer --tool memcheck --error-exitcode 9 \
-        "$python" -m pytest -m cuda -p no:cacheprovider tests/minigrad/fast/test_fast_cuda.py -k "$small"
+        "$python" -m pytest -m memcheck -p no:cacheprovider tests/minigrad/fast
     step racecheck 25 compute-sanitizer --tool racecheck --error-exitcode 9 \
-        "$python" -m pytest -m cuda -p no:cacheprovider tests/minigrad/fast/test_fast_cuda.py -k "$small and tensor"
+        "$python" -m pytest -m racecheck -p no:cacheprovider tests/minigrad/fast
 fi
 step report 10 "$python" benchmarks/gpu_report.py "$out"

@@ -17,8 +17,8 @@ if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     for variable in ("MINIGRAD_THREADS", "OMP_NUM_THREADS"):
         os.environ.setdefault(variable, str(max(1, cores // int(workers))))
 
-import minigrad  # noqa: E402
-from minigrad.backend import DeviceError, cupy  # noqa: E402
+import minigrad
+from minigrad.backend import DeviceError, cupy
 
 # A slow machine is no reason to fail, and a blob lets a failure from somewhere else be replayed here.
 settings.register_profile("dev", deadline=None, print_blob=True, max_examples=25)
@@ -37,8 +37,9 @@ def pytest_cmdline_main(config):
     there is one GPU; and everything where pytest-xdist is missing. Whoever says `-n` has it his way.
     """
     options = config.option
-    named = [arg for arg in config.invocation_params.args if str(arg).partition("::")[0].endswith(".py")]
-    if getattr(options, "numprocesses", 0) is None and not named and options.markexpr in ("", "not slow"):
+    named = [arg for arg in config.args if arg.partition("::")[0].endswith(".py")]
+    many = not named and options.markexpr in ("", "not slow") and not hasattr(config, "workerinput")
+    if many and getattr(options, "numprocesses", 0) is None:
         options.numprocesses = "auto"
         options.dist = "worksteal" if options.dist == "no" else options.dist
 

@@ -35,8 +35,25 @@ def test_the_script_stays_within_ten_minutes(monkeypatch, tmp_path):
     assert not (tmp_path / "out").exists(), "a dry run writes nothing"
     for file in re.findall(r"\S+/(gpu_\w+\.py)", done.stdout):
         assert (BENCHMARKS / file).exists()
-    for selector in ("tensor", "stage", "ImageNet", "captured", "on_the_gpu"):
-        assert selector in (BENCHMARKS.parent / "tests" / "minigrad" / "fast" / "test_fast_cuda.py").read_text()
+
+
+def test_the_sanitizers_find_tests():
+    """What gpu.sh selects by markers exists: small arrays for memcheck, the racing kernels among them for racecheck."""
+    script = (BENCHMARKS / "gpu.sh").read_text()
+    found = {}
+    for marker in ("memcheck", "racecheck"):
+        assert f"-m {marker} -p no:cacheprovider tests/minigrad/fast" in script
+        options = f"-m {marker} -p no:cacheprovider -p no:xdist -p no:randomly --collect-only tests/minigrad/fast"
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", *options.split()],
+            cwd=BENCHMARKS.parent,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        found[marker] = {line for line in done.stdout.splitlines() if "::" in line}
+        assert found[marker], done.stdout + done.stderr
+    assert found["racecheck"] < found["memcheck"]
 
 
 def test_the_layers_are_those_of_the_networks(capsys):

@@ -244,19 +244,8 @@ def unnoticed(mutant: Mutant, folder: Path) -> bool:
 def run_tests(folder: Path, tests: list[str]) -> bool:
     """Whether the tests in the copy at `folder` pass within the time."""
     environment = {**os.environ, "PYTHONPATH": str(folder), "MINIGRAD_FAST": "0", "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-x",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-p",
-        "no:xdist",
-        "--no-header",
-        *tests,
-    ]
+    options = "-x -q -p no:cacheprovider -p no:xdist --no-header"
+    command = [sys.executable, "-m", "pytest", *options.split(), *tests]
     try:
         result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, timeout=TIMEOUT_S)
     except subprocess.TimeoutExpired:

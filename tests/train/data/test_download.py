@@ -68,7 +68,7 @@ def drop(sent: int) -> Callable[[Handler], None]:
 
 def stall(h: Handler) -> None:
     good(h, 1000)
-    time.sleep(1.5)
+    time.sleep(30)
 
 
 class Server(ThreadingHTTPServer):
@@ -183,7 +183,7 @@ def test_a_stall_is_broken_off_and_resumed(server: Server, tmp_path: Path) -> No
     began = time.monotonic()
     check_whole(get(server, tmp_path))
     assert server.requests[1][1] == "bytes=1000-"
-    assert time.monotonic() - began < 1.4
+    assert time.monotonic() - began < 20
 
 
 def test_a_stall_before_the_answer_is_given_up(server: Server, tmp_path: Path) -> None:

@@ -222,7 +222,7 @@ def test_a_rank_that_dies_ends_all(tmp_path, rank):
     begin = time.monotonic()
     process.communicate(timeout=60)
     assert process.returncode != 0
-    assert time.monotonic() - begin < 10
+    assert time.monotonic() - begin < 30
     assert not any(running(pid) for pid in pids)
     assert checkpoint.read(tmp_path / LAST)[1]["epoch"] >= 1
 

@@ -1,0 +1,42 @@
+"""How the suite runs itself (tests/conftest.py)."""
+
+from types import SimpleNamespace
+
+import conftest
+import pytest
+
+
+def processes(*args, numprocesses=None, markexpr="", dist="no", **more):
+    """What a command with these options asks of pytest-xdist: how many processes, and how tests are dealt."""
+    options = SimpleNamespace(numprocesses=numprocesses, markexpr=markexpr, dist=dist)
+    conftest.pytest_cmdline_main(SimpleNamespace(args=list(args), option=options, **more))
+    return options.numprocesses, options.dist
+
+
+def test_the_whole_suite_and_folders_run_on_all_cores():
+    assert processes("tests") == processes("tests/minigrad", markexpr="not slow") == ("auto", "worksteal")
+
+
+@pytest.mark.parametrize("arg", ["tests/minigrad/test_nn.py", "tests/minigrad/test_nn.py::test_a_test[a/b]"])
+def test_what_is_named_by_file_runs_in_one_process(arg):
+    assert processes(arg) == (None, "no")
+
+
+def test_one_gpu_is_for_one_process():
+    assert processes("tests", markexpr="cuda") == processes("tests", markexpr="memcheck") == (None, "no")
+
+
+def test_whoever_says_how_has_it_his_way():
+    assert processes("tests", numprocesses=0) == (0, "no")
+    assert processes("tests", numprocesses=3, dist="loadfile") == (3, "loadfile")
+    assert processes("tests", dist="loadfile") == ("auto", "loadfile")
+
+
+def test_a_worker_starts_no_workers():
+    assert processes("tests", workerinput={}) == (None, "no")
+
+
+def test_without_xdist_nothing_changes():
+    options = SimpleNamespace(markexpr="")
+    conftest.pytest_cmdline_main(SimpleNamespace(args=["tests"], option=options))
+    assert options == SimpleNamespace(markexpr="")
