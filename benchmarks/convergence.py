@@ -48,7 +48,7 @@ class Twin:
         self.history: list[dict[str, float]] = []
 
     def step(self, batch: np.ndarray, labels: np.ndarray, lr: float) -> tuple[float, int]:
-        """One step of gradient descent; return the batch's mean loss and how many images were taken for another class."""
+        """One step of gradient descent; return the mean loss and how many images were taken for another class."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad()
