@@ -229,51 +229,41 @@ def _method(x: Array, w: Array, stride: Pair, padding: Pair, dilation: Pair, gro
     packing = tiles.Packing.of(x.shape[3], w.shape[0], groups)
     regular = w.shape[2:] == (3, 3) and padding == (1, 1) and dilation == (1, 1) and stride in ((1, 1), (2, 2))
     if regular and packing is not None and _suffix(x) == "bfloat16":
-        method = TensorCores(x.shape, w, stride[0], packing)
-        if method.fits():
-            return method
+        plan = tiles.plan(x.shape, w.shape[0], stride[0], packing, properties().shared_bytes)
+        if plan is not None:
+            return TensorCores(x.shape, w, stride[0], packing, plan)
     return Products(x.shape, w, stride, padding, dilation, groups)
 
 
 class TensorCores:
     """A grouped 3x3 convolution with padding 1 in bfloat16, without columns; see conv3x3.cu and tiles.py."""
 
-    def __init__(self, shape: tiles.Shape, w: Array, stride: int, packing: tiles.Packing):
-        self.shape, self.w, self.stride, self.packing = shape, w, stride, packing
-        O = w.shape[0]
-        # A stride of 2 quadruples the patch under a tile: half as many pixels then, to leave room for two patches.
-        self.forward_launch = tiles.forward_launch(shape, O, stride, packing, 256 // stride)
-        self.wgrad_launch = tiles.forward_launch(shape, O, stride, packing, tiles.WGRAD_PIXELS)
-        self.dgrad_launches = tiles.input_gradient_launches(shape, O, stride, packing, 256)
-
-    def fits(self) -> bool:
-        """Whether the GPU has the shared memory for it."""
-        needed = [launch.shared_bytes() for launch in (self.forward_launch, *self.dgrad_launches)]
-        return max(*needed, self.wgrad_launch.wgrad_bytes()) <= properties().shared_bytes
+    def __init__(self, shape: tiles.Shape, w: Array, stride: int, packing: tiles.Packing, plan: tiles.Plan):
+        self.shape, self.w, self.stride, self.packing, self.plan = shape, w, stride, packing, plan
 
     def forward(self, x: Array) -> Array:
         N, H, W, _ = self.shape
         xp, O = array_module(x), self.w.shape[0]
         y = xp.empty((N, *tiles.output_size(H, W, self.stride), O), x.dtype)
-        self.sums = xp.empty((self.forward_launch.tiles, 2, O), np.float32)
-        self._convolve(self.forward_launch, x, self._packed(False), y, self.sums)
+        self.sums = xp.empty((self.plan.forward.tiles, 2, O), np.float32)
+        self._convolve(self.plan.forward, x, self._packed(False), y, self.sums)
         return y
 
     def input_gradient(self, dy: Array) -> Array:
         dx = array_module(dy).empty(self.shape, dy.dtype)
         packed = self._packed(True)
-        for part in self.dgrad_launches:
+        for part in self.plan.dgrad:
             self._convolve(part, dy, packed, dx)
         return dx
 
     def weight_gradient(self, x: Array, dy: Array) -> Array:
-        xp, plan, p = array_module(x), self.wgrad_launch, self.packing
+        xp, plan, p = array_module(x), self.plan.wgrad, self.packing
         blocks = p.packs * (p.CO // tiles.ROW) * (p.CI // tiles.ROW)
         # One block a processor; each takes its share of the tiles, and the shares' sums are added afterwards.
         shares = max(1, min(plan.tiles, properties().processors // blocks))
         partial = xp.empty((shares, p.packs * p.CO, 9, p.CI), np.float32)
         launch(
-            "conv3x3.cu", "conv3x3_wgrad", (shares * blocks,), (256,),
+            "conv3x3.cu", plan.wgrad_kernel(), (shares * blocks,), (256,),
             [x, dy, partial, plan.struct, i32(plan.tiles), i32(shares)], plan.wgrad_bytes(),
         )  # fmt: skip
         return _add_shares(partial, self.w, p.CI, p.CO, p.o)
@@ -291,8 +281,14 @@ class TensorCores:
 
     @staticmethod
     def _convolve(plan: tiles.Launch, x: Array, packed: Array, y: Array, sums: Array | None = None) -> None:
-        name = f"conv3x3_{plan.pixels}x{plan.filters()}"
-        launch("conv3x3.cu", name, plan.grid(), plan.block(), [x, packed, y, sums, plan.struct], plan.shared_bytes())
+        launch(
+            "conv3x3.cu",
+            plan.kernel(),
+            plan.grid(),
+            plan.block(),
+            [x, packed, y, sums, plan.struct],
+            plan.shared_bytes(),
+        )
 
 
 class Products:

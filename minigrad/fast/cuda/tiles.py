@@ -1,12 +1,15 @@
 """How conv3x3.cu cuts a convolution into launches, packs and tiles: integers only, no arrays, no CUDA.
 
 The kernel computes products over a list of taps; forward, input gradient and weight gradient are the same struct with
-other numbers. Everything here runs and is tested without a GPU.
+other numbers. A larger tile reads less of its surroundings twice and takes more shared memory. GPUs have between 99 KiB
+for a block (compute capability 8.6, 8.9 and 12.0) and 227 KiB (9.0), so each pass takes the largest tile that fits.
+Everything here runs and is tested without a GPU.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from functools import cache
 from typing import NamedTuple
 
@@ -20,7 +23,8 @@ FIELDS = (
 CONV = np.dtype([(name, "i4") for name in FIELDS.split()] + [(name, "i4", 9) for name in ("dh", "dw", "tap")])
 ROW = 64  # channels in one row of shared memory: K in conv3x3.cu
 RING = 3  # weight buffers: RING in conv3x3.cu
-WGRAD_PIXELS = 128  # pixels in a tile of the weight gradient: WGRAD_PIXELS in conv3x3.cu
+BLOCKS = ((256, 128), (128, 128), (256, 64), (128, 64), (64, 64))  # pixels and filters of a block, best first
+WGRAD_PIXELS = (128, 64)  # pixels of a block of the weight gradient, best first
 
 Shape = tuple[int, int, int, int]
 
@@ -47,31 +51,45 @@ class Packing(NamedTuple):
         """The packing of the input gradient, where inputs and outputs change places."""
         return Packing(self.packs, self.CI, self.CO, self.c, self.o)
 
+    @property
+    def diagonal(self) -> int:
+        """The side of the blocks on a pack's diagonal that hold all its weights: 16, 32 or 64 (everything)."""
+        narrow = self.o == self.c and ROW % self.c == 0
+        return max(16, self.c) if narrow and self.c <= 32 else ROW
+
 
 class Launch(NamedTuple):
-    """One launch: its struct (an array with one element), a tile's pixels, how many tiles, the rows of a patch."""
+    """One launch: its struct (an array with one element), a block's pixels and filters, tiles, rows of a patch."""
 
     struct: np.ndarray
     pixels: int
+    filters: int
+    diagonal: int
     tiles: int
     patch_rows: int
 
-    def filters(self) -> int:
-        """The filters of a block: 128 where they divide a pack's outputs, so that a patch is loaded less often."""
-        return 128 if self.struct["CO"][0] % 128 == 0 else 64
+    def kernel(self) -> str:
+        """The kernel of the forward pass and of the input gradient."""
+        return f"conv3x3_{self.pixels}x{self.filters}{self._ending()}"
+
+    def wgrad_kernel(self) -> str:
+        """The kernel of the weight gradient."""
+        return f"conv3x3_wgrad_{self.pixels}{self._ending()}"
+
+    def _ending(self) -> str:
+        return "" if self.diagonal == ROW else f"_d{self.diagonal}"
 
     def grid(self) -> tuple[int]:
-        return (self.tiles * int(self.struct["packs"][0]) * (int(self.struct["CO"][0]) // self.filters()),)
+        return (self.tiles * int(self.struct["packs"][0]) * (int(self.struct["CO"][0]) // self.filters),)
 
     def block(self) -> tuple[int]:
         """A warp for each 64 pixels by 64 filters."""
-        return (self.pixels // 64 * self.filters() // 64 * 32,)
+        return (self.pixels // 64 * self.filters // 64 * 32,)
 
     def shared_bytes(self) -> int:
         """Shared memory of a block: a patch (two where channels come in several chunks) and the ring of weights."""
         patches = 1 if self.struct["CI"][0] == ROW else 2
-        filters = self.filters()
-        return 2 * max((patches * self.patch_rows + RING * filters) * ROW, self.pixels * filters)
+        return 2 * max((patches * self.patch_rows + RING * self.filters) * ROW, self.pixels * self.filters)
 
     def wgrad_bytes(self) -> int:
         """Shared memory of a block of the weight gradient: two stages of a patch and a tile of dy."""
@@ -110,19 +128,61 @@ def output_size(H: int, W: int, stride: int) -> tuple[int, int]:
     return (H - 1) // stride + 1, (W - 1) // stride + 1
 
 
+def blocks(packing: Packing, stride: int = 1) -> Iterator[tuple[int, int]]:
+    """The blocks that a pass may use, best first: their filters divide a pack's.
+
+    A stride of 2 quadruples the patch under a tile: half as many pixels then, to leave room for two patches.
+    """
+    for pixels, filters in BLOCKS:
+        if packing.CO % filters == 0 and pixels <= 256 // stride:
+            yield pixels, filters
+
+
+class Plan(NamedTuple):
+    """The launches of a layer's three passes; the input gradient has one for each parity of its rows and columns."""
+
+    forward: Launch
+    wgrad: Launch
+    dgrad: tuple[Launch, ...]
+
+
 @cache  # a layer asks for it in every step
-def forward_launch(shape: Shape, O: int, stride: int, packing: Packing, pixels: int) -> Launch:
+def plan(shape: Shape, O: int, stride: int, packing: Packing, shared: int) -> Plan | None:
+    """How to compute a layer of O filters, padding 1, on x (N, H, W, C), where blocks have `shared` bytes to share.
+
+    Each launch takes the best block that fits; None where nothing does.
+    """
+    try:
+        forward = next(
+            launch
+            for block in blocks(packing, stride)
+            if (launch := around_every_pixel(shape, O, stride, packing, *block)).shared_bytes() <= shared
+        )
+        wgrad = next(
+            launch
+            for pixels in WGRAD_PIXELS
+            if (launch := around_every_pixel(shape, O, stride, packing, pixels, ROW)).wgrad_bytes() <= shared
+        )
+        dgrad = tuple(
+            next(launch for launch in choices if launch.shared_bytes() <= shared)
+            for choices in input_gradient(shape, O, stride, packing)
+        )
+    except StopIteration:
+        return None
+    return Plan(forward, wgrad, dgrad)
+
+
+def around_every_pixel(shape: Shape, O: int, stride: int, packing: Packing, pixels: int, filters: int) -> Launch:
     """The forward convolution (padding 1) of x (N, H, W, C): nine taps around every `stride`-th pixel."""
     _, H, W, _ = shape
     OH, OW = output_size(H, W, stride)
     taps = [(kh - 1, kw - 1, 3 * kh + kw) for kh in range(3) for kw in range(3)]
-    return _launch(shape, (OH, OW, O), (OH, OW, 1, 0, 0), stride, packing, taps, pixels)
+    return _launch(shape, (OH, OW, O), (OH, OW, 1, 0, 0), stride, packing, taps, pixels, filters)
 
 
-@cache
-def input_gradient_launches(shape: Shape, O: int, stride: int, packing: Packing, pixels: int) -> tuple[Launch, ...]:
-    """The input gradient dx (N, H, W, C) of that convolution from dy: one launch for each parity of dx's rows and
-    columns.
+def input_gradient(shape: Shape, O: int, stride: int, packing: Packing) -> Iterator[Iterator[Launch]]:
+    """The input gradient dx (N, H, W, C) of that convolution from dy: for each parity of dx's rows and columns, the
+    launch with each block that it may use, best first.
 
     Output row oh reads row h = S oh - 1 + kh of x, so row h of dx hears of every oh = (h + 1 - kh) / S that is whole.
     With h = S i + a that is oh = i + (a + 1 - kh) / S: for one a the same offsets in every row, that is, a convolution
@@ -130,7 +190,7 @@ def input_gradient_launches(shape: Shape, O: int, stride: int, packing: Packing,
     """
     N, H, W, C = shape
     OH, OW = output_size(H, W, stride)
-    launches = []
+    turned = packing.turned()
     for a, b in itertools.product(range(stride), repeat=2):
         taps = [
             ((a + 1 - kh) // stride, (b + 1 - kw) // stride, 3 * (2 - kh) + 2 - kw)
@@ -140,9 +200,8 @@ def input_gradient_launches(shape: Shape, O: int, stride: int, packing: Packing,
         ]
         rows, columns = -(-(H - a) // stride), -(-(W - b) // stride)
         if rows > 0 and columns > 0:
-            grid = (rows, columns, stride, a, b)
-            launches.append(_launch((N, OH, OW, O), (H, W, C), grid, 1, packing.turned(), taps, pixels))
-    return tuple(launches)
+            fixed = (N, OH, OW, O), (H, W, C), (rows, columns, stride, a, b), 1, turned, taps
+            yield (_launch(*fixed, *block) for block in blocks(turned))
 
 
 def _launch(
@@ -153,6 +212,7 @@ def _launch(
     packing: Packing,
     taps: list[tuple[int, int, int]],
     pixels: int,
+    filters: int,
 ) -> Launch:
     """Fill in the struct: x (N, H, W, C), y (H, W, C), grid (OH, OW, OS, OH0, OW0), taps (dh, dw, place in w)."""
     N, (OH, OW, *_) = x[0], grid
@@ -169,4 +229,4 @@ def _launch(
         *x, *y, *grid, stride.bit_length() - 1, packing.CI, packing.CO, packing.packs, *logs,
         tiles_h, tiles_w, len(taps), top, left, PH, PW, inverse(PH), inverse(PW), *offsets,
     )  # fmt: skip
-    return Launch(struct, pixels, -(-N // ti) * tiles_h * tiles_w, ti * PH * PW)
+    return Launch(struct, pixels, filters, packing.diagonal, -(-N // ti) * tiles_h * tiles_w, ti * PH * PW)

@@ -14,7 +14,7 @@ import pytest
 from support.cuda_shim import SHIM, compile_host, compile_text, compiler, kernel_names
 
 from minigrad.fast.cuda.gpu import PARAMETERS, WINDOW, kernel_source
-from minigrad.fast.cuda.tiles import WGRAD_PIXELS, Packing, forward_launch, input_gradient_launches, inverse
+from minigrad.fast.cuda.tiles import Packing, inverse, plan
 from minigrad.ops.conv import Conv2d, col2im, im2col, output_size, pad_image
 from minigrad.ops.loss import CrossEntropy
 from minigrad.ops.norm import BatchNorm, BatchNormReLU
@@ -251,16 +251,52 @@ def test_im2col_is_the_books(window, dtype):
 
 # --- 3x3 convolution on tensor cores ----------------------------------------------------------------------------------
 
-CONVOLUTIONS = {  # N, C, O, groups, (H, W), stride, pixels
-    "one group": (1, 64, 64, 1, (8, 8), 1, 128),
-    "two packs": (2, 128, 128, 2, (6, 9), 1, 256),
-    "narrow groups": (1, 128, 128, 32, (5, 8), 1, 128),
-    "wide group": (1, 128, 128, 1, (8, 8), 1, 256),
-    "stride 2": (2, 128, 128, 1, (7, 8), 2, 128),
-    "stride 2, narrow": (1, 64, 64, 4, (9, 6), 2, 128),
-    "more filters than channels": (1, 64, 128, 2, (4, 4), 1, 128),
-    "larger than a tile": (3, 64, 64, 1, (17, 10), 1, 256),
+CONVOLUTIONS = {  # N, C, O, groups, (H, W), stride, KiB of shared memory, which choose the tile
+    "one group": (1, 64, 64, 1, (8, 8), 1, 46),
+    "two packs": (2, 128, 128, 2, (6, 9), 1, 227),
+    "groups of 4": (1, 128, 128, 32, (5, 8), 1, 227),
+    "groups of 16, less memory": (1, 64, 64, 4, (5, 8), 1, 64),
+    "groups of 8, little memory": (1, 64, 64, 8, (5, 8), 1, 46),
+    "groups of 32, stride 2": (1, 64, 64, 2, (9, 6), 2, 227),
+    "groups of 32, stride 2, less memory": (1, 64, 64, 2, (9, 6), 2, 90),
+    "groups of 32, little memory": (1, 128, 128, 4, (7, 5), 1, 64),
+    "wide group": (1, 128, 128, 1, (8, 8), 1, 227),
+    "wide group, less memory": (1, 128, 128, 1, (5, 4), 1, 128),
+    "stride 2": (2, 128, 128, 1, (7, 8), 2, 101),
+    "stride 2, narrow": (1, 64, 64, 4, (9, 6), 2, 227),
+    "more filters than channels": (1, 64, 128, 2, (4, 4), 1, 227),
+    "more filters than channels, narrow": (1, 64, 128, 4, (4, 4), 1, 227),
+    "larger than a tile": (3, 64, 64, 1, (17, 10), 1, 77),
 }
+
+
+def plan_of(case):
+    N, C, O, G, (H, W), stride, kib = case
+    return plan((N, H, W, C), O, stride, Packing.of(C, O, G), kib << 10)
+
+
+def test_the_cases_take_every_tile():
+    taken = {"conv3x3_pack"}
+    for case in CONVOLUTIONS.values():
+        forward, wgrad, dgrad = plan_of(case)
+        taken |= {forward.kernel(), wgrad.wgrad_kernel(), *(launch.kernel() for launch in dgrad)}
+    assert taken == set(kernel_names("conv3x3.cu"))
+
+
+@pytest.mark.parametrize("kib", [227, 163, 99], ids=["H100", "A100", "RTX 30, 40 and 50"])
+@pytest.mark.parametrize("C, d", [(8, 64), (16, 64), (4, 16), (32, 4)])
+def test_every_grouped_layer_of_a_network_fits_on_every_card(C, d, kib):
+    """The three stages' 3x3 layers, with and without stride, at batch 128."""
+    for stage in range(3):
+        for stride in {1, min(stage + 1, 2)}:
+            size, channels = (32 >> stage) * stride, C * d << stage
+            case = (128, channels, channels, C, (size, size), stride, kib)
+            assert plan_of(case) is not None, (stage, stride)
+
+
+def test_a_gpu_with_too_little_shared_memory_gets_no_plan():
+    assert plan_of((2, 128, 128, 1, (7, 8), 2, 99)) is None
+    assert plan_of((2, 128, 128, 1, (7, 8), 2, 101)) is not None
 
 
 def put_together(partial, w, tap_length, CO, o):
@@ -297,7 +333,8 @@ def check_conv3x3(module, case, schedule=0):
     """Forward, input gradient and weight gradient of one case, held to the book."""
     rng = np.random.default_rng(5)
     module.bank_conflicts()  # counts from here on
-    N, C, O, G, (H, W), stride, pixels = case
+    N, C, O, G, (H, W), stride, _ = case
+    forward_pass, weight_pass, input_passes = plan_of(case)
     packing = Packing.of(C, O, G)
     OH, OW = (H - 1) // stride + 1, (W - 1) // stride + 1
     x = rng.standard_normal((N, H, W, C)).astype(BF16)
@@ -319,29 +356,29 @@ def check_conv3x3(module, case, schedule=0):
         return packed
 
     def convolve(launch, source, weights, target, sums=None):
-        name = f"conv3x3_{launch.pixels}x{launch.filters()}"
         arguments = [source, weights, target, sums, launch.struct]
-        module.launch(name, launch.grid(), launch.block(), arguments, shared=launch.shared_bytes(), schedule=schedule)
+        module.launch(
+            launch.kernel(), launch.grid(), launch.block(), arguments, shared=launch.shared_bytes(), schedule=schedule
+        )
 
     y = np.full((N, OH, OW, O), np.nan, BF16)
-    launch = forward_launch(x.shape, O, stride, packing, pixels)
-    sums = np.full((launch.tiles, 2, O), np.nan, F32)
-    convolve(launch, x, pack(False), y, sums)
+    sums = np.full((forward_pass.tiles, 2, O), np.nan, F32)
+    convolve(forward_pass, x, pack(False), y, sums)
     close(y, y_book.transpose(0, 2, 3, 1), BF16)
     stored = y.astype(np.float64).reshape(-1, O)
     close(sums.sum(axis=0), [stored.sum(axis=0), (stored**2).sum(axis=0)], F32)
 
     dx = np.full((N, H, W, C), np.nan, BF16)
     turned = pack(True)
-    for launch in input_gradient_launches(x.shape, O, stride, packing, pixels):
+    for launch in input_passes:
         convolve(launch, dy, turned, dx)
     close(dx, dx_book.transpose(0, 2, 3, 1), BF16)
 
-    launch, shares = forward_launch(x.shape, O, stride, packing, WGRAD_PIXELS), 2
+    launch, shares = weight_pass, 2
     partial = np.full((shares, packing.packs, packing.CO, 9, packing.CI), np.nan, F32)
     blocks = shares * packing.packs * (packing.CO // 64) * (packing.CI // 64)
     module.launch(
-        "conv3x3_wgrad", (blocks,), (256,), [x, dy, partial, launch.struct, i32(launch.tiles), i32(shares)],
+        launch.wgrad_kernel(), (blocks,), (256,), [x, dy, partial, launch.struct, i32(launch.tiles), i32(shares)],
         shared=launch.wgrad_bytes(), schedule=schedule,
     )  # fmt: skip
     dw = put_together(partial, w, packing.CI, packing.CO, O // G)

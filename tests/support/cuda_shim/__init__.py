@@ -30,13 +30,19 @@ def compiler() -> str | None:
     return shutil.which("g++") or shutil.which("c++")
 
 
+KERNEL = re.compile(r'extern "C" __global__ void(?:\s+__launch_bounds__\([^)]*\))?[\s\\]+(\w+?)(?:##(\w+))?\(')
+MACRO = re.compile(r"^#define (\w+)\(([^)]*)\)((?:.*\\\n)+.*\n)", re.MULTILINE)
+
+
 def kernel_names(name: str) -> list[str]:
-    """The kernels of a .cu file; `name_##suffix` in a macro stands for its two types."""
-    found = re.findall(
-        r'extern "C" __global__ void(?:\s+__launch_bounds__\(\w+\))?\s+(\w+?)(_##suffix)?\(',
-        (FOLDER / name).read_text(),
-    )
-    return [kernel + ending for kernel, typed in found for ending in (("_float32", "_bfloat16") if typed else ("",))]
+    """The kernels of a .cu file; a macro's `name_##ending` stands for one kernel each time that the macro is used."""
+    text = (FOLDER / name).read_text()
+    found = [kernel for kernel, ending in KERNEL.findall(text) if not ending]
+    for macro, parameters, body in MACRO.findall(text):
+        for values in re.findall(rf"^{macro}\(([^)]*)\)", text, re.MULTILINE):
+            given = dict(zip(parameters.split(", "), values.split(", "), strict=True))
+            found += [kernel + given[ending] for kernel, ending in KERNEL.findall(body) if ending]
+    return found
 
 
 class HostModule:

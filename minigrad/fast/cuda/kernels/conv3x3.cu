@@ -6,19 +6,21 @@
 //   wgrad     dw[o, t, i] = sum over pixels p of           dy[p, o] * x[p + t, i]
 //
 // Groups narrower than 64 channels are packed: 64 / c neighbouring groups form one "pack" whose weights stand
-// block-diagonally in a 64 x 64 matrix per tap, zeros elsewhere, because a tensor core's time is the same for zeros.
-// Wider groups (multiples of 64) are a pack of their own. CI and CO are a pack's input and output channels.
+// block-diagonally in a 64 x 64 matrix per tap, zeros elsewhere. A tensor core multiplies 16 channels by 8 filters at a
+// time, so of the zeros only those in blocks of 16 x 16 or 32 x 32 around the diagonal need be multiplied: DIAGONAL is
+// the side of these blocks, 64 where everything is. Wider groups (multiples of 64) are a pack of their own. CI and CO
+// are a pack's input and output channels.
 //
-// Tile, forward and dgrad: 256 or 128 pixels (TI images x TH rows x TW columns) by 64 or 128 filters of one pack, a
+// Tile, forward and dgrad: 256, 128 or 64 pixels (TI images x TH rows x TW columns) by 64 or 128 filters of one pack, a
 // warp for each 64 x 64. Input channels go by 64 at a time: the patch of pixels that the tile's taps touch is loaded
 // once into shared memory, 128 bytes a pixel, and serves all taps; the weights of a tap stream through three buffers.
 // Tile, wgrad: 64 filters by 64 input channels by nine taps, all in the registers of eight warps, over a share of the
-// pixels, 128 at a time. Each share leaves its partial sums, which filters.cu adds.
+// pixels, 128 or 64 at a time: what fits into the GPU's shared memory (tiles.py chooses). Each share leaves its partial sums, which filters.cu adds.
 // A pixel's column (a filter's number) is XORed into the position of its 16-byte pieces, so that ldmatrix, which reads
 // eight neighbours at a time, meets no bank conflict. All lines keep that position: a tap's row costs one addition.
 // Bytes: x once (a border of 1.3 to 1.6 times the tile comes from the cache), y once, weights once per tile (cache).
 // Where a batch norm follows, its sums leave with y, 8 bytes a filter and tile, and y is not read again for them.
-// Operations: 2 * 9 * CI * CO a pixel and pack, the zeros of packed groups included.
+// Operations: 2 * 9 * min(CI, DIAGONAL) * CO a pixel and pack, the zeros within the blocks on the diagonal included.
 // No atomics anywhere: the same input gives the same bits.
 // Held to the book by tests/minigrad/fast/test_cuda_shim.py::test_conv3x3_is_the_books (CPU, with mma.sync, ldmatrix and cp.async
 // imitated) and tests/minigrad/fast/test_fast_cuda.py::test_convolution_on_the_gpu (GPU).
@@ -28,7 +30,6 @@
 
 constexpr int K = 64;    // channels in one row of shared memory: 128 bytes, one line of all 32 banks
 constexpr int RING = 3;  // weight buffers: one in use, two on their way
-constexpr int WGRAD_PIXELS = 128;
 
 // What a launch computes, for the pixels (i, j) of a grid of OH x OW, with x = 0 outside H x W and S = 2^S_log:
 //
@@ -92,7 +93,7 @@ __device__ inline void load_patch(bf16* patch, const bf16* x, const Conv& s, con
 // sums (tiles, 2, YC), unless null, receives for every filter the tile's sum of y and of its squares, as rounded to
 // bf16: the batch norm that follows then need not read y for them. In float32 without a shift, which is enough here:
 // where a mean is 256 times its deviation, bf16 has left no digit of the deviation anyway.
-template <int PIXELS, int FILTERS>
+template <int PIXELS, int FILTERS, int DIAGONAL>
 __device__ void conv3x3(const bf16* x, const bf16* w, bf16* y, float* sums, const Conv& s) {
     constexpr int PIXEL_WARPS = PIXELS / 64, THREADS = PIXEL_WARPS * FILTERS / 64 * 32;
     DYNAMIC_SHARED(shared_bytes);
@@ -169,6 +170,7 @@ __device__ void conv3x3(const bf16* x, const bf16* w, bf16* y, float* sums, cons
             }
 #pragma unroll
             for (int n = 0; n < 4; ++n) {
+                if ((16 * k ^ 16 * n) >= DIAGONAL) continue;  // zeros; known when this is compiled
                 const int row = warp_filter + 16 * n + (lane & 7) + (lane >> 4) * 8;
                 load_matrices(b[n], weights + swizzled(row, row, 2 * k + ((lane >> 3) & 1)));
             }
@@ -176,7 +178,8 @@ __device__ void conv3x3(const bf16* x, const bf16* w, bf16* y, float* sums, cons
             for (int m = 0; m < 4; ++m)
 #pragma unroll
                 for (int n = 0; n < 8; ++n)
-                    multiply_accumulate(result[m][n], a[m], b[n / 2][n % 2 * 2], b[n / 2][n % 2 * 2 + 1]);
+                    if ((16 * k ^ 8 * n) < DIAGONAL)
+                        multiply_accumulate(result[m][n], a[m], b[n / 2][n % 2 * 2], b[n / 2][n % 2 * 2 + 1]);
         }
         if (++t == s.taps) {
             t = 0;
@@ -236,30 +239,35 @@ __device__ void conv3x3(const bf16* x, const bf16* w, bf16* y, float* sums, cons
     }
 }
 
-extern "C" __global__ void __launch_bounds__(128)
-    conv3x3_256x64(const bf16* x, const bf16* w, bf16* y, float* sums, Conv conv) {
-    conv3x3<256, 64>(x, w, y, sums, conv);
-}
-extern "C" __global__ void __launch_bounds__(256)
-    conv3x3_256x128(const bf16* x, const bf16* w, bf16* y, float* sums, Conv conv) {
-    conv3x3<256, 128>(x, w, y, sums, conv);
-}
-extern "C" __global__ void __launch_bounds__(64)
-    conv3x3_128x64(const bf16* x, const bf16* w, bf16* y, float* sums, Conv conv) {
-    conv3x3<128, 64>(x, w, y, sums, conv);
-}
-extern "C" __global__ void __launch_bounds__(128)
-    conv3x3_128x128(const bf16* x, const bf16* w, bf16* y, float* sums, Conv conv) {
-    conv3x3<128, 128>(x, w, y, sums, conv);
-}
+// A kernel is named after its tile and, where only a part of the weights is multiplied, that part: conv3x3_256x64_d16.
+#define CONV3X3(NAME, PIXELS, FILTERS, DIAGONAL)                                              \
+    extern "C" __global__ void __launch_bounds__(PIXELS * FILTERS / 128)                      \
+        conv3x3_##NAME(const bf16* x, const bf16* w, bf16* y, float* sums, Conv conv) {       \
+        conv3x3<PIXELS, FILTERS, DIAGONAL>(x, w, y, sums, conv);                              \
+    }
+CONV3X3(256x128, 256, 128, 64)
+CONV3X3(128x128, 128, 128, 64)
+CONV3X3(256x64, 256, 64, 64)
+CONV3X3(128x64, 128, 64, 64)
+CONV3X3(64x64, 64, 64, 64)
+CONV3X3(256x64_d32, 256, 64, 32)
+CONV3X3(128x64_d32, 128, 64, 32)
+CONV3X3(64x64_d32, 64, 64, 32)
+CONV3X3(256x64_d16, 256, 64, 16)
+CONV3X3(128x64_d16, 128, 64, 16)
+CONV3X3(64x64_d16, 64, 64, 16)
 
 // partial (shares, packs, CO, 9, CI), float32: the sums over each share's tiles. blockIdx.x = (share, pack, block of
 // filters, block of channels), the last one fastest. Here a product sums over pixels, so ldmatrix transposes both
-// operands: a warp's 32 filters are columns of dy's tile, its 16 channels columns of x's patch.
-extern "C" __global__ void __launch_bounds__(256)
-    conv3x3_wgrad(const bf16* x, const bf16* dy, float* partial, Conv s, int tiles, int shares) {
+// operands: a warp's filters are columns of dy's tile, its channels columns of x's patch. The eight warps share the blocks
+// on the diagonal: 32 filters by 16 channels each of the one block of 64, 16 by 16 of two of 32, 16 by 8 of four of 16.
+// What lies off the diagonal is not written, and nobody reads it.
+template <int PIXELS, int DIAGONAL>
+__device__ void conv3x3_wgrad(const bf16* x, const bf16* dy, float* partial, const Conv& s, int tiles, int shares) {
+    constexpr int M = DIAGONAL == 64 ? 2 : 1, N = DIAGONAL == 16 ? 1 : 2;  // products of 16 filters by 8 channels
+    constexpr int ACROSS = DIAGONAL / (16 * M), WARPS = ACROSS * DIAGONAL / (8 * N);  // a block's warps
     DYNAMIC_SHARED(stage_bytes);
-    const int patch_size = (s.PH * s.PW << s.TI_log) * K, stage_size = patch_size + WGRAD_PIXELS * K;
+    const int patch_size = (s.PH * s.PW << s.TI_log) * K, stage_size = patch_size + PIXELS * K;
     bf16* stages = reinterpret_cast<bf16*>(stage_bytes);
 
     const int channel_blocks = s.CI / K, filter_blocks = s.CO / K;
@@ -267,7 +275,9 @@ extern "C" __global__ void __launch_bounds__(256)
     const int pack = blockIdx.x / (channel_blocks * filter_blocks) % s.packs;
     const int share = blockIdx.x / (channel_blocks * filter_blocks * s.packs);
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-    const int warp_filter = warp % 2 * 32, warp_channel = warp / 2 * 16;
+    const int block = warp / WARPS * DIAGONAL;
+    const int warp_filter = block + warp % WARPS % ACROSS * 16 * M;
+    const int warp_channel = block + warp % WARPS / ACROSS * 8 * N;
 
     auto load_stage = [&](int i) {
         const Tile tile(share + i * shares, s);
@@ -275,7 +285,7 @@ extern "C" __global__ void __launch_bounds__(256)
         load_patch(patch, x, s, tile, pack * s.CI + channel_block * K, 256);
         const int piece = threadIdx.x & 7, channel = pack * s.CO + filter_block * K + piece * 8;
 #pragma unroll
-        for (int first = 0; first < WGRAD_PIXELS; first += 256 / 8) {
+        for (int first = 0; first < PIXELS; first += 256 / 8) {
             const int row = first + (threadIdx.x >> 3);
             const Pixel pixel(row, s);
             const int n = tile.image + pixel.image, i = tile.row + pixel.row, j = tile.column + pixel.column;
@@ -285,7 +295,7 @@ extern "C" __global__ void __launch_bounds__(256)
         }
     };
 
-    float sums[9][2][2][4] = {};  // taps x (16 filters) x (8 channels) x the lane's four values
+    float sums[9][M][N][4] = {};  // taps x (16 filters) x (8 channels) x the lane's four values
     const int mine = (tiles - share + shares - 1) / shares;
     if (mine > 0) load_stage(0);
     copy_commit();
@@ -297,10 +307,10 @@ extern "C" __global__ void __launch_bounds__(256)
         const bf16* patch = stages + i % 2 * stage_size;
         const bf16* upstream = patch + patch_size;
 #pragma unroll 4  // turns share some of their address arithmetic, which takes as many instructions as the products
-        for (int k = 0; k < WGRAD_PIXELS; k += 16) {
-            unsigned int a[2][4], b[4];
+        for (int k = 0; k < PIXELS; k += 16) {
+            unsigned int a[M][4], b[4];
 #pragma unroll
-            for (int m = 0; m < 2; ++m) {
+            for (int m = 0; m < M; ++m) {
                 const int row = k + (lane & 7) + (lane >> 4) * 8;
                 load_matrices_transposed(a[m],
                                          upstream + swizzled(row, row, warp_filter / 8 + 2 * m + ((lane >> 3) & 1)));
@@ -310,14 +320,14 @@ extern "C" __global__ void __launch_bounds__(256)
 #pragma unroll
             for (int dw = 0; dw < 3; ++dw) {
                 const int column = (pixel.column << s.S_log) + dw;
-                const bf16* pixels = patch + swizzled(line + column, column >> s.S_log, warp_channel / 8 + (lane >> 4));
+                const bf16* pixels = patch + swizzled(line + column, column >> s.S_log, warp_channel / 8 + (lane >> 4) * (N - 1));
 #pragma unroll
                 for (int dh = 0; dh < 3; ++dh, pixels += s.PW * K) {
                     load_matrices_transposed(b, pixels);
 #pragma unroll
-                    for (int m = 0; m < 2; ++m)
+                    for (int m = 0; m < M; ++m)
 #pragma unroll
-                        for (int n = 0; n < 2; ++n)
+                        for (int n = 0; n < N; ++n)
                             multiply_accumulate(sums[3 * dh + dw][m][n], a[m], b[2 * n], b[2 * n + 1]);
                 }
             }
@@ -325,8 +335,8 @@ extern "C" __global__ void __launch_bounds__(256)
         __syncthreads();  // nobody reads this stage any more: the next turn fills it
     }
     for (int t = 0; t < 9; ++t)
-        for (int m = 0; m < 2; ++m)
-            for (int n = 0; n < 2; ++n)
+        for (int m = 0; m < M; ++m)
+            for (int n = 0; n < N; ++n)
                 for (int v = 0; v < 4; ++v) {
                     const int o = filter_block * K + warp_filter + 16 * m + (lane >> 2) + v / 2 * 8;
                     const int i = channel_block * K + warp_channel + 8 * n + (lane & 3) * 2 + v % 2;
@@ -334,6 +344,18 @@ extern "C" __global__ void __launch_bounds__(256)
                         sums[t][m][n][v];
                 }
 }
+
+#define CONV3X3_WGRAD(NAME, PIXELS, DIAGONAL)                                                                     \
+    extern "C" __global__ void __launch_bounds__(256)                                                             \
+        conv3x3_wgrad_##NAME(const bf16* x, const bf16* dy, float* partial, Conv conv, int tiles, int shares) {   \
+        conv3x3_wgrad<PIXELS, DIAGONAL>(x, dy, partial, conv, tiles, shares);                                     \
+    }
+CONV3X3_WGRAD(128, 128, 64)
+CONV3X3_WGRAD(64, 64, 64)
+CONV3X3_WGRAD(128_d32, 128, 32)
+CONV3X3_WGRAD(64_d32, 64, 32)
+CONV3X3_WGRAD(128_d16, 128, 16)
+CONV3X3_WGRAD(64_d16, 64, 16)
 
 // w (G o, c, 3, 3) -> packed (packs, CO, 9, CI), the groups of a pack along the diagonal; or, `transposed`, (packs, CI,
 // 9, CO) for the input gradient: filter and channel change places, and so do the ends of each tap. What lies off the

@@ -9,10 +9,17 @@
 // line of banks.
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(128) unsigned char name[]
 
+// To nearest, ties to even. GPUs before compute capability 8.0 have no instruction for it.
 __device__ inline unsigned short round_to_bf16(float value) {
+#if __CUDA_ARCH__ >= 800
     unsigned short bits;
     asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
     return bits;
+#else
+    const unsigned int bits = __float_as_uint(value);
+    if (value != value) return 0x7fff;
+    return static_cast<unsigned short>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+#endif
 }
 
 // low and high, rounded to bf16, in one 32-bit register (the order in which mma and memory want a pair).
