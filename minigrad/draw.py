@@ -27,9 +27,9 @@ HEAD = """digraph tape {
 def graph(y: Tensor, names: Module | Mapping[str, Tensor] | None = None) -> str:
     """Return the graph that leads to `y` in Graphviz's DOT language, inputs on the left.
 
-    `names` labels the leaves: a module, whose parameters have names, or a dictionary {"x": x}. The nodes are named as
-    in the book (minigrad/ops), whichever implementation ran. Raises ValueError for a tensor that no operation made, and
-    for a graph that `backward()` has freed.
+    `names` labels the leaves, and y: a module, whose parameters have names, or a dictionary {"x": x, "y": y}. The nodes
+    are named as in the book (minigrad/ops), whichever implementation ran. Raises ValueError for a tensor that no
+    operation made, and for a graph that `backward()` has freed.
     """
     if y.node is None:
         raise ValueError("there is no graph to draw: no recorded operation made this tensor")
@@ -70,7 +70,8 @@ def graph(y: Tensor, names: Module | Mapping[str, Tensor] | None = None) -> str:
                 source = declare(parent)
             label = f' [label="{shape}"]' if isinstance(parent, Function) else ""
             lines.append(f"  {source} -> {ids[node]}{label};")
-    lines.append(f'  y [shape=plain, style="", fontcolor="#717c89", label="{y.shape}"];\n  {root} -> y;')
+    last = f"{name_of[id(y)]}\\n{y.shape}" if id(y) in name_of else str(y.shape)
+    lines.append(f'  y [shape=plain, style="", fontcolor="#717c89", label="{last}"];\n  {root} -> y;')
     return HEAD + "\n".join(lines) + "\n}\n"
 
 

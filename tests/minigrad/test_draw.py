@@ -30,6 +30,12 @@ def test_operations_leaves_and_shapes():
     assert text.startswith("digraph") and text.count("{") == text.count("}")
 
 
+def test_the_last_node_has_the_name_of_y():
+    y, _, w = example()
+    assert labels(draw.graph(y, {"w": w, "y": y}), "plain") == [r"y\n()"]
+    assert labels(draw.graph(y, {"w": w}), "plain") == ["()"]
+
+
 def test_edges_lead_from_inputs_to_outputs():
     y, _, w = example()
     text = draw.graph(y, {"w": w})

@@ -131,6 +131,21 @@ def test_commands_that_take_long_exist(page, block):
             assert (ROOT / file).exists(), f"{name(page)}:{block.line}: there is no {file}"
 
 
+GUIDE = ROOT / "docs" / "guide"
+EXERCISES = {page.name: re.findall(r"^(\d+)\. \*\*", page.read_text(), re.MULTILINE) for page in GUIDE.glob("*.md")}
+EXERCISES = {page: numbers for page, numbers in EXERCISES.items() if numbers}
+
+
+@pytest.mark.parametrize("page", EXERCISES)
+def test_every_exercise_has_a_solution_that_runs(page, monkeypatch):
+    solutions = ROOT / "docs" / "solutions" / f"page_{page.partition('-')[0]}.py"
+    assert f"](../solutions/{solutions.name})" in (GUIDE / page).read_text()
+    functions = {k: v for k, v in runpy.run_path(str(solutions)).items() if k.startswith("exercise_")}
+    assert list(functions) == [f"exercise_{number}" for number in EXERCISES[page]]
+    for solve in functions.values():
+        solve()
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_links(page):
     text = FENCE.sub("", page.read_text())
@@ -151,13 +166,23 @@ def anchors(page: Path) -> set[str]:
 
 
 def test_pictures_are_what_their_command_draws(tmp_path, monkeypatch):
-    namespace = runpy.run_path(str(ROOT / "docs" / "draw_pictures.py"), run_name="pictures")
-    monkeypatch.setitem(namespace["Picture"].save.__globals__, "IMAGES", tmp_path)
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    namespace = runpy.run_path(str(ROOT / "docs" / "draw_pictures.py"), run_name="drawing")
+    monkeypatch.setattr("pictures.canvas.IMAGES", tmp_path)
     for picture, draw in namespace["PICTURES"].items():
         if picture != "tape":  # drawn by Graphviz, whose versions differ
             draw()
             drawn, committed = (folder / f"guide_{picture}.svg" for folder in (tmp_path, ROOT / "docs" / "images"))
             assert drawn.read_text() == committed.read_text(), f"run python docs/draw_pictures.py {picture}"
+
+
+@pytest.mark.parametrize("picture", sorted((ROOT / "docs" / "images").glob("guide_*.svg")), ids=lambda path: path.stem)
+def test_pictures_can_be_read_on_a_telephone_and_in_the_dark(picture):
+    svg = picture.read_text()
+    width = float(re.search(r'<svg[^>]* width="([\d.]+)"', svg)[1])
+    sizes = [float(n) for n in re.findall(r"font-size[=:]\"?([\d.]+)", svg)]
+    assert sizes and min(sizes) * min(1, 358 / width) > 10  # 390 pixels, less a page's margins
+    assert "@media (prefers-color-scheme:dark)" in svg
 
 
 def test_the_walk_through_the_source_has_the_lines_that_the_readme_says():
