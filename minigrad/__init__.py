@@ -17,7 +17,7 @@ if os.environ.get("MINIGRAD_FAST", "1") != "0":
 
     fast.register()  # the faster versions of the operations in ops/
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Function",

@@ -26,8 +26,8 @@ def cupy() -> ModuleType:
         import cupy
     except ImportError:
         raise DeviceError(
-            "device 'cuda' needs CuPy, which is not installed: pip install 'minigrad[cuda13]' (CUDA 13) or "
-            "'minigrad[cuda12]' (CUDA 12)"
+            "device 'cuda' needs CuPy, which is not installed: pip install 'cupy-cuda13x[ctk]' ml_dtypes "
+            "(for CUDA 12: 'cupy-cuda12x[ctk]')"
         ) from None
     if not cupy.cuda.is_available():
         raise DeviceError("device 'cuda' needs an NVIDIA GPU with its driver, and CuPy finds none on this machine")
@@ -100,8 +100,12 @@ def float_dtype(name: Any, device: str = "cpu") -> np.dtype:
     if str(name) == "bfloat16":
         if device == "cpu":
             raise ValueError("bfloat16 is computed on CUDA devices only: use float32 or float64 on the CPU")
-        import ml_dtypes
-
+        try:
+            import ml_dtypes
+        except ImportError:
+            raise DeviceError(
+                "bfloat16 needs ml_dtypes, which is not installed: pip install ml_dtypes, or use float32"
+            ) from None
         return np.dtype(ml_dtypes.bfloat16)
     dtype = np.dtype(name)
     if dtype not in (np.float32, np.float64):

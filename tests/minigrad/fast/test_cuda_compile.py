@@ -15,13 +15,13 @@ ARCHITECTURES = ["sm_80", "sm_90a"]
 @pytest.fixture(scope="session")
 def nvrtc():
     """CuPy's binding of NVRTC; it loads and compiles with no CUDA device and no driver."""
-    pytest.importorskip("cupy", reason="compiling CUDA needs CuPy: pip install 'minigrad[cuda-compile]'")
+    pytest.importorskip("cupy", reason="compiling CUDA needs CuPy: pip install cupy-cuda13x")
     from cupy_backends.cuda.libs import nvrtc
 
     try:
         nvrtc.getVersion()
     except Exception as error:  # CuPy raises what its loader found, of several types
-        pytest.skip(f"compiling CUDA needs NVRTC (pip install 'minigrad[cuda-compile]'): {error}")
+        pytest.skip(f"compiling CUDA needs NVRTC (pip install 'nvidia-cuda-nvrtc>=13,<14'): {error}")
     return nvrtc
 
 

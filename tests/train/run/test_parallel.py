@@ -23,7 +23,7 @@ from train.run.checkpoint import LAST
 MPIEXEC = shutil.which("mpiexec", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
 needs_mpi = pytest.mark.skipif(
     MPIEXEC is None or importlib.util.find_spec("mpi4py") is None,
-    reason="mpi4py or mpiexec is missing: pip install 'minigrad[mpi]'",
+    reason="mpi4py or mpiexec is missing: pip install mpi4py mpich",
 )
 # Open MPI refuses root unless it is told twice that this is meant.
 ENVIRONMENT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
