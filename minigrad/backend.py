@@ -8,6 +8,7 @@ a machine without a GPU never notices.
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from types import ModuleType
 from typing import Any
 
@@ -20,15 +21,17 @@ class DeviceError(ValueError):
     """A device that cannot be used here; the sentence says what is missing and what to install."""
 
 
+def wanted(package: str, needed_by: str, install: str) -> ModuleType:
+    """Import and return a package that not everybody has, or raise `DeviceError` with what needs it and a remedy."""
+    try:
+        return import_module(package)
+    except ImportError:
+        raise DeviceError(f"{needed_by} needs {package}, which is not installed: pip install {install}") from None
+
+
 def cupy() -> ModuleType:
     """Return the CuPy module, or raise `DeviceError` with what to install when there is no CuPy or no GPU."""
-    try:
-        import cupy
-    except ImportError:
-        raise DeviceError(
-            "device 'cuda' needs CuPy, which is not installed: pip install 'cupy-cuda13x[ctk]' ml_dtypes "
-            "(for CUDA 12: 'cupy-cuda12x[ctk]')"
-        ) from None
+    cupy = wanted("cupy", "device 'cuda'", "'cupy-cuda13x[ctk]' ml_dtypes (for CUDA 12: 'cupy-cuda12x[ctk]')")
     if not cupy.cuda.is_available():
         raise DeviceError("device 'cuda' needs an NVIDIA GPU with its driver, and CuPy finds none on this machine")
     return cupy
@@ -74,8 +77,7 @@ def to_device(array: Array, device: str) -> Array:
             f"device {device!r} does not exist: this machine has {cp.cuda.runtime.getDeviceCount()} GPU(s)"
         )
     cp.cuda.Device(index).use()
-    elsewhere = array_module(array) is cp and array.device.id != index
-    return array.copy() if elsewhere else cp.asarray(array)
+    return array.copy() if array_module(array) is cp and array.device.id != index else cp.asarray(array)
 
 
 def to_numpy(array: Array) -> np.ndarray:
@@ -100,13 +102,7 @@ def float_dtype(name: Any, device: str = "cpu") -> np.dtype:
     if str(name) == "bfloat16":
         if device == "cpu":
             raise ValueError("bfloat16 is computed on CUDA devices only: use float32 or float64 on the CPU")
-        try:
-            import ml_dtypes
-        except ImportError:
-            raise DeviceError(
-                "bfloat16 needs ml_dtypes, which is not installed: pip install ml_dtypes, or use float32"
-            ) from None
-        return np.dtype(ml_dtypes.bfloat16)
+        return np.dtype(wanted("ml_dtypes", "bfloat16", "ml_dtypes").bfloat16)
     dtype = np.dtype(name)
     if dtype not in (np.float32, np.float64):
         raise ValueError(f"dtype {dtype} is not one that minigrad computes in: use float32, float64 or bfloat16 (CUDA)")

@@ -442,7 +442,7 @@ def test_cuda_without_cupy_or_gpu_says_what_to_install(tmp_path, capsys, monkeyp
     monkeypatch.setitem(sys.modules, "cupy", None)  # as if it were not installed
     assert tiny.train(tmp_path / "out", "--device", "cuda") == cifar.USAGE
     error = capsys.readouterr().err
-    assert "device 'cuda' needs CuPy, which is not installed: pip install 'cupy-cuda13x[ctk]' ml_dtypes" in error
+    assert "device 'cuda' needs cupy, which is not installed: pip install 'cupy-cuda13x[ctk]' ml_dtypes" in error
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
