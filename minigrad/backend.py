@@ -48,6 +48,11 @@ def array_module(*arrays: Array) -> ModuleType:
     return np
 
 
+def is_array(value: Any) -> bool:
+    """True for arrays (and scalars) of NumPy and arrays of CuPy."""
+    return isinstance(value, np.ndarray | np.generic) or array_module(value) is not np
+
+
 def device_of(array: Array) -> str:
     """Return the name of the array's device: "cpu", "cuda" (the first GPU) or "cuda:1", "cuda:2", ..."""
     if array_module(array) is np:

@@ -9,7 +9,7 @@ import numpy as np
 
 from . import ops
 from .backend import float_dtype, generator, is_float, to_device
-from .ops.conv import Pair, as_pair
+from .ops.arguments import Pair, as_pair
 from .tensor import Tensor
 
 

@@ -20,7 +20,8 @@ import numpy as np
 
 from minigrad import Tensor, nn, no_grad
 from minigrad.nn import BatchNorm2d, Conv2d, Linear, Module
-from minigrad.ops.conv import as_pair, output_size
+from minigrad.ops.arguments import as_pair
+from minigrad.ops.conv import output_size
 
 
 @dataclass(frozen=True)

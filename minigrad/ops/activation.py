@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..backend import Array, array_module, generator
 from ..tensor import Function, Tensor
-from .basic import one_axis
+from .arguments import as_number, check_tensors, one_axis
 
 
 class ReLU(Function):
@@ -103,12 +103,12 @@ def tanh(x: Tensor) -> Tensor:
 
 def softmax(x: Tensor, axis: int = -1) -> Tensor:
     """e^xᵢ / Σⱼ e^xⱼ: positive numbers along `axis` that sum to 1."""
-    return Softmax.apply(x, axis=one_axis(axis, x))
+    return Softmax.apply(x, axis=one_axis("softmax", axis, x))
 
 
 def log_softmax(x: Tensor, axis: int = -1) -> Tensor:
     """xᵢ - log Σⱼ e^xⱼ: the logarithm of the softmax, exact where the softmax itself would round to 0."""
-    return LogSoftmax.apply(x, axis=one_axis(axis, x))
+    return LogSoftmax.apply(x, axis=one_axis("log_softmax", axis, x))
 
 
 def dropout(x: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
@@ -116,10 +116,8 @@ def dropout(x: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
 
     The mean of y is x (Srivastava et al., JMLR 2014, in its inverted form). Raises ValueError unless 0 <= p < 1.
     """
+    check_tensors("dropout", x=x)
+    p = as_number(p, "dropout's p")
     if not 0 <= p < 1:
         raise ValueError(f"dropout needs a probability 0 <= p < 1, got {p}")
     return Dropout.apply(x, p=p) if training and p > 0 else x
-
-
-for function in (relu, sigmoid, tanh):
-    setattr(Tensor, function.__name__, function)

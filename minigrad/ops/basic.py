@@ -2,7 +2,7 @@
 
 Every gradient rule has the same form: y = f(a, b), and `backward` returns dy multiplied by ∂y/∂a and ∂y/∂b. Where
 inputs broadcast, the rule is written as if they had y's shape; the engine sums the gradient back (`unbroadcast`).
-The last lines of the file give `Tensor` its operators.
+Below the classes stand the functions of tensors that a program calls; operators.py gives them to `Tensor`.
 """
 
 from __future__ import annotations
@@ -14,19 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import Array, array_module, device_of, float_dtype, is_float, matmul, to_device, total
+from ..backend import Array, array_module, device_of, float_dtype, to_device, total
 from ..tensor import Function, Tensor
-
-
-def as_tensor(value: Any, like: Tensor) -> Tensor:
-    """Return `value` as a tensor: a number takes the dtype and device of `like`, an array keeps its dtype."""
-    if isinstance(value, Tensor):
-        return value
-    number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
-    if number and is_float(like.dtype):
-        # Written where it is needed: a copy from the host would make the GPU wait, and no captured graph may hold one.
-        return Tensor._of(array_module(like.data).full((), value, like.dtype))
-    return Tensor(value, device=like.device)
+from .arguments import as_axes, as_pair, check_tensors, is_integer
 
 
 class Broadcasting(Function):
@@ -116,21 +106,6 @@ class Negate(Function):
         return -dy
 
 
-class MatMul(Broadcasting):
-    """y = a b over the last two axes,  da = dy bᵀ,  db = aᵀ dy. Leading axes broadcast."""
-
-    inner = 2
-
-    def forward(self, a: Array, b: Array) -> Array:
-        self.a, self.b = a, b
-        return matmul(a, b)  # (..., M, K) @ (..., K, N) = (..., M, N)
-
-    def backward(self, dy: Array) -> tuple[Array | None, Array | None]:
-        da = matmul(dy, self.b.swapaxes(-1, -2)) if self.needs[0] else None  # (..., M, N) @ (..., N, K) = (..., M, K)
-        db = matmul(self.a.swapaxes(-1, -2), dy) if self.needs[1] else None  # (..., K, M) @ (..., M, N) = (..., K, N)
-        return da, db
-
-
 class Exp(Function):
     """y = eˣ,  dx = dy y."""
 
@@ -162,38 +137,6 @@ class Sqrt(Function):
 
     def backward(self, dy: Array) -> Array:
         return dy / (2 * self.y)
-
-
-def as_axes(axis: Any, ndim: int) -> tuple[int, ...]:
-    """Return `axis` as a tuple of distinct axes counted from the front; None means all. Raises where it is not."""
-    axes = tuple(range(ndim)) if axis is None else tuple(axis) if isinstance(axis, tuple | list) else (axis,)
-    for a in axes:
-        if not isinstance(a, int | np.integer):
-            raise TypeError(f"an axis is an integer, got {a!r}")
-        if not -ndim <= a < ndim:
-            raise ValueError(f"axis {a} is out of range for a tensor with {ndim} axes")
-    axes = tuple(int(a) % ndim for a in axes)
-    if len(set(axes)) < len(axes):
-        raise ValueError(f"axis {axis} names an axis twice")
-    return axes
-
-
-def one_axis(axis: Any, x: Tensor) -> int:
-    """Return a single axis of x counted from the front. Raises where it is none, or no value lies along it."""
-    axes = as_axes(axis, x.ndim)
-    if len(axes) != 1 or not x.shape[axes[0]]:
-        raise ValueError(f"one axis with values along it is needed, got axis {axis} of shape {x.shape}")
-    return axes[0]
-
-
-def as_pair(value: Any, name: str, minimum: int) -> tuple[int, int]:
-    """Return an int or a pair of ints as a pair (rows, columns); ValueError below `minimum`, TypeError otherwise."""
-    pair = value if isinstance(value, tuple | list) else (value, value)
-    if len(pair) != 2 or not all(isinstance(n, int | np.integer) and not isinstance(n, bool) for n in pair):
-        raise TypeError(f"{name} is an integer or a pair of integers, got {value!r}")
-    if min(pair) < minimum:
-        raise ValueError(f"{name} must be at least {minimum}, got {value!r}")
-    return int(pair[0]), int(pair[1])
 
 
 class Sum(Function):
@@ -301,55 +244,6 @@ class To(Function):
         return to_device(dy, self.device).astype(self.dtype)
 
 
-def add(a: Tensor, b: Any) -> Tensor:
-    """a + b, element by element."""
-    return Add.apply(a, as_tensor(b, a))
-
-
-def subtract(a: Tensor, b: Any) -> Tensor:
-    """a - b, element by element."""
-    return Subtract.apply(a, as_tensor(b, a))
-
-
-def multiply(a: Tensor, b: Any) -> Tensor:
-    """a b, element by element."""
-    return Multiply.apply(a, as_tensor(b, a))
-
-
-def divide(a: Tensor, b: Any) -> Tensor:
-    """a / b, element by element."""
-    return Divide.apply(a, as_tensor(b, a))
-
-
-def power(a: Tensor, p: Any) -> Tensor:
-    """aᵖ, element by element; the gradient of p needs a > 0 (or a = 0, where it is 0)."""
-    return Power.apply(a, as_tensor(p, a))
-
-
-def matrix_product(a: Tensor, b: Any) -> Tensor:
-    """The matrix product a @ b with NumPy's rules: vectors are allowed, leading axes broadcast.
-
-    Raises ValueError where the inner sizes differ or an operand has no axis.
-    """
-    b = as_tensor(b, a)
-    if not a.ndim or not b.ndim:
-        raise ValueError(f"a matrix product needs at least one axis on each side, got shapes {a.shape} and {b.shape}")
-    if a.shape[-1] != b.shape[-2 if b.ndim > 1 else 0]:
-        raise ValueError(f"a matrix product needs equal inner sizes, got shapes {a.shape} and {b.shape}")
-    if a.ndim > 1 and b.ndim > 1:
-        return MatMul.apply(a, b)
-    row = a.reshape(1, -1) if a.ndim == 1 else a
-    column = b.reshape(-1, 1) if b.ndim == 1 else b
-    y = MatMul.apply(row, column)
-    kept = y.shape[:-2] + (y.shape[-2:-1] if a.ndim > 1 else ()) + (y.shape[-1:] if b.ndim > 1 else ())
-    return y.reshape(kept)
-
-
-def negate(x: Tensor) -> Tensor:
-    """-x."""
-    return Negate.apply(x)
-
-
 def exp(x: Tensor) -> Tensor:
     """eˣ, element by element."""
     return Exp.apply(x)
@@ -367,12 +261,12 @@ def sqrt(x: Tensor) -> Tensor:
 
 def sum(x: Tensor, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> Tensor:
     """Σ x over one axis, several, or all (None)."""
-    return Sum.apply(x, axes=as_axes(axis, x.ndim), keepdims=keepdims)
+    return Sum.apply(x, axes=as_axes("sum", axis, x), keepdims=keepdims)
 
 
 def mean(x: Tensor, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> Tensor:
     """The mean over one axis, several, or all (None). Raises ValueError where there is nothing to average."""
-    count = int(np.prod([x.shape[a] for a in as_axes(axis, x.ndim)]))
+    count = int(np.prod([x.shape[a] for a in as_axes("mean", axis, x)]))
     if not count:
         raise ValueError(f"mean over no elements: the tensor's shape is {x.shape}, the axes are {axis}")
     return sum(x, axis, keepdims) * (1.0 / count)
@@ -380,7 +274,7 @@ def mean(x: Tensor, axis: int | Sequence[int] | None = None, keepdims: bool = Fa
 
 def max(x: Tensor, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> Tensor:
     """The largest value over one axis, several, or all (None). Raises ValueError where there is nothing to compare."""
-    axes = as_axes(axis, x.ndim)
+    axes = as_axes("max", axis, x)
     if 0 in (x.shape[a] for a in axes):
         raise ValueError(f"max over no elements: the tensor's shape is {x.shape}, the axes are {axis}")
     return Max.apply(x, axes=axes, keepdims=keepdims)
@@ -388,8 +282,9 @@ def max(x: Tensor, axis: int | Sequence[int] | None = None, keepdims: bool = Fal
 
 def reshape(x: Tensor, *shape: Any) -> Tensor:
     """The same values, in row-major order, in another shape; one size may be -1. ValueError if it does not fit."""
+    check_tensors("reshape", x=x)
     wanted = tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape
-    if not all(isinstance(n, int | np.integer) for n in wanted):
+    if not all(is_integer(n) for n in wanted):
         raise TypeError(f"a shape is made of integers, got {wanted}")
     known = math.prod(n for n in wanted if n != -1)
     holes = wanted.count(-1)
@@ -402,7 +297,7 @@ def reshape(x: Tensor, *shape: Any) -> Tensor:
 def transpose(x: Tensor, *axes: Any) -> Tensor:
     """The axes in another order (reversed if none is given). Raises ValueError if they are no permutation."""
     given = axes[0] if len(axes) == 1 and isinstance(axes[0], tuple | list) else axes
-    order = as_axes(given, x.ndim) or tuple(range(x.ndim))[::-1]
+    order = as_axes("transpose", given, x) or tuple(range(x.ndim))[::-1]
     if len(order) != x.ndim:
         raise ValueError(f"transpose needs each of the {x.ndim} axes once, got {order}")
     return Transpose.apply(x, axes=order)
@@ -419,8 +314,9 @@ def concat(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     if not isinstance(tensors, tuple | list) or not tensors:
         raise TypeError(f"concat needs a list of at least one tensor, got {type(tensors).__name__}")
     first = tensors[0]
-    (a,) = as_axes((axis,), first.ndim)
+    (a,) = as_axes("concat", (axis,), first)
     for t in tensors:
+        check_tensors("concat", list=t)
         if t.ndim != first.ndim or t.shape[:a] + t.shape[a + 1 :] != first.shape[:a] + first.shape[a + 1 :]:
             raise ValueError(f"concat along axis {axis} needs equal other sizes, got {first.shape} and {t.shape}")
     return Concat.apply(*tensors, axis=a)
@@ -428,6 +324,7 @@ def concat(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
 
 def pad(x: Tensor, widths: Sequence[tuple[int, int]]) -> Tensor:
     """Put `widths[i] = (before, after)` zeros around axis i. Raises ValueError for negative or missing widths."""
+    check_tensors("pad", x=x)
     if not isinstance(widths, tuple | list) or len(widths) != x.ndim:
         raise ValueError(f"pad needs a pair (before, after) for each of the {x.ndim} axes, got {widths!r}")
     pairs = tuple(as_pair(pair, "a width of pad", 0) for pair in widths)
@@ -436,41 +333,7 @@ def pad(x: Tensor, widths: Sequence[tuple[int, int]]) -> Tensor:
 
 def to(x: Tensor, device: str | None = None, dtype: Any = None) -> Tensor:
     """The tensor on another device or in another precision, itself if it is so already; gradients travel back."""
+    check_tensors("to", x=x)
     device = device or x.device
     dtype = x.dtype if dtype is None else float_dtype(dtype, device)
     return x if (device, dtype) == (x.device, x.dtype) else To.apply(x, device=device, dtype=dtype)
-
-
-def equal(a: Tensor, b: Any) -> Tensor:
-    """a == b, element by element: a boolean tensor."""
-    return Tensor._of(a.data == as_tensor(b, a).data)
-
-
-def not_equal(a: Tensor, b: Any) -> Tensor:
-    """a != b, element by element: a boolean tensor."""
-    return Tensor._of(a.data != as_tensor(b, a).data)
-
-
-OPERATORS = {
-    "__add__": add,
-    "__radd__": add,
-    "__sub__": subtract,
-    "__rsub__": lambda a, b: subtract(as_tensor(b, a), a),
-    "__mul__": multiply,
-    "__rmul__": multiply,
-    "__truediv__": divide,
-    "__rtruediv__": lambda a, b: divide(as_tensor(b, a), a),
-    "__pow__": power,
-    "__rpow__": lambda a, b: power(as_tensor(b, a), a),
-    "__matmul__": matrix_product,
-    "__rmatmul__": lambda a, b: matrix_product(as_tensor(b, a), a),
-    "__neg__": negate,
-    "__getitem__": index,
-    "__eq__": equal,
-    "__ne__": not_equal,
-    "T": property(transpose),
-}
-for name, method in OPERATORS.items():
-    setattr(Tensor, name, method)
-for function in (exp, log, sqrt, sum, mean, max, reshape, transpose, to):
-    setattr(Tensor, function.__name__, function)

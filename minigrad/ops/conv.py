@@ -18,9 +18,7 @@ import numpy as np
 
 from ..backend import Array, array_module, matmul, total
 from ..tensor import Function, Tensor
-from .basic import as_pair
-
-Pair = tuple[int, int]
+from .arguments import Pair, as_pair, check_filters, check_window
 
 
 def conv2d_loops(x: Array, w: Array, stride: Pair, padding: Pair, dilation: Pair, groups: int) -> Array:
@@ -157,27 +155,6 @@ class Conv2d(Function):
         return windows.transpose(1, 2, 3, 0, 4, 5).reshape(self.groups, c * KH * KW, N * OH * OW)
 
 
-def check_images(x: Tensor, operation: str) -> None:
-    """Raise unless x is a batch of images (N, C, H, W) with at least one of each and floating-point values."""
-    if x.ndim != 4:
-        raise ValueError(f"{operation} expects images of shape (N, C, H, W), got {x.ndim} axes: {x.shape}")
-    if 0 in x.shape:
-        raise ValueError(f"{operation} got an empty batch: the images' shape is {x.shape}")
-    if x.dtype.kind in "biu":
-        raise TypeError(f"{operation} expects floating-point images, got {x.dtype}: scale them and convert with .to()")
-
-
-def check_window(x: Tensor, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair, operation: str) -> None:
-    """Raise ValueError where the (dilated) window is larger than the padded image."""
-    reach = tuple(d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True))
-    padded = tuple(n + 2 * p for n, p in zip(x.shape[2:], padding, strict=True))
-    if reach[0] > padded[0] or reach[1] > padded[1]:
-        raise ValueError(
-            f"{operation}: a window of {reach[0]}x{reach[1]} pixels does not fit into the padded image of "
-            f"{padded[0]}x{padded[1]}"
-        )
-
-
 def conv2d(
     x: Tensor,
     weight: Tensor,
@@ -198,27 +175,11 @@ def conv2d(
 
     Raises ValueError where shapes, groups or sizes do not fit, naming the numbers, and TypeError for integer images.
     """
-    check_images(x, "conv2d")
-    if weight.ndim != 4:
-        raise ValueError(f"conv2d expects weights of shape (O, C/groups, KH, KW), got {weight.shape}")
-    (_, C, _, _), (O, c, *kernel) = x.shape, weight.shape
-    if isinstance(groups, bool) or not isinstance(groups, int | np.integer) or groups < 1:
-        raise ValueError(f"conv2d: groups must be a positive integer, got {groups!r}")
-    if C % groups or O % groups:
-        raise ValueError(f"conv2d: {C} input channels and {O} filters must both be divisible by {groups} groups")
-    if c * groups != C:
-        raise ValueError(
-            f"conv2d: weights of shape {weight.shape} with {groups} group(s) need {c * groups} input channels, "
-            f"the images have {C}"
-        )
-    if 0 in weight.shape:
-        raise ValueError(f"conv2d got empty weights of shape {weight.shape}")
-    if bias is not None and bias.shape != (O,):
-        raise ValueError(f"conv2d: {O} filters need a bias of shape ({O},), got {bias.shape}")
+    check_filters(x, weight, bias, groups)
     options = {
         "stride": as_pair(stride, "stride", 1),
         "padding": as_pair(padding, "padding", 0),
         "dilation": as_pair(dilation, "dilation", 1),
     }
-    check_window(x, (kernel[0], kernel[1]), **options, operation="conv2d")
+    check_window(x, (weight.shape[2], weight.shape[3]), **options, operation="conv2d")
     return Conv2d.apply(x, weight, bias, **options, groups=int(groups))

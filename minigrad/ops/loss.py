@@ -1,28 +1,14 @@
-"""Linear layer and classification loss: from features to the one number that training makes small."""
+"""The classification loss: the one number that training makes small."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
-from ..backend import Array, array_module, capturing, device_of, to_device
+from ..backend import Array, array_module
 from ..tensor import Function, Tensor
 from .activation import log_softmax_array
+from .arguments import as_labels, as_number, check_tensors
 from .basic import to
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """y = x weightᵀ + bias:  (N, I) @ (I, O) + (O,) = (N, O), with weights (O, I) as PyTorch keeps them.
-
-    Raises ValueError where the number of features differs.
-    """
-    if weight.ndim != 2 or x.ndim < 1 or x.shape[-1] != weight.shape[1]:
-        raise ValueError(f"linear: features of shape {x.shape} do not fit weights of shape {weight.shape} (O, I)")
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"linear: {weight.shape[0]} outputs need a bias of shape {weight.shape[:1]}, got {bias.shape}")
-    y = x @ weight.transpose()
-    return y if bias is None else y + bias
 
 
 class CrossEntropy(Function):
@@ -47,24 +33,6 @@ class CrossEntropy(Function):
         return p_minus_q * (dy / N)
 
 
-def as_labels(labels: Any, shape: tuple[int, ...], device: str) -> Array:
-    """Return class numbers (N,) as an array on the device; raise where they do not fit logits of `shape` (N, K)."""
-    array = labels.data if isinstance(labels, Tensor) else labels
-    array = array if hasattr(array, "dtype") else np.asarray(array)
-    if array.dtype.kind not in "iu":
-        raise TypeError(f"cross_entropy expects integer labels, got {array.dtype}")
-    if array.shape != shape[:1]:
-        raise ValueError(f"cross_entropy expects {shape[0]} labels of shape {shape[:1]}, got shape {array.shape}")
-    if capturing(array):
-        return array  # while a CUDA graph is recorded nobody can look at a value
-    low, high = int(array.min()), int(array.max())
-    if low < 0 or high >= shape[1]:
-        raise ValueError(
-            f"cross_entropy: label {low if low < 0 else high} is not one of the {shape[1]} classes, 0 to {shape[1] - 1}"
-        )
-    return array if device_of(array) == device else to_device(array, device)
-
-
 def cross_entropy(logits: Tensor, labels: Any, label_smoothing: float = 0.0) -> Tensor:
     """The mean over the batch of -log softmax(logits)[label], in nats: logits (N, K), integer labels (N,).
 
@@ -72,13 +40,15 @@ def cross_entropy(logits: Tensor, labels: Any, label_smoothing: float = 0.0) -> 
     logits is computed, and returned, in float32: it needs more digits than bfloat16 has. Raises ValueError for a
     label that is no class, shapes that do not fit and an empty batch, TypeError for labels that are no integers.
     """
+    check_tensors("cross_entropy", logits=logits)
     if logits.ndim != 2:
         raise ValueError(f"cross_entropy expects logits of shape (N, K), got {logits.shape}")
     if 0 in logits.shape:
         raise ValueError(f"cross_entropy got an empty batch: the logits' shape is {logits.shape}")
+    label_smoothing = as_number(label_smoothing, "cross_entropy's label_smoothing")
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"cross_entropy: label_smoothing must lie between 0 and 1, got {label_smoothing}")
-    array = as_labels(labels, logits.shape, logits.device)
+    array = as_labels(labels, logits)
     if logits.dtype.name == "bfloat16":
         logits = to(logits, dtype="float32")
-    return CrossEntropy.apply(logits, labels=array, label_smoothing=float(label_smoothing))
+    return CrossEntropy.apply(logits, labels=array, label_smoothing=label_smoothing)

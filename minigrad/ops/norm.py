@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..backend import Array, array_module, device_of
+from ..backend import Array, array_module
 from ..tensor import Function, Tensor
+from .arguments import check_tensors, norm_options
 
 
 class BatchNorm(Function):
@@ -95,31 +96,6 @@ def update_running(running: Array | None, batch: Array, momentum: float) -> None
         running += momentum * batch
 
 
-def _arguments(
-    x: Tensor, weight: Tensor, bias: Tensor, running_mean: Any, running_var: Any, training: bool, options: dict
-) -> dict[str, Any]:
-    """Check what both forms take, and return the options with the running statistics as arrays."""
-    if x.ndim < 2 or 0 in x.shape:
-        raise ValueError(f"batch_norm expects a batch of shape (N, C, ...) that is not empty, got {x.shape}")
-    C = x.shape[1]
-    mean, var = (r.data if isinstance(r, Tensor) else r for r in (running_mean, running_var))
-    for name, value in (("weight", weight), ("bias", bias), ("running_mean", mean), ("running_var", var)):
-        shape = getattr(value, "shape", value)
-        if shape != (C,) and (value is not None or name in ("weight", "bias")):
-            raise ValueError(f"batch_norm: {C} channels need a {name} of shape ({C},), got {shape}")
-    for name, statistic in (("running_mean", mean), ("running_var", var)):
-        if statistic is not None and device_of(statistic) != x.device:  # it is changed in place, so never copied
-            raise ValueError(f"batch_norm: the input is on {x.device}, {name} on {device_of(statistic)}: move one")
-    momentum, eps = options["momentum"], options["eps"]
-    if not (0 <= momentum <= 1 and eps >= 0):
-        raise ValueError(f"batch_norm needs 0 <= momentum <= 1 and eps >= 0, got momentum {momentum} and eps {eps}")
-    if training and x.size == C:
-        raise ValueError(f"batch_norm in training needs more than one value per channel, got shape {x.shape}")
-    if not training and (mean is None or var is None):
-        raise ValueError("batch_norm in evaluation needs running_mean and running_var")
-    return {"running_mean": mean, "running_var": var, "training": training, **options}
-
-
 def batch_norm(
     x: Tensor,
     weight: Tensor,
@@ -138,7 +114,7 @@ def batch_norm(
     may be tensors, arrays or, in training, None. Raises ValueError for shapes and devices that do not fit and, in
     training, for one value per channel.
     """
-    options = _arguments(x, weight, bias, running_mean, running_var, training, {"momentum": momentum, "eps": eps})
+    options = norm_options(x, weight, bias, running_mean, running_var, training, momentum, eps)
     return BatchNorm.apply(x, weight, bias, **options)
 
 
@@ -158,7 +134,8 @@ def batch_norm_relu(
     Without a shortcut it is relu(batch_norm(x, ...)). Raises what `batch_norm` raises, and ValueError for a shortcut
     whose shape is not x's.
     """
-    options = _arguments(x, weight, bias, running_mean, running_var, training, {"momentum": momentum, "eps": eps})
+    options = norm_options(x, weight, bias, running_mean, running_var, training, momentum, eps)
+    check_tensors("batch_norm_relu", shortcut=shortcut)
     if shortcut is not None and shortcut.shape != x.shape:
         raise ValueError(f"batch_norm_relu: the shortcut's shape {shortcut.shape} must be the input's, {x.shape}")
     return BatchNormReLU.apply(x, weight, bias, shortcut, **options)

@@ -10,8 +10,9 @@ import numpy as np
 
 from ..backend import Array, array_module
 from ..tensor import Function, Tensor
+from .arguments import Pair, as_pair, check_images, check_window
 from .basic import mean
-from .conv import Pair, as_pair, check_images, check_window, output_size, pad_image, tap
+from .conv import output_size, pad_image, tap
 
 
 class MaxPool2d(Function):

@@ -10,8 +10,9 @@ from support.strategies import distinct, normal, positive
 
 import minigrad.functional as F
 from minigrad import Function, GradcheckError, Tensor, gradcheck, nn, no_grad
-from minigrad.ops.basic import Add, Divide, MatMul, Max, Multiply, Power, Sum
+from minigrad.ops.basic import Add, Divide, Max, Multiply, Power, Sum
 from minigrad.ops.conv import Conv2d
+from minigrad.ops.matmul import MatMul
 from minigrad.ops.norm import BatchNorm
 
 

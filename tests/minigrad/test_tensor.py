@@ -493,7 +493,7 @@ def test_gradients_may_be_a_list():
 def test_what_is_no_tensor_is_refused_by_name():
     with pytest.raises(TypeError, match=r"ReLU takes tensors, got ndarray: wrap it in Tensor\(...\)"):
         F.relu(np.ones(3))
-    with pytest.raises(TypeError, match="Conv2d takes tensors, got ndarray"):
+    with pytest.raises(TypeError, match="conv2d takes tensors, got ndarray for its weight"):
         F.conv2d(Tensor(np.ones((1, 1, 3, 3))), np.ones((1, 1, 2, 2)))
 
 

@@ -30,6 +30,8 @@ class Operation:
     integers: bool = False  # takes integers too (otherwise: TypeError)
     view: bool = False  # the result may share the input's memory
     same_dtype: bool = True  # the result has the inputs' dtype
+    mixes: bool = False  # takes numbers and arrays beside a tensor
+    optional: int | None = None  # which input may be None
 
 
 def T(*shape):
@@ -62,21 +64,19 @@ def binary(call, values=positive, name="", error=2.0):
             (lambda: call(T(2), 1j), TypeError, "not complex128"),
             (lambda: call(T(2), True), TypeError, f"{name} computes with floating-point tensors, got bool"),
             (
-                lambda: call(T(2), np.ones(2, np.float32)),
+                lambda: call(T(2), Tensor(np.ones(2, np.float32))),
                 TypeError,
                 f"{name} got tensors of dtypes float64 and float32",
             ),
         ],
         {((0, 3), (3,)): (0, 3), ((2, 0), (1, 1)): (2, 0), ((0,), ()): (0,)},
         error,
+        mixes=True,
     )
 
 
 def reversed_binary(name, combine, error=2.0):
-    """An operator whose left side is an array or a number; the tensor stands on the right.
-
-    Addition and multiplication take the tensor first, so their sentences name the two sides in that order.
-    """
+    """An operator whose left side is an array or a number; the tensor stands on the right."""
     left = positive(7, 2, 3)
 
     def call(x):
@@ -89,10 +89,9 @@ def reversed_binary(name, combine, error=2.0):
             (
                 lambda: combine(np.ones(2), T(3)),
                 ValueError,
-                rf"{name} cannot broadcast shapes \((2|3),\) and \((2|3),\)",
+                rf"{name} cannot broadcast shapes \(2,\) and \(3,\)",
             ),
             (lambda: combine("text", T(2)), TypeError, "not <U4"),
-            (lambda: combine(np.ones(2, np.float32), T(2)), TypeError, r"dtypes float(32|64) and float(32|64):"),
         ],
         {((0, 2, 3),): (0, 2, 3)},
         error,
@@ -180,7 +179,7 @@ def normalisation(call, name):
         return lambda: call(*tensors, mean, var, training, **options)
 
     return Operation(
-        lambda x, w, b: call(x, w, b, *(Tensor(s, device=x.device) for s in statistics), True),
+        lambda x, w, b: call(x, w, b, *(Tensor(s, device=getattr(x, "device", None)) for s in statistics), True),
         lambda: [distinct(0, 4, 3, 2, 5), normal(1, 3), normal(2, 3)],
         [
             (bad(x=(4, 2)), ValueError, r"2 channels need a weight of shape \(2,\), got \(3,\)"),
@@ -236,6 +235,7 @@ OPERATIONS = {
         ],
         {((0, 4), (4, 5)): (0, 5), ((2, 0), (0, 3)): (2, 3), ((0,), (0,)): ()},
         4.0,
+        mixes=True,
     ),
     "__rmatmul__": Operation(
         lambda x: normal(5, 2, 3).astype(x.dtype) @ x,
@@ -267,6 +267,7 @@ OPERATIONS = {
         gradient=False,
         integers=True,
         same_dtype=False,
+        mixes=True,
     ),
     "__ne__": Operation(
         lambda a, b: a != b,
@@ -276,6 +277,7 @@ OPERATIONS = {
         gradient=False,
         integers=True,
         same_dtype=False,
+        mixes=True,
     ),
     "T": Operation(
         lambda x: x.T,
@@ -344,7 +346,7 @@ OPERATIONS = {
         [
             (lambda: F.concat([]), TypeError, "concat needs a list of at least one tensor, got list"),
             (lambda: F.concat(T(2, 3)), TypeError, "concat needs a list of at least one tensor, got Tensor"),
-            (lambda: F.concat([np.ones(2)]), TypeError, "Concat takes tensors, got ndarray"),
+            (lambda: F.concat([np.ones(2)]), TypeError, "concat takes tensors, got ndarray"),
             (lambda: F.concat([T(2, 3), T(3, 3)], 1), ValueError, r"equal other sizes, got \(2, 3\) and \(3, 3\)"),
             (lambda: F.concat([T(2, 3), T(2)]), ValueError, r"equal other sizes, got \(2, 3\) and \(2,\)"),
             (lambda: F.concat([T(2)], 1), ValueError, "axis 1 is out of range for a tensor with 1 axes"),
@@ -441,6 +443,7 @@ OPERATIONS = {
             ((2, 4, 4, 6), (6, 2, 0, 2), (6,)): r"empty weights of shape \(6, 2, 0, 2\)",
         },
         4.0,
+        optional=2,
     ),
     "linear": Operation(
         F.linear,
@@ -457,6 +460,7 @@ OPERATIONS = {
         ],
         {((0, 4), (2, 4), (2,)): (0, 2), ((3, 0), (2, 0), (2,)): (3, 2)},
         4.0,
+        optional=2,
     ),
     "cross_entropy": Operation(
         lambda x: F.cross_entropy(x, LABELS, 0.1),

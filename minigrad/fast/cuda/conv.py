@@ -25,7 +25,7 @@ import numpy as np
 
 from ... import optim, tensor
 from ...backend import Array, array_module, total
-from ...ops import basic, conv, loss, norm
+from ...ops import conv, loss, matmul, norm
 from ...ops.conv import Pair
 from .. import handover
 from . import cublas, tiles
@@ -416,8 +416,8 @@ def _add_shares(partial: Array, w: Array, tap_length: int, CO: int, o: int) -> A
 # *** linear layer ***
 
 
-class MatMul(basic.MatMul):
-    """basic.MatMul for two matrices, through cuBLAS: no copies, float32 sums, and allowed in a captured graph."""
+class MatMul(matmul.MatMul):
+    """matmul.MatMul for two matrices, through cuBLAS: no copies, float32 sums, and allowed in a captured graph."""
 
     @classmethod
     def accepts(cls, *arrays: Any, **options: Any) -> bool:
@@ -516,7 +516,7 @@ OPERATIONS: dict[type[tensor.Function], type[tensor.Function]] = {
     conv.Conv2d: Conv2d,
     norm.BatchNorm: BatchNorm,
     norm.BatchNormReLU: BatchNormReLU,
-    basic.MatMul: MatMul,
+    matmul.MatMul: MatMul,
     loss.CrossEntropy: CrossEntropy,
 }
 

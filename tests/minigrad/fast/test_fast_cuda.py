@@ -17,7 +17,7 @@ from minigrad import optim
 from minigrad.fast.cuda import conv as cuda
 from minigrad.fast.cuda import cublas
 from minigrad.fast.cuda.graph import EAGER_CALLS, Graph
-from minigrad.ops import basic, conv, norm
+from minigrad.ops import basic, conv, matmul, norm
 from minigrad.ops.loss import CrossEntropy
 from resnext.model import cifar
 from train.run import loop as training
@@ -231,7 +231,7 @@ def test_matrix_product_is_the_books(gpu, dtype, flip):
     b = rng.standard_normal((3, 7)).astype(dtype).T if flip else rng.standard_normal((7, 3)).astype(dtype)
     dy = rng.standard_normal((5, 3)).astype(dtype)
     assert cuda.MatMul.accepts(a, b)
-    y_book, gradients_book = run(basic.MatMul, exact((a, b)), dy.astype(np.float64))
+    y_book, gradients_book = run(matmul.MatMul, exact((a, b)), dy.astype(np.float64))
     y, gradients = run(cuda.MatMul, (a, b), dy)
     for mine, book in zip((y, *gradients), (y_book, *gradients_book), strict=True):
         close(mine, book, dtype)

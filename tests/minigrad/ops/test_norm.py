@@ -12,7 +12,7 @@ from support.strategies import normal, positive, seeds, sizes
 
 import minigrad.functional as F
 from minigrad import Tensor, gradcheck
-from minigrad.ops import norm
+from minigrad.ops import arguments
 
 
 @dataclass
@@ -187,6 +187,6 @@ def test_running_statistics_on_another_device_are_refused(operation, monkeypatch
     """They are changed in place, so a copy on the input's device would not do."""
     x, ones = Tensor(normal(0, 8, 2)), Tensor(np.ones(2))
     mean, var = np.zeros(2), np.ones(2)
-    monkeypatch.setattr(norm, "device_of", lambda array: "cuda" if array is var else "cpu")
+    monkeypatch.setattr(arguments, "device_of", lambda array: "cuda" if array is var else "cpu")
     with pytest.raises(ValueError, match="the input is on cpu, running_var on cuda: move one"):
         operation(x, ones, ones, mean, var, True)

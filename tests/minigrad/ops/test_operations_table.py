@@ -171,6 +171,77 @@ def test_bfloat16_is_taken_and_kept(device, name, monkeypatch):
             assert abs(mine.astype(np.float64) - book).max() <= 0.02 * abs(book).max()
 
 
+class Foreign:
+    """Another library's tensor: it has a shape and a dtype of its own, and NumPy can read it."""
+
+    def __init__(self, array):
+        self.array, self.shape, self.ndim, self.size, self.dtype = array, array.shape, array.ndim, array.size, "float64"
+
+    def __array__(self, dtype=None, copy=None):
+        return self.array
+
+
+def numpy_array(array):
+    return array
+
+
+NO_TENSORS = {
+    "none": lambda array: None,
+    "number": lambda array: 3,
+    "text": lambda array: "text",
+    "list": np.ndarray.tolist,
+    "array": numpy_array,
+    "foreign": Foreign,
+    "function": lambda array: numpy_array,
+}
+
+
+@pytest.mark.parametrize("name", [n for n in EVERY if n in F.__all__ or OPERATIONS[n].mixes])
+@pytest.mark.parametrize("kind", NO_TENSORS)
+def test_what_is_no_tensor_is_refused_in_one_sentence(name, kind):
+    operation = OPERATIONS[name]
+    for position, array in enumerate(operation.arrays()):
+        arguments = [Tensor(a) for a in operation.arrays()]
+        arguments[position] = NO_TENSORS[kind](array)
+        if arguments[position] is None and operation.optional == position:
+            continue
+        try:
+            operation.call(*arguments)
+        except (TypeError, ValueError) as error:
+            assert "\n" not in str(error)
+            assert "NoneType' object" not in str(error)
+        else:
+            assert operation.mixes, f"{name} takes {kind} for its input {position}"
+
+
+@pytest.mark.parametrize("method", ["to", "__getitem__", "__neg__", "relu", "sum"])
+def test_methods_refuse_what_is_no_tensor(method):
+    arguments = [0] if method == "__getitem__" else []
+    with pytest.raises(TypeError, match=r"takes tensors, got list.*: wrap it in Tensor\(...\)"):
+        getattr(Tensor, method)([1.0, 2.0], *arguments)
+
+
+@pytest.mark.parametrize("name", [n for n in EVERY if OPERATIONS[n].mixes])
+def test_an_array_beside_a_tensor_takes_its_dtype(name):
+    a, b = OPERATIONS[name].arrays()
+    expected = OPERATIONS[name].call(Tensor(a, dtype="float32"), Tensor(b, dtype="float32"))
+    for pair in ((Tensor(a, dtype="float32"), b), (a, Tensor(b, dtype="float32"))):
+        y = OPERATIONS[name].call(*pair)
+        assert isinstance(y, Tensor)
+        assert y.dtype == expected.dtype
+        assert_array_equal(y.numpy(), expected.numpy())
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_arrays_in_foreign_byte_order_are_converted(name):
+    arrays = OPERATIONS[name].arrays()
+    swapped = [Tensor(a.astype(a.dtype.newbyteorder())) for a in arrays]
+    assert all(t.dtype == np.float64 for t in swapped)
+    assert_array_equal(
+        OPERATIONS[name].call(*swapped).numpy(), OPERATIONS[name].call(*(Tensor(a) for a in arrays)).numpy()
+    )
+
+
 def test_every_record_says_what_happens_with_size_zero_and_bad_inputs():
     assert [name for name in EVERY if not OPERATIONS[name].empty or not OPERATIONS[name].bad] == []
 

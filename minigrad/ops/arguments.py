@@ -1,0 +1,205 @@
+"""What the operations accept: every argument is checked here, so that the other files of this folder hold formulas.
+
+Whatever does not fit is refused before anything is computed, with a TypeError for the wrong kind of thing and a
+ValueError for the wrong size, in one sentence that names the numbers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..backend import Array, array_module, capturing, device_of, is_array, is_float, to_device
+from ..tensor import Tensor
+
+Pair = tuple[int, int]
+
+
+def check_tensors(operation: str, **arguments: Any) -> None:
+    """Raise TypeError for an argument that is no tensor; a bias and a shortcut may be None."""
+    for name, value in arguments.items():
+        if not isinstance(value, Tensor) and not (value is None and name in ("bias", "shortcut")):
+            kind = type(value).__name__
+            raise TypeError(f"{operation} takes tensors, got {kind} for its {name}: wrap it in Tensor(...)")
+
+
+def as_tensors(operation: str, a: Any, b: Any) -> tuple[Tensor, Tensor]:
+    """Return both sides of an operator as tensors: what is none takes the other's device and floating-point dtype."""
+    if not isinstance(a, Tensor) and not isinstance(b, Tensor):
+        check_tensors(operation, a=a, b=b)
+    return _beside(a, b), _beside(b, a)
+
+
+def _beside(value: Any, other: Any) -> Tensor:
+    """Return `value` as a tensor that can be combined with the tensor `other`; a boolean stays one."""
+    if isinstance(value, Tensor):
+        return value
+    floating = is_float(other.dtype)
+    if floating and isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool):
+        # Written where it is needed: a copy from the host would make the GPU wait, and no captured graph may hold one.
+        return Tensor._of(array_module(other.data).full((), value, other.dtype))
+    tensor = Tensor(value, device=other.device)
+    floating = floating and not isinstance(value, bool | np.bool)
+    return Tensor._of(tensor.data.astype(other.dtype, copy=False)) if floating else tensor
+
+
+def is_integer(value: Any) -> bool:
+    """True for integers of Python and NumPy; True and False are none."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def as_number(value: Any, name: str) -> float:
+    """Return a number of Python or NumPy as a float; TypeError for anything else."""
+    if not isinstance(value, int | float | np.integer | np.floating) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    return float(value)
+
+
+def as_pair(value: Any, name: str, minimum: int) -> Pair:
+    """Return an int or a pair of ints as a pair (rows, columns); ValueError below `minimum`, TypeError otherwise."""
+    pair = value if isinstance(value, tuple | list) else (value, value)
+    if len(pair) != 2 or not all(is_integer(n) for n in pair):
+        raise TypeError(f"{name} is an integer or a pair of integers, got {value!r}")
+    if min(pair) < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {value!r}")
+    return int(pair[0]), int(pair[1])
+
+
+def as_axes(operation: str, axis: Any, x: Tensor) -> tuple[int, ...]:
+    """Return `axis` as a tuple of distinct axes of x counted from the front; None means all. Raises where it is not."""
+    check_tensors(operation, x=x)
+    axes = tuple(range(x.ndim)) if axis is None else tuple(axis) if isinstance(axis, tuple | list) else (axis,)
+    for a in axes:
+        if not is_integer(a):
+            raise TypeError(f"{operation}: an axis is an integer, got {a!r}")
+        if not -x.ndim <= a < x.ndim:
+            raise ValueError(f"{operation}: axis {a} is out of range for a tensor with {x.ndim} axes")
+    axes = tuple(int(a) % x.ndim for a in axes)
+    if len(set(axes)) < len(axes):
+        raise ValueError(f"{operation}: axis {axis} names an axis twice")
+    return axes
+
+
+def one_axis(operation: str, axis: Any, x: Tensor) -> int:
+    """Return a single axis of x counted from the front. Raises where it is none, or no value lies along it."""
+    axes = as_axes(operation, axis, x)
+    if len(axes) != 1 or not x.shape[axes[0]]:
+        raise ValueError(f"{operation}: one axis with values along it is needed, got axis {axis} of shape {x.shape}")
+    return axes[0]
+
+
+def check_product(a: Tensor, b: Tensor) -> None:
+    """Raise ValueError where the matrix product a @ b does not exist."""
+    if not a.ndim or not b.ndim:
+        raise ValueError(f"a matrix product needs at least one axis on each side, got shapes {a.shape} and {b.shape}")
+    if a.shape[-1] != b.shape[-2 if b.ndim > 1 else 0]:
+        raise ValueError(f"a matrix product needs equal inner sizes, got shapes {a.shape} and {b.shape}")
+
+
+def check_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """Raise ValueError where features x (..., I), weights (O, I) and bias (O,) do not fit."""
+    check_tensors("linear", x=x, weight=weight, bias=bias)
+    if weight.ndim != 2 or x.ndim < 1 or x.shape[-1] != weight.shape[1]:
+        raise ValueError(f"linear: features of shape {x.shape} do not fit weights of shape {weight.shape} (O, I)")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"linear: {weight.shape[0]} outputs need a bias of shape {weight.shape[:1]}, got {bias.shape}")
+
+
+def check_images(x: Tensor, operation: str) -> None:
+    """Raise unless x is a batch of images (N, C, H, W) with at least one of each and floating-point values."""
+    check_tensors(operation, x=x)
+    if x.ndim != 4:
+        raise ValueError(f"{operation} expects images of shape (N, C, H, W), got {x.ndim} axes: {x.shape}")
+    if 0 in x.shape:
+        raise ValueError(f"{operation} got an empty batch: the images' shape is {x.shape}")
+    if not is_float(x.dtype):
+        raise TypeError(f"{operation} expects floating-point images, got {x.dtype}: scale them and convert with .to()")
+
+
+def check_window(x: Tensor, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair, operation: str) -> None:
+    """Raise ValueError where the (dilated) window is larger than the padded image."""
+    reach = tuple(d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True))
+    padded = tuple(n + 2 * p for n, p in zip(x.shape[2:], padding, strict=True))
+    if reach[0] > padded[0] or reach[1] > padded[1]:
+        raise ValueError(
+            f"{operation}: a window of {reach[0]}x{reach[1]} pixels does not fit into the padded image of "
+            f"{padded[0]}x{padded[1]}"
+        )
+
+
+def check_filters(x: Tensor, weight: Tensor, bias: Tensor | None, groups: Any) -> None:
+    """Raise where filters (O, C/G, KH, KW), a bias (O,) and the groups do not fit images x (N, C, H, W)."""
+    check_images(x, "conv2d")
+    check_tensors("conv2d", weight=weight, bias=bias)
+    if weight.ndim != 4:
+        raise ValueError(f"conv2d expects weights of shape (O, C/groups, KH, KW), got {weight.shape}")
+    C, (O, c, _, _) = x.shape[1], weight.shape
+    if not is_integer(groups) or groups < 1:
+        raise ValueError(f"conv2d: groups must be a positive integer, got {groups!r}")
+    if C % groups or O % groups:
+        raise ValueError(f"conv2d: {C} input channels and {O} filters must both be divisible by {groups} groups")
+    if c * groups != C:
+        raise ValueError(
+            f"conv2d: weights of shape {weight.shape} with {groups} group(s) need {c * groups} input channels, "
+            f"the images have {C}"
+        )
+    if 0 in weight.shape:
+        raise ValueError(f"conv2d got empty weights of shape {weight.shape}")
+    if bias is not None and bias.shape != (O,):
+        raise ValueError(f"conv2d: {O} filters need a bias of shape ({O},), got {bias.shape}")
+
+
+def norm_options(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Any,
+    running_var: Any,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> dict[str, Any]:
+    """Check what batch norm takes, and return its options with the running statistics as arrays."""
+    check_tensors("batch_norm", x=x)
+    if x.ndim < 2 or 0 in x.shape:
+        raise ValueError(f"batch_norm expects a batch of shape (N, C, ...) that is not empty, got {x.shape}")
+    C = x.shape[1]
+    mean, var = (r.data if isinstance(r, Tensor) else r for r in (running_mean, running_var))
+    for name, value in (("weight", weight), ("bias", bias), ("running_mean", mean), ("running_var", var)):
+        shape = getattr(value, "shape", value)
+        if shape != (C,) and (value is not None or name in ("weight", "bias")):
+            raise ValueError(f"batch_norm: {C} channels need a {name} of shape ({C},), got {shape}")
+    for name, statistic in (("running_mean", mean), ("running_var", var)):
+        if statistic is None:
+            continue
+        if not is_array(statistic) or not is_float(statistic.dtype):
+            kind = getattr(statistic, "dtype", type(statistic).__name__)
+            raise TypeError(f"batch_norm needs a floating-point array or tensor as its {name}, got {kind}")
+        if device_of(statistic) != x.device:  # it is changed in place, so never copied
+            raise ValueError(f"batch_norm: the input is on {x.device}, {name} on {device_of(statistic)}: move one")
+    momentum, eps = as_number(momentum, "batch_norm's momentum"), as_number(eps, "batch_norm's eps")
+    if not (0 <= momentum <= 1 and eps >= 0):
+        raise ValueError(f"batch_norm needs 0 <= momentum <= 1 and eps >= 0, got momentum {momentum} and eps {eps}")
+    if training and x.size == C:
+        raise ValueError(f"batch_norm in training needs more than one value per channel, got shape {x.shape}")
+    if not training and (mean is None or var is None):
+        raise ValueError("batch_norm in evaluation needs running_mean and running_var")
+    return {"running_mean": mean, "running_var": var, "training": training, "momentum": momentum, "eps": eps}
+
+
+def as_labels(labels: Any, logits: Tensor) -> Array:
+    """Return class numbers (N,) as an array on the device of the logits (N, K); raise where they do not fit."""
+    array = labels.data if isinstance(labels, Tensor) else labels
+    array = array if is_array(array) else np.asarray(array)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"cross_entropy expects integer labels, got {array.dtype}")
+    N, K = logits.shape
+    if array.shape != (N,):
+        raise ValueError(f"cross_entropy expects {N} labels of shape ({N},), got shape {array.shape}")
+    if capturing(array):
+        return array  # while a CUDA graph is recorded nobody can look at a value
+    low, high = int(array.min()), int(array.max())
+    if low < 0 or high >= K:
+        raise ValueError(f"cross_entropy: label {low if low < 0 else high} is not one of the {K} classes, 0 to {K - 1}")
+    return array if device_of(array) == logits.device else to_device(array, logits.device)
