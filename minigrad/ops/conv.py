@@ -7,9 +7,9 @@ The axes, always in this order:
     y   (N, O, OH, OW)        one number per image, filter and position of the window
 
 The window moves by `stride` (SH, SW), over an image with `padding` (PH, PW) zeros around it, and its taps lie
-`dilation` (DH, DW) apart. The G groups split the channels: filter o belongs to group g = o // (O/G) and sees channels
-g C/G ... (g+1) C/G - 1, no others. With G = 1 every filter sees every channel; with G = C each sees one ("depthwise").
-In a product over groups, c = C/G and o = O/G are the channels and filters of one group.
+`dilation` (DH, DW) apart. The G groups split the channels: each has c = C/G channels and o = O/G filters. Filter f
+belongs to group g = f // o and sees channels g c ... (g+1) c - 1, no others. With G = 1 every filter sees every
+channel; with G = C each sees one ("depthwise").
 """
 
 from __future__ import annotations
@@ -24,41 +24,41 @@ from .arguments import Pair, as_pair, check_filters, check_window
 def conv2d_loops(x: Array, w: Array, stride: Pair, padding: Pair, dilation: Pair, groups: int) -> Array:
     """The definition, one multiplication at a time; far too slow for anything but reading and testing.
 
-    y[n, o, oh, ow] = Σ_c Σ_kh Σ_kw  w[o, c, kh, kw] · x[n, g C/G + c, oh SH + kh DH - PH, ow SW + kw DW - PW]
+    y[n, f, oh, ow] = Σ_i Σ_kh Σ_kw  w[f, i, kh, kw] · x[n, g c + i, oh SH + kh DH - PH, ow SW + kw DW - PW]
 
-    with g = o // (O/G), and x = 0 outside the image. In the code (h, v) is the pixel, and c_in = C/G.
+    with g = f // o, and x = 0 outside the image.
     """
-    (N, _, H, W), (O, c_in, KH, KW) = x.shape, w.shape
+    (N, _, H, W), (O, c, KH, KW) = x.shape, w.shape
     OH, OW = output_size((H, W), (KH, KW), stride, padding, dilation)
     y = np.zeros((N, O, OH, OW), x.dtype)
     for n in range(N):
-        for o in range(O):
-            g = o // (O // groups)
+        for f in range(O):
+            g = f // (O // groups)
             for oh in range(OH):
                 for ow in range(OW):
-                    for c in range(c_in):
+                    for i in range(c):
                         for kh in range(KH):
                             for kw in range(KW):
-                                h = oh * stride[0] + kh * dilation[0] - padding[0]
-                                v = ow * stride[1] + kw * dilation[1] - padding[1]
-                                if 0 <= h < H and 0 <= v < W:
-                                    y[n, o, oh, ow] += w[o, c, kh, kw] * x[n, g * c_in + c, h, v]
+                                row = oh * stride[0] + kh * dilation[0] - padding[0]
+                                col = ow * stride[1] + kw * dilation[1] - padding[1]
+                                if 0 <= row < H and 0 <= col < W:
+                                    y[n, f, oh, ow] += w[f, i, kh, kw] * x[n, g * c + i, row, col]
     return y
 
 
 def output_size(size: Pair, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Pair:
-    """The window's positions along each axis: (size + 2 padding - dilation (kernel - 1) - 1) // stride + 1."""
-    oh, ow = (
+    """The window's positions (OH, OW): (size + 2 padding - dilation (kernel - 1) - 1) // stride + 1 along each axis."""
+    OH, OW = (
         (n + 2 * p - d * (k - 1) - 1) // s + 1
         for n, k, s, p, d in zip(size, kernel, stride, padding, dilation, strict=True)
     )
-    return oh, ow
+    return OH, OW
 
 
-def tap(kh: int, kw: int, out: Pair, stride: Pair, dilation: Pair) -> tuple[slice, slice]:
+def tap(kh: int, kw: int, positions: Pair, stride: Pair, dilation: Pair) -> tuple[slice, slice]:
     """The rows and columns of the padded image that tap (kh, kw) meets while the window moves: OH x OW pixels."""
-    h, w = kh * dilation[0], kw * dilation[1]
-    return slice(h, h + out[0] * stride[0], stride[0]), slice(w, w + out[1] * stride[1], stride[1])
+    (OH, OW), (SH, SW), row, col = positions, stride, kh * dilation[0], kw * dilation[1]
+    return slice(row, row + OH * SH, SH), slice(col, col + OW * SW, SW)
 
 
 def pad_image(x: Array, padding: Pair, value: float = 0.0) -> Array:
@@ -68,17 +68,17 @@ def pad_image(x: Array, padding: Pair, value: float = 0.0) -> Array:
     return array_module(x).pad(x, ((0, 0), (0, 0), (padding[0],) * 2, (padding[1],) * 2), constant_values=value)
 
 
-def im2col(x: Array, kernel: Pair, out: Pair, stride: Pair, dilation: Pair) -> Array:
+def im2col(x: Array, kernel: Pair, positions: Pair, stride: Pair, dilation: Pair) -> Array:
     """Lay the windows of the padded images x (N, C, H', W') side by side: (N, C, KH, KW, OH, OW).
 
-    columns[n, c, kh, kw, oh, ow] = x[n, c, oh SH + kh DH, ow SW + kw DW]
+    columns[n, i, kh, kw, oh, ow] = x[n, i, oh SH + kh DH, ow SW + kw DW]
 
     A pixel is copied once for every window that it lies in, at most KH KW times.
     """
-    columns = array_module(x).empty((*x.shape[:2], *kernel, *out), x.dtype)
+    columns = array_module(x).empty((*x.shape[:2], *kernel, *positions), x.dtype)
     for kh in range(kernel[0]):
         for kw in range(kernel[1]):
-            rows, cols = tap(kh, kw, out, stride, dilation)
+            rows, cols = tap(kh, kw, positions, stride, dilation)
             columns[:, :, kh, kw] = x[:, :, rows, cols]
     return columns
 
@@ -116,7 +116,7 @@ class Conv2d(Function):
         (N, _, H, W), (O, _, KH, KW) = x.shape, w.shape
         self.x, self.w = x, w
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
-        self.out = OH, OW = output_size((H, W), (KH, KW), stride, padding, dilation)
+        self.positions = OH, OW = output_size((H, W), (KH, KW), stride, padding, dilation)
 
         y = matmul(self.filters(), self.columns())  # (G, o, c·KH·KW) @ (G, c·KH·KW, N·OH·OW) = (G, o, N·OH·OW)
         y = y.reshape(O, N, OH, OW).transpose(1, 0, 2, 3)  # filters of group 0, of group 1, ...: (N, O, OH, OW)
@@ -124,7 +124,7 @@ class Conv2d(Function):
 
     def backward(self, dy: Array) -> tuple[Array | None, Array | None, Array | None]:
         (N, C, H, W), (O, c, KH, KW) = self.x.shape, self.w.shape
-        G, (OH, OW), (PH, PW) = self.groups, self.out, self.padding
+        G, (OH, OW), (PH, PW) = self.groups, self.positions, self.padding
         dx = dw = None
 
         dy_rows = dy.transpose(1, 0, 2, 3).reshape(G, O // G, N * OH * OW)
@@ -150,8 +150,8 @@ class Conv2d(Function):
         Built for the forward pass and built again for the backward pass: kept in between, the columns of a 3x3
         convolution would take nine times the memory of its input.
         """
-        (N, *_), (_, c, KH, KW), (OH, OW) = self.x.shape, self.w.shape, self.out
-        windows = im2col(pad_image(self.x, self.padding), (KH, KW), self.out, self.stride, self.dilation)
+        (N, *_), (_, c, KH, KW), (OH, OW) = self.x.shape, self.w.shape, self.positions
+        windows = im2col(pad_image(self.x, self.padding), (KH, KW), self.positions, self.stride, self.dilation)
         return windows.transpose(1, 2, 3, 0, 4, 5).reshape(self.groups, c * KH * KW, N * OH * OW)
 
 
@@ -166,12 +166,12 @@ def conv2d(
 ) -> Tensor:
     """Convolve images x (N, C, H, W) with filters (O, C/groups, KH, KW); add a bias (O,): y (N, O, OH, OW).
 
-    y[n, o, oh, ow] = bias[o] +
-        Σ_c Σ_kh Σ_kw weight[o, c, kh, kw] · x[n, g C/G + c, oh SH + kh DH - PH, ow SW + kw DW - PW]
+    y[n, f, oh, ow] = bias[f] +
+        Σ_i Σ_kh Σ_kw weight[f, i, kh, kw] · x[n, g c + i, oh SH + kh DH - PH, ow SW + kw DW - PW]
 
-    with g the group of filter o; as everywhere in the field, a cross-correlation: the filter is not flipped. `stride`,
-    `padding` and `dilation` are integers or pairs (rows, columns). Grouped convolution is from Krizhevsky et al. (NIPS
-    2012); ResNeXt uses it for the aggregated transformations (Xie et al. 2017, Figure 3c).
+    with c = C/groups and g the group of filter f; as everywhere in the field, a cross-correlation: the filter is not
+    flipped. `stride`, `padding` and `dilation` are integers or pairs (rows, columns). Grouped convolution is from
+    Krizhevsky et al. (NIPS 2012); ResNeXt uses it for the aggregated transformations (Xie et al. 2017, Figure 3c).
 
     Raises ValueError where shapes, groups or sizes do not fit, naming the numbers, and TypeError for integer images.
     """

@@ -21,12 +21,12 @@ class MaxPool2d(Function):
     def forward(self, x: Array, *, kernel: Pair, stride: Pair, padding: Pair) -> Array:
         xp = array_module(x)
         self.shape, self.kernel, self.stride, self.padding = x.shape, kernel, stride, padding
-        out = output_size(x.shape[2:], kernel, stride, padding, (1, 1))
+        positions = output_size(x.shape[2:], kernel, stride, padding, (1, 1))
         padded = pad_image(x, padding, -np.inf)
-        y = xp.full((*x.shape[:2], *out), -np.inf, x.dtype)
+        y = xp.full((*x.shape[:2], *positions), -np.inf, x.dtype)
         self.winner = xp.zeros(y.shape, np.int32)  # the tap kh KW + kw that each y came from
         for k in range(kernel[0] * kernel[1]):
-            rows, cols = tap(*divmod(k, kernel[1]), out, stride, (1, 1))
+            rows, cols = tap(*divmod(k, kernel[1]), positions, stride, (1, 1))
             value = padded[:, :, rows, cols]
             # NaN compares false with everything: counting it as larger lets it through instead of hiding it.
             larger = (value > y) | (value != value)
@@ -48,11 +48,11 @@ class AvgPool2d(Function):
 
     def forward(self, x: Array, *, kernel: Pair, stride: Pair, padding: Pair) -> Array:
         self.shape, self.kernel, self.stride, self.padding = x.shape, kernel, stride, padding
-        out = output_size(x.shape[2:], kernel, stride, padding, (1, 1))
+        positions = output_size(x.shape[2:], kernel, stride, padding, (1, 1))
         padded = pad_image(x, padding)
-        y = array_module(x).zeros((*x.shape[:2], *out), x.dtype)
+        y = array_module(x).zeros((*x.shape[:2], *positions), x.dtype)
         for k in range(kernel[0] * kernel[1]):
-            rows, cols = tap(*divmod(k, kernel[1]), out, stride, (1, 1))
+            rows, cols = tap(*divmod(k, kernel[1]), positions, stride, (1, 1))
             y += padded[:, :, rows, cols]
         return y / (kernel[0] * kernel[1])
 

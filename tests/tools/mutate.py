@@ -39,6 +39,7 @@ TARGETS = {
         ["backward"],
         [TABLE, "tests/minigrad/ops/test_basic.py", "tests/minigrad/test_tensor.py"],
     ),
+    "minigrad/ops/matmul.py": (["backward"], [TABLE, "tests/minigrad/ops/test_basic.py"]),
     "minigrad/ops/activation.py": (["backward"], [TABLE, "tests/minigrad/ops/test_activation.py"]),
     "minigrad/ops/conv.py": (["backward", "col2im"], [TABLE, "tests/minigrad/ops/test_conv.py"]),
     "minigrad/ops/norm.py": (["backward"], [TABLE, "tests/minigrad/ops/test_norm.py"]),
