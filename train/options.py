@@ -9,6 +9,13 @@ from typing import NoReturn
 
 from minigrad.backend import cupy
 
+# The exit codes of all commands. A command that a signal n ends returns 128 + n.
+DONE, FAILED, USAGE = 0, 1, 2  # USAGE: the command line is wrong, and nothing was done
+
+
+class UsageError(ValueError):
+    """A command line that asks for something that cannot be."""
+
 
 class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, with the nearest option where one is misspelt, and without the list of all."""
@@ -18,7 +25,7 @@ class Parser(argparse.ArgumentParser):
         unknown = next((word.partition("=")[0] for word in words if word.startswith("--")), "")
         near = difflib.get_close_matches(unknown, self._option_string_actions, n=1)
         hint = f"did you mean {near[0]}?" if near else f"{self.prog} --help lists the options"
-        self.exit(2, f"{self.prog}: {message}{': ' if near else '; '}{hint}\n")
+        self.exit(USAGE, f"{self.prog}: {message}{': ' if near else '; '}{hint}\n")
 
 
 def said(error: Exception) -> str:

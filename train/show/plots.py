@@ -2,23 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import matplotlib
-
-matplotlib.use("Agg")  # draw into files; there may be no screen
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from minigrad.weights import write_atomically
 
 TRAIN, TEST = "#8a8a8a", "#0b5394"  # apart in grey too
 
 
+# ---- what all pictures share ----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def drawing() -> Iterator[None]:
+    """Draw inside with Matplotlib's own settings, not the user's, and show names as they are: a dollar is a dollar."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams["text.parse_math"] = False
+        yield
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure, in inches.
+
+    It draws into a file and knows no other backend: pyplot would load the one that MPLBACKEND names, and Jupyter sets
+    that to a module which not every environment has.
+    """
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def write_png(figure: Figure, path: Path, dpi: int = 150) -> None:
+    """Write a figure to a file that appears whole or not at all: a viewer never sees half of one."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=dpi, format="png")
+    write_atomically(path, buffer.getvalue())
+
+
+# ---- the pictures of a run ------------------------------------------------------------------------------------------
+
+
+@drawing()
 def draw_curves(lines: Sequence[dict[str, Any]], path: Path, title: str) -> None:
     """Draw loss and error over the epochs, training and test, from the lines of metrics.jsonl."""
     epochs = [line["epoch"] for line in lines]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    figure = new_figure(10, 4)
+    left, right = figure.subplots(1, 2)
     for axis, quantity, unit in ((left, "loss", "loss (nats)"), (right, "error", "error (%)")):
         higher = max(("test", "train"), key=lambda part: lines[-1][f"{part}_{quantity}"])
         for part, colour in (("train", TRAIN), ("test", TEST)):
@@ -38,14 +76,16 @@ def draw_curves(lines: Sequence[dict[str, Any]], path: Path, title: str) -> None
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title)
-    _save(figure, path)
+    write_png(figure, path)
 
 
+@drawing()
 def draw_confusion(confusion: np.ndarray, classes: Sequence[str], path: Path, title: str) -> None:
     """Draw how often class i (row) was taken for class j (column), in per cent of row i."""
     share = 100 * confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     side = max(4.5, 0.5 * len(classes) + 1.5) if len(classes) <= 20 else 10
-    figure, axis = plt.subplots(figsize=(side, side), layout="constrained")
+    figure = new_figure(side, side)
+    axis = figure.subplots()
     axis.imshow(share, cmap="Blues", vmin=0, vmax=100)
     axis.set_xlabel("predicted")
     axis.set_ylabel("true")
@@ -58,12 +98,4 @@ def draw_confusion(confusion: np.ndarray, classes: Sequence[str], path: Path, ti
                 axis.text(
                     j, i, f"{share[i, j]:.0f}", ha="center", va="center", color="white" if share[i, j] > 50 else "black"
                 )
-    _save(figure, path)
-
-
-def _save(figure: Any, path: Path) -> None:
-    """Write the picture beside its target and rename it, so that a viewer never sees half of one."""
-    part = path.with_name(f".{path.name}.part")
-    figure.savefig(part, dpi=150, format="png")
-    plt.close(figure)
-    part.replace(path)
+    write_png(figure, path)

@@ -10,10 +10,13 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from resnext import create
-from train import cifar, figures
-from train.figures import main, mean_and_error, spread
+from train import cifar
+from train.figures import ROAD, main
+from train.run import series
 from train.run.config import configure, parser
-from train.show.plots import plt
+from train.run.series import mean_and_error
+from train.show import figures
+from train.show.figures import spread
 
 SMALL = ["--epochs", "1", "--limit-train", "20", "--limit-test", "10", "--data", "shapes"]
 
@@ -37,7 +40,7 @@ def pretend(monkeypatch):
 
     def pretend_to_train(argv):
         args = parser().parse_args(argv)
-        config = json.loads(json.dumps(figures.asdict(configure(args))))
+        config = json.loads(json.dumps(series.asdict(configure(args))))
         trained.append((args.model, args.seed))
         error = 10.0 + len(args.model) + args.seed
         write_run(args.out, [50.0, error] if config["recipe"]["epochs"] == 2 else [error], **config)
@@ -137,8 +140,8 @@ def test_a_sweep_trains_its_grid_once_for_every_seed(tmp_path, pretend, monkeypa
 def test_a_run_with_other_settings_is_not_taken_for_done(tmp_path):
     config = configure(parser().parse_args(["--epochs", "2"]))
     for name, errors, changed in (("a", [5.0, 4.0], {}), ("b", [5.0], {}), ("c", [5.0, 4.0], {"seed": 3})):
-        write_run(tmp_path / name, errors, **{**json.loads(json.dumps(figures.asdict(config))), **changed})
-    done = [figures.is_done(tmp_path / name, config) for name in ("a", "b", "c", "missing")]
+        write_run(tmp_path / name, errors, **{**json.loads(json.dumps(series.asdict(config))), **changed})
+    done = [series.is_done(tmp_path / name, config) for name in ("a", "b", "c", "missing")]
     assert done == [True, False, False, False]
 
 
@@ -156,7 +159,7 @@ def test_the_road_runs_from_hand_made_features_to_resnext(tmp_path, pretend, mon
     seen = texts(monkeypatch)
     out = tmp_path / "road.png"
     assert main(["road", "--figure", str(out), "--runs", str(tmp_path), "--seeds", "2", *SMALL]) == 0
-    assert [model for model, seed in pretend if seed == 0] == [model for _, model in figures.ROAD]
+    assert [model for model, seed in pretend if seed == 0] == [model for _, model in ROAD]
     assert "hog_linear" in pretend[0] and pretend[5][0].startswith("resnext")
     millions = [float(row[2].removesuffix(" M")) for row in rows(out.with_suffix(".md"))][1:]
     assert max(millions) < 1.2 * min(millions)  # one budget
@@ -166,14 +169,13 @@ def test_the_road_runs_from_hand_made_features_to_resnext(tmp_path, pretend, mon
 def test_the_longest_error_bar_of_the_road_and_its_label_lie_inside_the_picture(tmp_path, monkeypatch):
     pictures = []
     monkeypatch.setattr(figures, "save", lambda figure, path: pictures.append(figure))
-    uneven = figures.Result("plain20", 105_940, 15_900_000, 2, (47.0, 27.0), (42.0, 27.0), (42.0, 27.0), 280.0)
-    even = figures.Result("resnet20", 105_940, 15_900_000, 2, (19.0, 0.7), (14.0, 0.3), (14.0, 0.3), 290.0)
+    uneven = series.Result("plain20", 105_940, 15_900_000, 2, (47.0, 27.0), (42.0, 27.0), (42.0, 27.0), 280.0)
+    even = series.Result("resnet20", 105_940, 15_900_000, 2, (19.0, 0.7), (14.0, 0.3), (14.0, 0.3), 290.0)
     figures.draw_road([("plain-20", uneven), ("ResNet-20", even)], tmp_path / "road.png", "The road")
     (figure,) = pictures
     figure.canvas.draw()
     assert figure.axes[0].get_xlim()[1] > 42 + 27
     assert all(text.get_window_extent().x1 <= figure.bbox.x1 for text in figure.axes[0].texts)
-    plt.close(figure)
 
 
 def test_a_real_run_from_the_command_to_the_table(tmp_path, capsys):
@@ -206,7 +208,7 @@ def test_a_damaged_log_is_refused_with_its_name(tmp_path, damage):
     path.write_bytes(log.replace(b'"epoch": 1', b'"epoch": ' + damage))
     assert path.read_bytes() != log
     with pytest.raises(ValueError, match=r"metrics.jsonl is no log of a run: an epoch's line is damaged"):
-        figures.read_metrics(tmp_path / "run")
+        series.read_metrics(tmp_path / "run")
 
 
 def test_what_is_wrong_is_said_in_one_sentence(tmp_path, capsys):
@@ -235,13 +237,8 @@ def test_what_is_wrong_is_said_in_one_sentence(tmp_path, capsys):
         assert exit.value.code == 2, command
 
 
-def test_pictures_are_closed():
-    assert not plt.get_fignums()
-
-
-def test_a_run_with_other_options_is_not_taken_for_done(tmp_path, monkeypatch):
+def test_a_run_with_other_options_is_not_taken_for_done(tmp_path):
     options = ["--data", "shapes", "--epochs", "1"]
     # What `--resume` does to a finished run: nothing, successfully.
-    monkeypatch.setattr(figures.cifar, "main", lambda command: 0)
     with pytest.raises(ValueError, match="other options"):
-        figures.train(["resnext11_1x4d_w8"], 1, tmp_path, options)
+        series.train(["resnext11_1x4d_w8"], 1, tmp_path, options, lambda command: 0)
