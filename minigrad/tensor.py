@@ -17,6 +17,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -80,7 +81,8 @@ class Function:
         fast = faster.get((cls, device.partition(":")[0]))
         node = fast() if fast is not None and fast.accepts(*arrays, **options) else cls()
         node.needs = tuple(t is not None and t.requires_grad and recording() for t in tensors)
-        result = node.forward(*arrays, **options)
+        compute = node.forward if observer is None else partial(observer, cls, node, node.forward)
+        result = compute(*arrays, **options)
         if not isinstance(result, np.ndarray | np.generic) and array_module(result) is np:
             raise TypeError(f"{cls.__name__}.forward must return an array, it returned a {type(result).__name__}")
         y = Tensor._of(result)
@@ -145,6 +147,10 @@ class Function:
 # thing faster. With nothing registered the formulas of minigrad/ops run.
 faster: dict[tuple[type[Function], str], type[Function]] = {}
 faster_add: dict[str, Callable[[Array, Array], Array]] = {}  # by kind of device: the sum of two gradients, a new array
+
+# A profiler's place: what is set here is called in place of every operation's forward and backward pass, as
+# observer(operation, node, compute, *arrays, **options), and returns what compute(*arrays, **options) returns.
+observer: Callable[..., Any] | None = None
 
 
 def unbroadcast(dx: Array, shape: tuple[int, ...]) -> Array:
@@ -319,7 +325,8 @@ class Tensor:
             if isinstance(node, Tensor):
                 node.grad = dy if node.grad is None else node.grad + dy
                 continue
-            for parent, dx in node.gradients(dy):
+            compute = node.gradients if observer is None else partial(observer, type(node), node, node.gradients)
+            for parent, dx in compute(dy):
                 pending[parent] = add_gradients(pending[parent], dx) if parent in pending else dx
                 waiting[parent] -= 1
                 if not waiting[parent]:

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 import minigrad
-from train import bench
+from train.measure import workers as bench
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

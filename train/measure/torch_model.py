@@ -1,12 +1,22 @@
-"""The networks of `resnext` in PyTorch, for `python -m train.bench --versus torch`; nothing else imports this file."""
+"""PyTorch's side of `python -m train.bench --versus torch`: the networks of `resnext`, and what measures them.
+
+Only a process that runs PyTorch imports this file.
+"""
 
 from __future__ import annotations
+
+import argparse
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+import minigrad
 import resnext
+
+from .environment import peak_memory
+from .workers import RECIPE, batch_of, in_a_row
 
 
 class Bottleneck(nn.Module):
@@ -58,3 +68,59 @@ class ResNeXt(nn.Module):
         for i in range(1, self.stages + 1):
             x = getattr(self, f"layer{i}")(x)
         return self.fc(x.mean((2, 3)))
+
+
+class Torch:
+    """The same network in PyTorch, with minigrad's weights, in one of `torch_modes`."""
+
+    def __init__(self, args: argparse.Namespace, mode: str):
+        if args.threads and args.device == "cpu":
+            torch.set_num_threads(args.threads)
+        minigrad.manual_seed(0)
+        self.device = args.device
+        layout = torch.contiguous_format if "NCHW" in mode else torch.channels_last
+        network = resnext.create(args.model)
+        assert isinstance(network, resnext.ResNeXt)  # `train.bench` has made sure
+        model = ResNeXt(network).to(args.device, memory_format=layout)
+        self.layout, self.model = layout, model
+        self.run = torch.compile(model) if "compile" in mode else model
+        self.half = mode.endswith("bfloat16")
+        torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.allow_tf32 = False  # float32 with all its digits, as in minigrad
+        self.optimizer = torch.optim.SGD(model.parameters(), **RECIPE, fused=args.device != "cpu")
+        self.use(args.batch_size, args.image_size)
+
+    def use(self, batch: int, image: int) -> None:
+        images, labels = batch_of(batch, image)
+        self.images = torch.from_numpy(images).to(self.device).contiguous(memory_format=self.layout)
+        self.labels = torch.from_numpy(labels).to(self.device)
+
+    def autocast(self) -> Any:
+        return torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.half)
+
+    def train(self) -> None:
+        self.model.train()
+        for _ in range(in_a_row(self.device)):
+            self.optimizer.zero_grad(set_to_none=True)
+            with self.autocast():
+                loss = F.cross_entropy(self.run(self.images), self.labels)
+            loss.backward()
+            self.optimizer.step()
+        self.wait()
+
+    def forward(self) -> None:
+        self.model.eval()
+        with torch.no_grad(), self.autocast():
+            for _ in range(in_a_row(self.device)):
+                self.run(self.images)
+        self.wait()
+
+    def wait(self) -> None:
+        if self.device != "cpu":
+            torch.cuda.synchronize()
+
+    def peak_memory(self) -> int:
+        return peak_memory() if self.device == "cpu" else torch.cuda.max_memory_reserved()
+
+    def describe(self) -> dict[str, Any]:
+        return {"torch": torch.__version__}

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from train import bench, options
+from train.measure import rounds, workers
 
 SMALL = ["--model", "resnext11_4x4d_w16", "--batch-size", "2", "--rounds", "2", "--threads", "1"]
 
@@ -31,7 +32,7 @@ def test_the_figures_of_a_network(tmp_path, capsys):
 
 
 def test_a_sweep(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(bench, "BATCHES", (1, 3))
+    monkeypatch.setattr(rounds, "BATCHES", (1, 3))
     file = tmp_path / "sweep.json"
     assert bench.main([*SMALL, "--image-size", "16", "--sweep", "batch", "--json", str(file)]) == 0
     assert [row["batch_size"] for row in json.loads(file.read_text())["sweep"]] == [1, 3]
@@ -42,20 +43,20 @@ def test_a_sweep(tmp_path, capsys, monkeypatch):
 def test_a_mode_that_fails_is_left_out_and_said(capfd):
     args = bench.parser().parse_args([*SMALL, "--image-size", "16", "--versus", "torch"])
     args.dtype = "float32"
-    result = bench.measure(args, lambda text: None)
+    result = rounds.measure(args, lambda text: None)
     assert result["train_images_per_second"] > 0 and "versus" not in result
     error = capfd.readouterr().err
-    assert error.count("left out: the process that measures torch") == len(bench.torch_modes("float32", "cpu"))
+    assert error.count("left out: the process that measures torch") == len(rounds.torch_modes("float32", "cpu"))
 
 
 def test_patience_has_an_end(capfd):
     args = bench.parser().parse_args([*SMALL, "--image-size", "16"])
     args.dtype = "float32"
-    worker = bench.Worker(bench.MINIGRAD, args)
+    worker = workers.Worker(workers.MINIGRAD, args)
     worker.mode = "torch asleep"
-    workers = [worker]
-    bench.warm_up(workers, worker, ["train"], patience=0.001)
-    assert not workers and worker.process.returncode is not None
+    started = [worker]
+    rounds.warm_up(started, worker, ["train"], patience=0.001)
+    assert not started and worker.process.returncode is not None
     assert "left out: the process that measures torch asleep took more than 0.001 s" in capfd.readouterr().err
 
 
@@ -65,7 +66,7 @@ def test_the_ratio_is_to_the_fastest_mode_in_the_same_round():
     fast = {"train_rounds": [5.0, 4.0, 20.0], "train_images_per_second": 5.0}
     for mode in (slow, fast):
         mode |= {"forward_rounds": [2.0] * 3, "forward_images_per_second": 2.0}
-    found = bench.ratios(own, {"slow": slow, "fast": fast})
+    found = rounds.ratios(own, {"slow": slow, "fast": fast})
     assert (found["ratio"], found["ratio_against"], found["ratio_spread"]) == (2.0, "fast", [1.5, 3.0])
     assert found["forward_ratio"] == 0.5
 
@@ -95,7 +96,7 @@ def test_a_gpu_measures_as_it_trains(monkeypatch, capability, dtype):
     monkeypatch.setattr(bench, "to_device", lambda array, device: array)
     args = bench.parser().parse_args(["--device", "cuda:0", "--model", "resnext11_4x4d_w16"])
     bench.check(args)
-    assert (args.dtype, args.batch_size, bench.in_a_row(args.device)) == (dtype, 128, 10)
-    assert bench.in_a_row("cpu") == 1
-    modes = bench.torch_modes(args.dtype, args.device)
+    assert (args.dtype, args.batch_size, workers.in_a_row(args.device)) == (dtype, 128, 10)
+    assert workers.in_a_row("cpu") == 1
+    modes = rounds.torch_modes(args.dtype, args.device)
     assert modes == [f"torch {kind} channels_last {dtype}" for kind in ("eager", "compile")]
