@@ -8,10 +8,12 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
-from train import cifar, scaling
+from train import scaling
+from train.data import load
 from train.run import loop, parallel
 from train.run.config import configure, parser
 
@@ -44,7 +46,7 @@ def main() -> None:
     bandwidth = 2 * (n - 1) / n * size / (whole - 2 * (n - 1) * latency)
 
     command = ["--model", args.model, "--data", "shapes", "--batch-size", str(n * args.batch_size)]
-    train_set, test_set = cifar.load("shapes", ".", limit_train=args.batch_size, limit_test=1)
+    train_set, test_set = load("shapes", Path("."), limit_train=args.batch_size, limit_test=1)
     run = loop.Run.start(configure(parser().parse_args(command)), train_set, test_set, ranks)
     batch = loop.prepare(run, np.arange(args.batch_size).repeat(n), step=0)
     step = seconds(ranks, lambda: loop.train_step(run, batch, train_set.labels, 0.01, 1 / n))

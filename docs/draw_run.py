@@ -16,9 +16,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from train.data import load
-from train.predict import load_predictor
-from train.report import predict
 from train.run import checkpoint
+from train.run.predictor import load_predictor, predict
 
 TARGET = Path(__file__).resolve().parent / "images" / "first_run.png"
 TRAIN, TEST, RIGHT, WRONG = "#8a8a8a", "#1f65b7", "#2c8a4b", "#c2410c"

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -17,6 +20,15 @@ class UsageError(ValueError):
     """A command line that asks for something that cannot be."""
 
 
+@contextmanager
+def usage_errors() -> Iterator[None]:
+    """Inside, a bad value is the fault of the command line."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise UsageError(str(error)) from error
+
+
 class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, with the nearest option where one is misspelt, and without the list of all."""
 
@@ -28,10 +40,29 @@ class Parser(argparse.ArgumentParser):
         self.exit(USAGE, f"{self.prog}: {message}{': ' if near else '; '}{hint}\n")
 
 
+def printable(text: str) -> str:
+    """A text in one line that every terminal and every page can show: other characters as Python writes them.
+
+    Names of files and classes may hold line breaks, escape sequences, or bytes that are no UTF-8.
+    """
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def said(error: Exception) -> str:
     """An error as the end of a sentence: the system's with its file's name in front, and without its number."""
     named = isinstance(error, OSError) and error.filename and error.strerror
     return f"{error.filename}: {error.strerror}" if named else str(error)  # type: ignore[attr-defined]
+
+
+def say(line: str) -> None:
+    """Print a line, at once also into a pipe. Raises OSError where nobody reads it any more."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    print(line.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+
+
+def warn(sentence: object, program: str = "python -m train.cifar", kind: str = "warning: ") -> None:
+    """Print a sentence to standard error, in one line even where a file's name has several."""
+    print(printable(f"{program}: {kind}{sentence}"), file=sys.stderr, flush=True)
 
 
 def folder(text: str) -> Path:

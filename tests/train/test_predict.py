@@ -16,10 +16,11 @@ from minigrad import Tensor, no_grad, save_weights
 from minigrad import functional as F
 from resnext import create
 from train.data import CIFAR10, augment, load
-from train.predict import IMAGENET_MARGIN, IMAGENET_MEAN, IMAGENET_STD, load_predictor, main, middle, read_photo
+from train.predict import main
 from train.run import checkpoint
 from train.run.config import Config
 from train.run.loop import Run
+from train.run.predictor import IMAGENET_MARGIN, IMAGENET_MEAN, IMAGENET_STD, load_predictor, middle, read_photo
 from train.run.recipes import RECIPES
 
 

@@ -21,8 +21,8 @@ from minigrad import Tensor, manual_seed, save_weights
 from minigrad import functional as F
 from resnext import create
 from train import cifar
-from train.data import Dataset
-from train.run import checkpoint, loop, parallel
+from train.data import Dataset, load
+from train.run import checkpoint, loop, parallel, training
 from train.run.checkpoint import BEST, LAST
 from train.run.config import Config, configure, parser
 from train.run.loop import Run
@@ -94,7 +94,7 @@ def test_a_report_that_cannot_be_written_makes_no_run_fail(tmp_path, monkeypatch
         raise OSError("no room")
 
     options = [*tiny.OPTIONS, "--epochs", "1", "--out", str(tmp_path)]
-    monkeypatch.setattr(cifar, "write_report", fail)
+    monkeypatch.setattr(training, "write_report", fail)
     assert cifar.main(options) == 0
     assert "warning: the report cannot be written: no room" in capsys.readouterr().err
 
@@ -116,7 +116,7 @@ def test_a_step_is_what_the_formulas_say(tmp_path):
     assert tiny.train(tmp_path, *options) == 0
     arrays, _ = checkpoint.read(tmp_path / LAST)
     config = configure(parser().parse_args([*tiny.OPTIONS, *options]))
-    train_set, test_set = cifar.load("shapes", tmp_path, limit_train=8, limit_test=12)
+    train_set, test_set = load("shapes", tmp_path, limit_train=8, limit_test=12)
     start = loop.Run.start(config, train_set, test_set)
     order = np.random.default_rng((0, 0)).permutation(8)
     w = start.model.fc.weight.data.copy()
@@ -152,7 +152,7 @@ def test_every_epoch_shows_every_image_once_in_an_order_of_its_own(tmp_path, mon
 
 def test_averages_follow_the_weights():
     config = configure(parser().parse_args([*tiny.OPTIONS, "--average", "0.75"]))
-    train_set, test_set = cifar.load("shapes", tiny.ROOT, limit_train=2, limit_test=2)
+    train_set, test_set = load("shapes", tiny.ROOT, limit_train=2, limit_test=2)
     run = loop.Run.start(config, train_set, test_set)
     rng = np.random.default_rng(3)
     before = {}
@@ -187,7 +187,7 @@ def test_every_recipe_trains(tmp_path, recipe):
 def test_decay_spares_vectors_where_the_recipe_says_so():
     options = [*tiny.OPTIONS, "--no-decay-all"]
     config = configure(parser().parse_args(options))
-    train_set, test_set = cifar.load("shapes", tiny.ROOT, limit_train=2, limit_test=2)
+    train_set, test_set = load("shapes", tiny.ROOT, limit_train=2, limit_test=2)
     decayed, plain = loop.Run.start(config, train_set, test_set).optimizer.groups
     assert {p.ndim for p in decayed["params"]} == {2, 4}
     assert {p.ndim for p in plain["params"]} == {1}
@@ -248,7 +248,7 @@ def test_plain_weights_are_evaluated_with_model_and_data(tmp_path, capsys):
         "resnext11_2x4d_w8",
         *("--data", "shapes", "--limit-train", "2", "--limit-test", "40"),
     )
-    _, test_set = cifar.load("shapes", tmp_path, limit_train=1, limit_test=40)
+    _, test_set = load("shapes", tmp_path, limit_train=1, limit_test=40)
     x = (test_set.images - np.float32(123)) / np.float32(58)
     logits = model.eval()(Tensor(x))
     assert error == 100 * (logits.numpy().argmax(axis=1) != test_set.labels).mean()

@@ -1,300 +1,28 @@
-"""Training, from the inside: a run's state, one step, one epoch, evaluation."""
+"""How a network does on a data set: while it trains, and from a file."""
 
 from __future__ import annotations
 
-import math
-import sys
-import time
-import zlib
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
-from functools import partial
-from pathlib import Path
-from typing import Any
+import argparse
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
-from tqdm import tqdm
 
-import minigrad
-from minigrad import Parameter, Tensor, no_grad, optim
+from minigrad import Tensor, no_grad
 from minigrad import functional as F
-from minigrad.backend import Array, float_dtype, is_float, synchronize, to_device, to_numpy
+from minigrad.backend import DeviceError, float_dtype, to_device, to_numpy
 from minigrad.nn import Module
 from resnext import create
+from resnext.counts import outlines
 
 from ..data import Dataset, augment
-from . import checkpoint, faults
-from .config import Config
-from .faults import TrainingError
+from ..options import UsageError, say, usage_errors
+from . import checkpoint, parallel
+from .config import Config, configure
+from .loading import load_data
+from .loop import Run, on_device
 from .parallel import ALONE, Ranks
-
-# ------------------------------------------------------------------------------------------------- the state of a run
-
-
-@dataclass
-class Run:
-    """Everything that changes while a network is trained, and the data it is trained on."""
-
-    config: Config
-    model: Module
-    optimizer: optim.SGD
-    train_set: Dataset
-    test_set: Dataset
-    mean: np.ndarray  # per channel of the training images, in the pixels' scale of 0 to 255
-    std: np.ndarray
-    epoch: int = 0  # epochs completed
-    step: int = 0  # steps completed in this epoch
-    best_error: float = math.inf  # lowest test error so far, in per cent
-    totals: dict[str, float] = field(default_factory=lambda: dict.fromkeys(checkpoint.TOTALS, 0.0))
-    average: dict[str, Array] = field(default_factory=dict)  # averaged weights and statistics, if the recipe asks
-    history: list[dict[str, float]] = field(default_factory=list)  # the lines of metrics.jsonl, one an epoch
-    fingerprint: int = 0  # of the training images and labels, by which other data is noticed
-    saved: tuple[int, int] | None = None  # epoch and step of the last state that was saved
-    ranks: Ranks = ALONE  # the processes that train this network together
-    graph: Any = None  # on a GPU: `update` as a CUDA graph, which Python launches once a step
-
-    @classmethod
-    def start(cls, config: Config, train_set: Dataset, test_set: Dataset, ranks: Ranks = ALONE) -> Run:
-        """A run at its beginning: fresh weights from the seed, on the device, with their optimiser."""
-        minigrad.manual_seed(config.seed)
-        model = create(config.model, num_classes=len(train_set.classes))
-        model.to(config.device, "float64" if config.dtype == "float64" else "float32")
-        r = config.recipe
-        decayed = [p for p in model.parameters() if r.decay_all or p.ndim > 1]
-        plain = [p for p in model.parameters() if not (r.decay_all or p.ndim > 1)]
-        groups: list[dict[str, Any]] = [{"params": decayed}]
-        if plain:
-            groups.append({"params": plain, "weight_decay": 0.0})
-        optimizer = optim.SGD(groups, r.lr, r.momentum, r.weight_decay, r.nesterov)
-        mean, std = train_set.mean, train_set.std
-        fingerprint = zlib.crc32(train_set.labels.data, zlib.crc32(train_set.images.data))
-        train_set, test_set = on_device(train_set, config.device), on_device(test_set, config.device)
-        run = cls(config, model, optimizer, train_set, test_set, mean, std, fingerprint=fingerprint, ranks=ranks)
-        if r.average:
-            run.average = {name: t.data.copy() for name, t in model.named_tensors()}
-        # Only the engine room's operations read nothing back; and MPI is not to be found in a graph.
-        if config.device != "cpu" and config.dtype != "float64" and ranks.size == 1 and minigrad.tensor.faster:
-            run.graph = minigrad.fast.graph.Graph(partial(update, run))
-        return run
-
-    def state(self) -> tuple[dict[str, np.ndarray], checkpoint.State]:
-        """All that changes: arrays by name, and what is no array. Raises TrainingError if a number is not finite."""
-        arrays = self.model.state_dict()
-        names = {id(p): name for name, p in self.model.named_parameters()}
-        for p, v in zip(self.optimizer.parameters(), self.optimizer.velocities, strict=True):
-            if v is not None:
-                arrays[checkpoint.VELOCITY + names[id(p)]] = to_numpy(v)
-        arrays.update({checkpoint.AVERAGE + name: to_numpy(a) for name, a in self.average.items()})
-        faults.check_finite(arrays)
-        return arrays, {
-            "config": asdict(self.config),
-            "classes": self.train_set.classes,
-            "mean": self.mean.tolist(),
-            "std": self.std.tolist(),
-            "size": list(self.train_set.images.shape[2:]),
-            "images": self.fingerprint,
-            "epoch": self.epoch,
-            "step": self.step,
-            "best_error": self.best_error if math.isfinite(self.best_error) else None,
-            "totals": self.totals,
-            "history": self.history,
-            "generator": minigrad.backend.generator().bit_generator.state,
-        }
-
-    def save(self, path: Path) -> None:
-        """Write the run's state to a file, see checkpoint.py; rank 0 writes, for all."""
-        if self.ranks.rank > 0:
-            return
-        arrays, state = self.state()
-        try:
-            if path.name == checkpoint.LAST:
-                checkpoint.write_last(path.parent, arrays, state)
-                self.saved = (self.epoch, self.step)
-            else:
-                checkpoint.write(path, arrays, state)
-        except OSError as error:
-            raise TrainingError(f"{path} cannot be saved: {error.strerror or error}") from error
-
-    def restore(self, arrays: Mapping[str, np.ndarray], state: checkpoint.State) -> None:
-        """Go on from what `state` returned. Raises ValueError, with both values, for the state of another run."""
-        old = Config.stored(state["config"], "the run")
-        changed = old.differences(self.config)
-        if state["images"] != self.fingerprint and not changed:
-            same = old.data == self.config.data
-            changed = [
-                f"the images of {old.data} are others" if same else f"--data was {old.data} and is {self.config.data}"
-            ]
-        if changed:
-            raise ValueError(f"the run has other settings, {', '.join(changed)}")
-        self.model.load_state_dict({name: a for name, a in arrays.items() if ":" not in name})
-        names = {id(p): name for name, p in self.model.named_parameters()}
-        velocities = checkpoint.select(arrays, checkpoint.VELOCITY)
-        self.optimizer.load_state_dict(
-            {"lr": self.optimizer.lr, "velocities": [velocities.get(names[id(p)]) for p in self.optimizer.parameters()]}
-        )
-        for name, a in checkpoint.select(arrays, checkpoint.AVERAGE).items():
-            if name not in self.average or self.average[name].shape != a.shape:
-                raise ValueError(f"the average of {name} does not fit the network")
-            self.average[name] = to_device(np.array(a), self.config.device)
-        self.epoch, self.step, self.history = state["epoch"], state["step"], state["history"]
-        self.best_error = math.inf if state["best_error"] is None else state["best_error"]
-        self.totals = state["totals"]
-        minigrad.backend.generator().bit_generator.state = state["generator"]
-        self.saved = (self.epoch, self.step)
-
-
-def fingerprint(model: Module) -> int:
-    """A number that two networks share if, and practically only if, all their weights and statistics are the same."""
-    number = 0
-    for _, t in model.named_tensors():
-        if is_float(t.dtype):
-            number = zlib.crc32(np.ascontiguousarray(to_numpy(t.data)).data, number)
-    return number
-
-
-def on_device(dataset: Dataset, device: str) -> Dataset:
-    """Move a data set's images to the device, once; labels stay on the host, where they are checked and counted."""
-    return replace(dataset, images=to_device(dataset.images, device))
-
-
-# ------------------------------------------------------------------------------------------------- one step
-
-
-def prepare(run: Run, indices: np.ndarray, step: int) -> Array:
-    """This rank's share of the augmented batch of one step, (N, 3, H, W).
-
-    Random numbers depend on seed, epoch and step alone: every rank augments the whole batch, then takes its share.
-    """
-    config, r, train_set = run.config, run.config.recipe, run.train_set
-    rng = np.random.default_rng((config.seed, run.epoch, step))
-    images = train_set.images[to_device(indices, config.device)]
-    batch = augment.normalise(images, run.mean, run.std, float_dtype(config.dtype, config.device))
-    flips = np.zeros(len(indices), bool) if r.flip == "none" else None
-    if r.flip == "alternating":
-        flips = augment.alternating_flips(len(train_set), run.epoch, config.seed)[indices]
-    batch = augment.crop_and_flip(batch, rng, padding=4, mode=r.padding, flips=flips)
-    batch = augment.cutout(batch, r.cutout, rng) if r.cutout else batch
-    return run.ranks.share(batch)
-
-
-def train_step(run: Run, batch: Array, labels: np.ndarray, lr: float, share: float = 1.0) -> tuple[Array, Array]:
-    """One step of gradient descent on this rank's `share` of the batch; return the mean loss and the logits.
-
-    On a GPU it returns when the work is handed over, long before it is done.
-    """
-    if run.graph is None:
-        return update(run, batch, labels, lr, share)
-    # Whatever changes from step to step goes into a graph as an array on the device.
-    there = (to_device(a, run.config.device) for a in (labels.astype(np.int64), np.array([lr], np.float32)))
-    return run.graph(batch, *there)
-
-
-def outcome(loss: Array, logits: Array, labels: np.ndarray) -> tuple[float, int]:
-    """Wait for a step's results; return its mean loss and how many images it took for another class."""
-    return float(loss), int((to_numpy(logits).argmax(axis=1) != labels).sum())
-
-
-def update(run: Run, batch: Array, labels: Array, lr: float | Array, share: float = 1.0) -> tuple[Array, Array]:
-    """Forward, backward and the optimiser's step, which read nothing back; return the mean loss and the logits."""
-    run.optimizer.lr = lr
-    run.optimizer.zero_grad()
-    logits = run.model(Tensor._of(batch))
-    loss = F.cross_entropy(logits, labels, run.config.recipe.label_smoothing)
-    loss.backward()
-    if run.ranks.size > 1:
-        average_over_ranks(run, share)
-    run.optimizer.step()
-    if run.average:
-        update_average(run)
-    return loss.data, logits.data
-
-
-def average_over_ranks(run: Run, share: float) -> None:
-    """Make gradients those of the whole batch, and running statistics the same on all ranks; see parallel.py."""
-    parameters = list(run.model.parameters())
-    tensors = [t for _, t in run.model.named_tensors() if not isinstance(t, Parameter) and is_float(t.dtype)]
-    averages = run.ranks.average([p.grad for p in parameters] + [t.data for t in tensors], share)
-    for p, dw in zip(parameters, averages, strict=False):
-        p.grad = dw
-    for t, statistic in zip(tensors, averages[len(parameters) :], strict=True):
-        t.data[...] = statistic
-
-
-def update_average(run: Run) -> None:
-    """average ← decay average + (1 - decay) weights, for parameters and batch-norm statistics; counts are copied.
-
-    That is gradient descent with rate 1 - decay on ½ (average - value)²: the gradient, value - average up to the sign,
-    which the rate takes, is what `sgd_update` makes of dw = value and a weight decay of -1. So the engine room's one
-    launch serves this too.
-    """
-    updates = []
-    for name, t in run.model.named_tensors():
-        if is_float(t.dtype):
-            updates.append((run.average[name], t.data, t.data, 0.0, -1.0, False))
-        else:
-            run.average[name][...] = t.data
-    optim.update_all(run.config.device.partition(":")[0], updates, run.config.recipe.average - 1)
-
-
-# ------------------------------------------------------------------------------------------------- one epoch
-
-
-def train_epoch(run: Run, after_step: Callable[[Run], None]) -> dict[str, float]:
-    """Train from where the run stands to the end of its epoch; return the epoch's mean loss, error and images/s.
-
-    `after_step` is called after every step: it may save the run, or end it by raising.
-    """
-    config, train_set = run.config, run.train_set
-    order = np.random.default_rng((config.seed, run.epoch)).permutation(len(train_set))
-    steps = math.ceil(len(train_set) / config.batch_size)
-    schedule = config.schedule()
-    run.model.train()
-    title = f"epoch {run.epoch + 1}/{config.recipe.epochs}"
-    batches = [order[i : i + config.batch_size] for i in range(0, len(train_set), config.batch_size)]
-    batch = prepare(run, batches[run.step], run.step) if run.step < steps else None
-    quiet = None if run.ranks.rank == 0 and sys.stderr else True  # None: no bar where standard error is no terminal
-    with tqdm(total=steps, initial=run.step, desc=title, unit="step", disable=quiet, leave=False) as bar:
-        while run.step < steps:
-            begin = time.perf_counter()
-            indices = batches[run.step]
-            lr = schedule(run.epoch + run.step / steps)
-            labels = run.ranks.share(train_set.labels[indices])
-            mine = run.ranks.count(len(indices))
-            results = train_step(run, batch, labels, lr, mine / len(indices))
-            ahead = run.step + 1
-            if ahead < steps:  # the next batch, while a GPU is still at work on this one
-                batch = prepare(run, batches[ahead], ahead)
-            mean_loss, errors = outcome(*results, labels)
-            total_loss, total_errors = run.ranks.add(mean_loss * mine, errors if mine else 0)
-            if not math.isfinite(total_loss):
-                raise TrainingError(
-                    f"the loss is {total_loss / len(indices)} in epoch {run.epoch + 1}, step {run.step + 1}, "
-                    f"at learning rate {lr:.4g}: try a smaller --lr"
-                )
-            run.step += 1
-            run.totals["loss"] += total_loss
-            run.totals["errors"] += total_errors
-            run.totals["images"] += len(indices)
-            run.totals["seconds"] += time.perf_counter() - begin
-            seen = run.totals["images"]
-            bar.set_postfix_str(
-                f"loss {run.totals['loss'] / seen:.3f}, error {100 * run.totals['errors'] / seen:.1f} %, "
-                f"{seen / run.totals['seconds']:.0f} images/s",
-                refresh=False,
-            )
-            bar.update()
-            after_step(run)
-    synchronize(config.device)
-    totals = run.totals
-    return {
-        "lr": schedule(run.epoch + (steps - 1) / steps),  # of the last step
-        "train_loss": totals["loss"] / totals["images"],
-        "train_error": 100 * totals["errors"] / totals["images"],
-        "images_per_second": totals["images"] / totals["seconds"],
-    }
-
-
-# ------------------------------------------------------------------------------------------------- evaluation
 
 
 @dataclass(frozen=True)
@@ -350,3 +78,50 @@ def evaluate_run(run: Run, after_round: Callable[[], None] = lambda: None) -> Ev
     finally:
         for name, t in run.model.named_tensors():
             t.data = own[name]
+
+
+def evaluate_file(args: argparse.Namespace, ranks: Ranks) -> None:
+    """Evaluate a checkpoint on the data it was trained for, or weights on --data, and print one line."""
+    path = args.evaluate
+    try:
+        arrays, state = checkpoint.read(path)
+    except FileNotFoundError as error:
+        raise UsageError(str(error)) from error
+    with usage_errors():
+        base = Config.stored(state["config"], path) if state else None
+        if base and not args.device:
+            base = on_this_machine(base)
+        if not base and not args.model:
+            raise ValueError(f"{path} holds weights but not the name of their network: give it with --model")
+        config = configure(args, base)
+        config = replace(config, device=ranks.device(config.device))
+    parallel.use_threads(args.threads or ranks.threads())
+    # A run's state knows how its images were normalised: the training images are not needed.
+    train_set, test_set = ranks.in_turn(lambda: load_data(args, config, limit_train=1 if state else None))
+    weights = checkpoint.weights(arrays)
+    # A checkpoint from somewhere else may name a network that no memory can hold: no number in a network's name is
+    # larger than its number of arrays and than all their axes.
+    largest = max([len(weights), *(size for array in weights.values() for size in array.shape)])
+    if any(int(number) > largest for number in re.findall(r"\d+", config.model)):
+        raise ValueError(f"{path} does not fit {config.model}, which is a larger network")
+    with usage_errors(), outlines():
+        model = create(config.model, num_classes=len(test_set.classes))
+    try:
+        model.load_state_dict(weights)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} does not fit {config.model} with {len(test_set.classes)} classes: {error}") from None
+    model.to(config.device, "float64" if config.dtype == "float64" else "float32")
+    mean, std = (np.array(state["mean"]), np.array(state["std"])) if state else (train_set.mean, train_set.std)
+    result = evaluate(model, on_device(test_set, config.device), mean, std, config, ranks)
+    if ranks.rank == 0:
+        digits = [np.format_float_positional(x, trim="0") for x in (result.error, result.loss)]
+        say(f"test_error {digits[0]} test_loss {digits[1]}")
+
+
+def on_this_machine(config: Config) -> Config:
+    """The configuration, on the CPU if its device is not to be had here."""
+    try:
+        to_device(np.zeros(1), config.device)
+        return config
+    except DeviceError:
+        return replace(config, device="cpu", dtype="float32" if config.dtype == "bfloat16" else config.dtype)

@@ -1,34 +1,15 @@
-"""What can go wrong in the middle of a run, and what is done about it.
-
-| fault | what happens |
-| --- | --- |
-| SIGINT, SIGTERM | the step is finished, the run saved; signals.py catches them |
-| kill -9, power cut | files appear whole or not at all; parts of files are removed at the next start |
-| full disk | the old checkpoint stays; the run stops and says so |
-| NaN or infinity | the run stops before anything is saved |
-| two processes in one folder | the second is refused |
-| a new run in the folder of an old one | the old one is put aside |
-| not enough memory | the sentence says how much there was and what to try |
-"""
+"""A run's folder: one process at a time writes to it, and another run that is in it is put aside."""
 
 from __future__ import annotations
 
 import fcntl
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-
-from minigrad.backend import cupy
 
 from . import checkpoint
-from .parallel import ALONE, Ranks
-from .signals import Interrupted, Signals
 
 RUN_FILES = (
     checkpoint.LAST, checkpoint.PREVIOUS, checkpoint.BEST, checkpoint.DAMAGED,
@@ -36,53 +17,8 @@ RUN_FILES = (
 )  # fmt: skip
 
 
-class TrainingError(RuntimeError):
-    """A run that cannot go on; the sentence says why."""
-
-
 class InUse(ValueError):
     """A run folder that another process writes to."""
-
-
-class Guard:
-    """Watches over a run: saves it when that is due, and ends it when a signal came.
-
-    `guard.after_step(run)` is called after every step, `guard.check()` wherever else time passes. Where several ranks
-    train together, they decide together: all save after the same step, and all stop after the same step.
-    """
-
-    def __init__(
-        self,
-        save: Callable[[], None],
-        every_steps: int | None = None,
-        every_seconds: float | None = None,
-        ranks: Ranks = ALONE,
-        signals: Signals | None = None,
-    ):
-        self.save, self.every_steps, self.every_seconds, self.ranks = save, every_steps, every_seconds, ranks
-        self.signals = signals or Signals()
-        self.steps = 0
-        self.saved_at = time.monotonic()
-
-    def after_step(self, run: Any) -> None:
-        """Save the run if that is due. Raises Interrupted if a signal came."""
-        self.steps += 1
-        late = self.every_seconds is not None and time.monotonic() - self.saved_at >= self.every_seconds
-        number, any_late = self.ranks.maximum(self.signals.number, int(late))
-        if number:
-            raise Interrupted(number)
-        if any_late or (self.every_steps is not None and self.steps % self.every_steps == 0):
-            self.save()
-            self.saved_at = time.monotonic()
-
-    def check(self) -> None:
-        """Raise Interrupted if a signal came."""
-        (number,) = self.ranks.maximum(self.signals.number)
-        if number:
-            raise Interrupted(number)
-
-
-# ---- the run folder -------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -124,23 +60,3 @@ def put_aside(folder: Path) -> Path:
         if (folder / name).exists():
             os.replace(folder / name, aside / name)
     return aside
-
-
-# ---- numbers and memory ---------------------------------------------------------------------------------------------
-
-
-def check_finite(arrays: dict[str, np.ndarray]) -> None:
-    """Raise TrainingError for a state that must not replace a good one: one with NaN or infinity in it."""
-    for name, array in arrays.items():
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise TrainingError(f"{name} is no longer finite and is not saved: try a smaller --lr")
-
-
-def out_of_memory(error: MemoryError, device: str, batch_size: int) -> str:
-    """What to tell a user whose device or computer ran out of memory."""
-    detail = str(error).rstrip(".") or "no memory is left"
-    if device != "cpu":
-        # Not what CuPy's pool holds: a captured step has a pool of its own, and the GPU may have other users.
-        free, total = (n / 2**30 for n in cupy().cuda.runtime.memGetInfo())
-        detail += f"; {total - free:.2f} of the GPU's {total:.2f} GiB are taken"
-    return f"out of memory on {device} ({detail}): try a --batch-size below {batch_size}"

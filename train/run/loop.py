@@ -1,4 +1,4 @@
-"""Training, from the inside: a run's state, one step, one epoch, evaluation."""
+"""Training, from the inside: a run's state, one step, one epoch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 import minigrad
-from minigrad import Parameter, Tensor, no_grad, optim
+from minigrad import Parameter, Tensor, optim
 from minigrad import functional as F
 from minigrad.backend import Array, float_dtype, is_float, synchronize, to_device, to_numpy
 from minigrad.nn import Module
@@ -292,61 +292,3 @@ def train_epoch(run: Run, after_step: Callable[[Run], None]) -> dict[str, float]
         "train_error": 100 * totals["errors"] / totals["images"],
         "images_per_second": totals["images"] / totals["seconds"],
     }
-
-
-# ------------------------------------------------------------------------------------------------- evaluation
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """How a network does on a data set: mean loss, error in per cent, and how often class i was taken for class j."""
-
-    loss: float
-    error: float
-    confusion: np.ndarray
-
-
-def evaluate(
-    model: Module,
-    dataset: Dataset,
-    mean: np.ndarray,
-    std: np.ndarray,
-    config: Config,
-    ranks: Ranks = ALONE,
-    after_round: Callable[[], None] = lambda: None,
-) -> Evaluation:
-    """Classify a data set, normalised with the mean and deviation of the training images.
-
-    Batches of 256 images are dealt to the ranks in turn; sums are made in the batches' order, so that the result does
-    not depend on the number of ranks. `after_round` is called whenever each rank has done one batch.
-    """
-    model.eval()
-    K = len(dataset.classes)
-    starts = range(0, len(dataset), 256)
-    losses, confusion = np.zeros(len(starts)), np.zeros((K, K), np.int64)
-    dtype = float_dtype(config.dtype, config.device)
-    with no_grad():
-        for i, begin in enumerate(starts):
-            if i % ranks.size == ranks.rank:
-                labels = dataset.labels[begin : begin + 256]
-                batch = augment.normalise(dataset.images[begin : begin + 256], mean, std, dtype)
-                logits = model(Tensor._of(batch))
-                losses[i] = F.cross_entropy(logits, labels).item() * len(labels)
-                np.add.at(confusion, (labels, to_numpy(logits.data).argmax(axis=1)), 1)
-            if (i + 1) % ranks.size == 0:
-                after_round()
-    losses, confusion = ranks.add_arrays(losses), ranks.add_arrays(confusion)
-    error = 100 * (confusion.sum() - confusion.trace()) / confusion.sum()
-    return Evaluation(float(losses.sum()) / len(dataset), float(error), confusion)
-
-
-def evaluate_run(run: Run, after_round: Callable[[], None] = lambda: None) -> Evaluation:
-    """Evaluate the run's averaged weights, if it keeps an average, else its weights."""
-    own = {name: t.data for name, t in run.model.named_tensors()}
-    try:
-        for name, t in run.model.named_tensors():
-            t.data = run.average.get(name, t.data)
-        return evaluate(run.model, run.test_set, run.mean, run.std, run.config, run.ranks, after_round)
-    finally:
-        for name, t in run.model.named_tensors():
-            t.data = own[name]

@@ -1,23 +1,11 @@
-"""Classify photographs: `python -m train.predict IMAGE... --checkpoint FILE` prints the five likeliest classes of each.
-
-A checkpoint of `train.cifar` knows its network, its classes and how its images were normalised. A file of plain
-weights, saved from torchvision's or timm's networks for example, needs `--model`, and `--classes` for class names.
-"""
+"""A trained network, read from a file, and what it says of photographs and of data sets."""
 
 from __future__ import annotations
 
-import signal
-import sys
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from .run.signals import end_at_once
-
-if __name__ == "__main__":
-    end_at_once("python -m train.predict")  # there is nothing to save
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -29,11 +17,9 @@ from minigrad.nn import Module
 from resnext import create
 from resnext.counts import outlines
 
-from .data import CIFAR10, CIFAR100, augment
-from .options import Parser, said
-from .run import checkpoint
-
-FAILED, USAGE = 1, 2  # exit codes
+from ..data import CIFAR10, CIFAR100, Dataset, augment
+from ..options import UsageError
+from . import checkpoint
 
 # What ImageNet networks are used to (0.485, 0.456, 0.406 and 0.229, 0.224, 0.225 on a scale of 0 to 1); the paper tests
 # on the central 224 x 224 pixels of images whose shorter side is 256.
@@ -41,10 +27,6 @@ IMAGENET_MEAN = np.array([123.675, 116.28, 103.53])
 IMAGENET_STD = np.array([58.395, 57.12, 57.375])
 IMAGENET_MARGIN = 256 / 224
 MAX_PIXELS = 1 << 26  # of an image that is scaled to the network's size, before the middle is cut out
-
-
-class UsageError(ValueError):
-    """Options that do not fit each other."""
 
 
 @dataclass(frozen=True)
@@ -139,36 +121,35 @@ def middle(image: Image.Image, size: tuple[int, int], margin: float = 1.0) -> Im
     return image.crop((left, top, left + W, top + H))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit code."""
-    p = Parser(prog="python -m train.predict", description="Print the likeliest classes of images.")
-    p.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files")
-    p.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="a run's checkpoint, or weights")
-    p.add_argument("--model", help="the network's name, for plain weights (`python -m resnext` lists them)")
-    p.add_argument("--classes", type=Path, metavar="FILE", help="class names, one a line (default: the checkpoint's)")
-    p.add_argument("--top", type=int, default=5, metavar="K", help="how many classes to print (default: 5)")
-    p.add_argument("--device", default="cpu", metavar="cpu|cuda", help="where to compute (default: cpu)")
-    args = p.parse_args(argv)
-    if args.top < 1:
-        p.error(f"--top must be at least 1, got {args.top}")
-    try:
-        to_device(np.zeros(1), args.device)  # says what is missing before anything else is done
-    except ValueError as error:
-        p.error(str(error))
-    try:
-        predictor = load_predictor(args.checkpoint, args.model, args.classes, args.device)
-        for path in args.images:
-            probabilities = predictor.probabilities(read_photo(path), args.device)
-            print(path)
-            for k in np.argsort(-probabilities, kind="stable")[: args.top]:
-                print(f"{100 * probabilities[k]:7.2f} %  {predictor.classes[k]}")
-    except (ValueError, OSError) as error:
-        print(f"python -m train.predict: {said(error)}", file=sys.stderr)
-        return USAGE if isinstance(error, UsageError | FileNotFoundError) else FAILED
-    return 0
+@dataclass(frozen=True)
+class Predictions:
+    """What the network says of every test image."""
+
+    probabilities: np.ndarray  # (N, K)
+    labels: np.ndarray  # (N,)
+
+    @property
+    def said(self) -> np.ndarray:
+        return self.probabilities.argmax(axis=1)
+
+    def confusion(self) -> np.ndarray:
+        """How often class i was taken for class j: (K, K)."""
+        K = self.probabilities.shape[1]
+        return np.bincount(self.labels * K + self.said, minlength=K * K).reshape(K, K)
+
+    def mistakes(self) -> np.ndarray:
+        """The indices of the misclassified images, the most confident first."""
+        wrong = np.flatnonzero(self.said != self.labels)
+        confidence = self.probabilities[wrong, self.said[wrong]]
+        return wrong[np.argsort(-confidence, kind="stable")]
 
 
-if __name__ == "__main__":
-    if hasattr(signal, "SIGPIPE"):
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a reader that has seen enough, `| head`, is no error
-    sys.exit(main())
+def predict(predictor: Predictor, dataset: Dataset, device: str) -> Predictions:
+    """Classify a data set in evaluation mode."""
+    parts = []
+    with no_grad():
+        for begin in range(0, len(dataset), 256):
+            images = to_device(dataset.images[begin : begin + 256], device)
+            logits = predictor.model(Tensor._of(augment.normalise(images, predictor.mean, predictor.std)))
+            parts.append(F.softmax(logits).numpy())
+    return Predictions(np.concatenate(parts), dataset.labels)

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from minigrad.weights import write_atomically
 
 TRAIN, TEST = "#8a8a8a", "#0b5394"  # apart in grey too
+CLASSES = 20  # the most classes whose confusion matrix is drawn; of more, the pairs that are confused most often are
 
 
 # ---- what all pictures share ----------------------------------------------------------------------------------------
@@ -46,6 +47,39 @@ def write_png(figure: Figure, path: Path, dpi: int = 150) -> None:
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=dpi, format="png")
     write_atomically(path, buffer.getvalue())
+
+
+def ceiling(values: Sequence[float]) -> tuple[float, str]:
+    """How high an axis must reach for these values, which begin at 0, and what to say of those that lie above it.
+
+    A few outliers must not press all the rest flat: values beyond three times the upper quartile lie above the axis.
+    """
+    fence = 3 * float(np.quantile(values, 0.75))
+    most, inside = max(values), max((v for v in values if v <= fence), default=0.0)
+    if most <= fence or not inside:
+        return most, ""
+    count = sum(v > fence for v in values)
+    return inside, f"{count} value{'s lie' if count > 1 else ' lies'} above the axis: up to {most:,.4g}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: 48 s, 3 min 20 s, 2 h 5 min, 3 d 4 h."""
+    whole = round(seconds)
+    for size, unit, below, smaller in ((86_400, "d", 3_600, "h"), (3_600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= size:
+            return f"{whole // size} {unit} {whole % size // below} {smaller}"
+    return f"{whole} s"
+
+
+def confused_pairs(confusion: np.ndarray, classes: Sequence[str], limit: int) -> list[dict[str, Any]]:
+    """The most frequent confusions: which class was taken for which, how often, and of how many images."""
+    off = confusion - np.diag(np.diag(confusion))
+    pairs = [divmod(int(flat), len(classes)) for flat in np.argsort(-off, axis=None, kind="stable")[:limit]]
+    return [
+        {"was": classes[i], "said": classes[j], "count": int(off[i, j]), "whole": int(confusion[i].sum())}
+        for i, j in pairs
+        if off[i, j]
+    ]
 
 
 # ---- the pictures of a run ------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from tools import kill_runs
 
 import train
 from train import cifar, data
-from train.run import checkpoint, config, faults, loop
+from train.run import checkpoint, config, faults, folder, loop
 from train.run.checkpoint import LAST, PREVIOUS
 
 
@@ -84,7 +84,9 @@ def test_a_signal_during_evaluation_loses_nothing_either(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("where", ["cifar.load", "run.loop.create", "cifar.write_report", "cifar.faults.put_aside"])
+@pytest.mark.parametrize(
+    "where", ["run.loading.load", "run.loop.create", "run.training.write_report", "run.folder.put_aside"]
+)
 def test_a_signal_at_any_other_moment_ends_the_command_with_its_number(tmp_path, monkeypatch, capsys, number, where):
     """While data is loaded, the network made and the report written; moving files is finished first."""
     handlers = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
@@ -98,11 +100,11 @@ def test_a_signal_at_any_other_moment_ends_the_command_with_its_number(tmp_path,
 
     monkeypatch.setattr(f"train.{where}", signalled)
     assert cifar.main([*tiny.OPTIONS, "--epochs", "1", "--out", str(tmp_path)]) == 128 + number
-    rest = f"; {tmp_path} holds the run: go on with --resume" if where == "cifar.faults.put_aside" else ""
+    rest = f"; {tmp_path} holds the run: go on with --resume" if where == "run.folder.put_aside" else ""
     assert capsys.readouterr().err == f"python -m train.cifar: stopped by {number.name}{rest}\n"
     assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == handlers
-    assert (tmp_path / "earlier-1").exists() == (where in ("cifar.write_report", "cifar.faults.put_aside"))
-    assert (tmp_path / LAST).exists() == (where in ("cifar.write_report", "cifar.faults.put_aside"))
+    assert (tmp_path / "earlier-1").exists() == (where in ("run.training.write_report", "run.folder.put_aside"))
+    assert (tmp_path / LAST).exists() == (where in ("run.training.write_report", "run.folder.put_aside"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -189,7 +191,7 @@ def test_what_a_killed_process_left_unfinished_is_cleared_away(tmp_path):
     (tmp_path / ".curves.png.part").write_bytes(b"half of a pi")
     (tmp_path / ".lock").write_text("4711\n")
     (tmp_path / "notes.part").write_text("somebody's")
-    with faults.sole_user(tmp_path):
+    with folder.sole_user(tmp_path):
         assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "notes.part"]
 
 
@@ -216,7 +218,7 @@ def test_a_full_disk_leaves_the_old_state_and_stops(undisturbed, tmp_path, at_st
     assert tiny.differences(undisturbed, tmp_path) == []
 
 
-@pytest.mark.parametrize("what", ["cifar.plots.draw_confusion", "cifar.plots.draw_curves"])
+@pytest.mark.parametrize("what", ["run.training.plots.draw_confusion", "run.training.plots.draw_curves"])
 def test_a_disk_that_is_full_for_a_picture_is_told_with_what_is_kept(tmp_path, capsys, monkeypatch, what):
     def fail(*arguments):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -354,7 +356,7 @@ def test_a_folder_in_use_is_refused_until_it_is_free(tmp_path, capsys):
         [
             sys.executable,
             "-c",
-            "from train.run.faults import *\n"
+            "from train.run.folder import *\n"
             f"with sole_user(Path({str(tmp_path)!r})):\n print(1, flush=True)\n input()",
         ],
         cwd=tiny.ROOT,
@@ -375,8 +377,8 @@ def test_a_file_system_without_locks_is_used_with_a_warning(tmp_path, monkeypatc
     def refuse(file, how):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(faults.fcntl, "flock", refuse)
-    with faults.sole_user(tmp_path):
+    monkeypatch.setattr(folder.fcntl, "flock", refuse)
+    with folder.sole_user(tmp_path):
         pass
     assert f"{tmp_path} cannot be locked" in capsys.readouterr().err
 

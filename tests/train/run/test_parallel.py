@@ -122,13 +122,13 @@ STEPS = """
 import sys
 import numpy as np
 from support import tiny
-from train import cifar
+from train.data import load
 from train.run import config as configuration, loop, parallel
 
 # Three steps in float64 with frozen batch norm: with running statistics that are not those of the batch.
 ranks = parallel.start()
 config = configuration.configure(configuration.parser().parse_args([*tiny.OPTIONS, "--dtype", "float64"]))
-train_set, test_set = cifar.load("shapes", ".", limit_train=24, limit_test=2)
+train_set, test_set = load("shapes", ".", limit_train=24, limit_test=2)
 run = loop.Run.start(config, train_set, test_set, ranks)
 run.model.eval()
 for step in range(3):
@@ -200,7 +200,7 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step(tmp_path):
 
 
 @needs_mpi
-@pytest.mark.parametrize("module", ["numpy", "train.report", "mpi4py.MPI"])
+@pytest.mark.parametrize("module", ["numpy", "train.show.report", "mpi4py.MPI"])
 def test_a_signal_to_one_rank_ends_all_before_they_have_met(tmp_path, module):
     second = "'1' in (os.environ.get('PMI_RANK'), os.environ.get('OMPI_COMM_WORLD_RANK'))"
     tiny.signal_at_import(tmp_path, module, signal.SIGTERM, second)

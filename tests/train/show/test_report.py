@@ -3,18 +3,23 @@
 import json
 import re
 import shlex
+from dataclasses import asdict
 from unittest import mock
 
 import numpy as np
 import pytest
 from support.browser import browser
 
-from minigrad import Function, Module
-from train import cifar, report
+from minigrad import tensor
+from train import cifar
+from train import report as command_line
 from train.data import Dataset
-from train.predict import load_predictor
-from train.run import checkpoint
+from train.measure.layers import REST, summed
+from train.run import checkpoint, predictor
 from train.run.config import configure, parser
+from train.run.predictor import load_predictor
+from train.run.repeat import command
+from train.show import report
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -46,7 +51,7 @@ def test_the_page_is_self_contained(page):
 def test_the_figures_are_those_of_the_log(run, page):
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
     assert f"<b>{last['test_error']:.2f} %</b><span>test error, last epoch" in page
-    assert f"epoch 1: test loss {last['test_loss']:.4g}<" in page
+    assert f"epoch 1: test loss {last['test_loss']:.4g} nats<" in page
 
 
 def test_confusion_and_mistakes_are_those_of_the_last_epoch(run, page):
@@ -61,7 +66,7 @@ def test_confusion_and_mistakes_are_those_of_the_last_epoch(run, page):
 
 def test_mistakes_come_in_the_order_of_confidence():
     probabilities = np.array([[0.6, 0.4], [0.9, 0.1], [0.2, 0.8], [0.3, 0.7]])
-    predictions = report.Predictions(probabilities, np.array([1, 1, 1, 0]))
+    predictions = predictor.Predictions(probabilities, np.array([1, 1, 1, 0]))
     assert predictions.mistakes().tolist() == [1, 3, 0]
     assert predictions.confusion().tolist() == [[0, 1], [2, 1]]
 
@@ -69,8 +74,8 @@ def test_mistakes_come_in_the_order_of_confidence():
 def test_without_mistakes_the_page_says_so():
     images, labels = np.zeros((2, 3, 4, 4), np.uint8), np.array([1, 0])
     test_set = Dataset(images, labels, ["a", "b"], "two", np.full(3, 128.0), np.full(3, 64.0))
-    predictions = report.Predictions(np.array([[0.1, 0.9], [0.8, 0.2]]), labels)
-    assert "all 2 test images are right" in report.mistakes_section(predictions, test_set)
+    predictions = predictor.Predictions(np.array([[0.1, 0.9], [0.8, 0.2]]), labels)
+    assert report.mistakes(predictions, test_set) == {"number": 0, "images": 2, "shown": []}
 
 
 @pytest.mark.parametrize(
@@ -86,33 +91,31 @@ def test_the_command_repeats_the_run(options, tmp_path):
         return configure(parser().parse_args(words))
 
     config = configuration(shlex.split(options))
-    state = json.loads(json.dumps({"config": cifar.asdict(config)}))
-    words = shlex.split(report.command(state, tmp_path / "a run"))
+    words = shlex.split(command(json.loads(json.dumps(asdict(config))), tmp_path / "a run"))
     assert words[:3] == ["python", "-m", "train.cifar"]
     assert configuration(words[3:]) == config
     assert words[-1] == f"{tmp_path}/a run-again"
 
 
 def test_time_is_counted_where_it_is_spent(run):
-    predictor = load_predictor(run / checkpoint.LAST, None, None, "cpu")
+    trained = load_predictor(run / checkpoint.LAST, None, None, "cpu")
     images, labels = np.zeros((4, 3, 32, 32), np.uint8), np.zeros(4, np.int64)
-    before = (Module.__call__, Function.apply.__func__, Function.gradients)
-    by_module, by_kind = report.step_times(predictor, images, labels, "cpu")
-    assert (Module.__call__, Function.apply.__func__, Function.gradients) == before
-    assert {"conv1", "layer1.0.conv2", "layer3.0.downsample.0", "fc", report.REST} <= set(by_module)
-    assert {"convolution 1x1", "convolution 3x3", "BatchNormReLU", "CrossEntropy"} <= set(by_kind)
+    by_module, by_kind = report.step_times(trained, images, labels, "cpu")
+    assert tensor.observer is None and not any("forward" in vars(m) for m in trained.model.modules())
+    assert {"conv1", "layer1.0.conv2", "layer3.0.downsample.0", "fc", REST} <= set(by_module)
+    assert {"Conv2d 1x1", "Conv2d 3x3", "BatchNormReLU", "CrossEntropy"} <= set(by_kind)
     for column in (0, 1):
         totals = [sum(pair[column] for pair in times.values()) for times in (by_module, by_kind)]
         assert totals[0] == pytest.approx(totals[1]) and totals[0] > 0
-    blocks = report.summed(by_module, 2)
-    assert list(blocks) == ["conv1", "bn1", "layer1.0", "layer2.0", "layer3.0", "fc", report.REST]
+    blocks = summed(by_module, 2)
+    assert list(blocks) == ["conv1", "bn1", "layer1.0", "layer2.0", "layer3.0", "fc", REST]
 
 
 def test_names_are_text_and_not_html(run):
     classes = [f"<b>{k}&" for k in range(10)]
     images, labels = np.zeros((20, 3, 32, 32), np.uint8), np.arange(20) % 10
     test_set = Dataset(images, labels, classes, "<i>", np.full(3, 128.0), np.full(3, 64.0))
-    text = report.write_report(run, test_set=test_set).read_text()
+    text = report.write_report(run, sets=(test_set, test_set)).read_text()
     assert "&lt;b&gt;0&amp;" in text and "<b>0&" not in text and "<i>" not in text
 
 
@@ -125,10 +128,10 @@ def test_without_its_images_the_page_says_so(run, tmp_path):
 
 
 def test_exit_codes(run, tmp_path, capsys):
-    assert report.main([str(run)]) == 0
-    assert report.main([str(tmp_path)]) == 2
+    assert command_line.main([str(run)]) == 0
+    assert command_line.main([str(tmp_path)]) == 2
     (tmp_path / checkpoint.LAST).write_bytes(b"no checkpoint")
-    assert report.main([str(tmp_path)]) == 1
+    assert command_line.main([str(tmp_path)]) == 1
     assert "last.safetensors" in capsys.readouterr().err
 
 

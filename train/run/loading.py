@@ -1,0 +1,27 @@
+"""The images of a configuration."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ..data import Dataset, load
+from ..options import UsageError
+from .config import Config
+
+
+def load_data(args: argparse.Namespace, config: Config, limit_train: int | None = None) -> tuple[Dataset, Dataset]:
+    """Load the images of a configuration."""
+    path = Path(config.data)
+    if config.data not in ("cifar10", "cifar100", "shapes") and not (path.is_file() or path.is_dir()):
+        raise UsageError(
+            f"--data {config.data} is not cifar10, cifar100 or shapes, and there is no such folder or file"
+        )
+    return load(
+        config.data,
+        args.data_root,
+        seed=config.seed,
+        mirror=args.data_mirror,
+        limit_train=limit_train or config.limit_train,
+        limit_test=config.limit_test,
+    )
