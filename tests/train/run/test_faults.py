@@ -116,7 +116,7 @@ def test_a_signal_ends_the_evaluation_of_a_file(undisturbed, monkeypatch, capsys
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("module", ["numpy", "matplotlib.ticker", "train.report"])
+@pytest.mark.parametrize("module", ["numpy", "matplotlib.ticker", "train.show.report"])
 def test_a_signal_ends_the_command_while_it_imports(tmp_path, number, module):
     tiny.signal_at_import(tmp_path, module, number)
     path = os.pathsep.join([str(tmp_path), str(tiny.ROOT)])
