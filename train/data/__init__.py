@@ -5,6 +5,7 @@ not what they should be end in a `DataError`, one sentence that names the file a
 nothing is unpacked to disk, and no more is read than an honest file holds.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from train.data.dataset import Dataset, channel_statistics
 from train.data.download import DataError
 from train.data.folders import load_class_folder, read_image
 from train.data.formats import CIFAR10, CIFAR100, FORMATS, BinaryFormat, decode
-from train.data.sources import find_binary
+from train.data.sources import find_official
 
 __all__ = [
     "CIFAR10",
@@ -39,16 +40,17 @@ def load(
     root: Path,
     *,
     seed: int = 0,
-    mirror: str | None = None,
+    mirror: str | Sequence[str] | None = None,
     limit_train: int | None = None,
     limit_test: int | None = None,
     progress: bool = True,
 ) -> tuple[Dataset, Dataset]:
     """Load the training and the test set that `data` names.
 
-    `data` is `cifar10` or `cifar100` (taken from `root`, unpacked or as the official archive, else downloaded into it
-    from the official address or `mirror`), `shapes` (drawn from `seed`), or a path: a folder with the official binary
-    files, an official archive, or a folder with train/<class>/ and test/<class>/. At most the first `limit_train` and
+    `data` is `cifar10` or `cifar100` (taken from `root`, in whatever official form, or from where torchvision and Keras
+    keep it, else downloaded into `root` from one of the known addresses or `mirror`, one or several), `shapes` (drawn
+    from `seed`), or a path: a folder with the official files, binary or for Python, an official archive, or a folder
+    with train/<class>/ and test/<class>/. At most the first `limit_train` and
     `limit_test` images are taken, in the order in which they are stored; class folders are read class by class in turn.
     Raises DataError, or ValueError for a limit that is not positive.
     """
@@ -63,22 +65,22 @@ def load(
             splits.append(Dataset(images, labels, list(shapes.CLASSES), "shapes", mean, std))
         return splits[0], splits[1]
 
-    found = find_binary(data, root, mirror, progress)
+    mirrors = [mirror] if isinstance(mirror, str) else mirror or ()
+    found = find_official(data, root, mirrors, progress)
     if found is not None:
-        where, format = found
-        contents = read_archive(where, format) if where.is_file() else read_folder(where, format)
+        contents, where, format = found
         train = decode(contents, format.train_files, format, limit_train, where)
         return train, decode(contents, format.test_files, format, limit_test, where)
 
     path = Path(data)
     if (path / "train").is_dir():
         return load_class_folder(path, limit_train, limit_test, progress)
-    names = " and ".join(f"{format.remote.name} ({format.name})" for format in FORMATS)
+    names = ", ".join(archive.remote.name for format in FORMATS for archive in format.archives)
     if path.is_file():
-        raise DataError(f"{path} is not one of the official archives of binary files, {names}")
+        raise DataError(f"{path} is not one of the official archives, {names}")
     if path.is_dir():
         raise DataError(
             f"{path} holds neither data_batch_1.bin ... nor train.bin, directly or in cifar-10-batches-bin/ or "
-            "cifar-100-binary/, nor train/<class>/ with images"
+            "cifar-100-binary/, nor cifar-10-batches-py/ or cifar-100-python/, nor train/<class>/ with images"
         )
     raise DataError(f"data {data!r} is not cifar10, cifar100 or shapes, and there is no such folder or file")

@@ -90,7 +90,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--data-root", type=Path, default=Path("data"), metavar="DIR", help="where downloads are kept (default: data)"
     )
-    p.add_argument("--data-mirror", metavar="URL", help="fetch archives from this address instead of their home")
+    p.add_argument(
+        "--data-mirror",
+        action="append",
+        metavar="URL",
+        help="fetch the archive from below this address, or any of several, instead of the known ones",
+    )
     p.add_argument("--recipe", choices=sorted(RECIPES), help="hyper-parameters (default: paper; quick for shapes)")
     p.add_argument("--epochs", type=int, help="passes over the data (default: the recipe's)")
     p.add_argument("--batch-size", type=int, metavar="N", help="images a step, of all ranks (default: 128; quick: 32)")

@@ -4,16 +4,13 @@ import gzip
 import hashlib
 import io
 import os
-import struct
 import tarfile
-import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from train import data
 from train.data import (
@@ -24,10 +21,10 @@ from train.data import (
     channel_statistics,
     load,
     read_archive,
-    read_image,
     sources,
 )
 from train.data.download import Remote
+from train.data.formats import Archive
 
 TINY10 = replace(CIFAR10, train_records=3, test_records=4, side=4)
 TINY100 = replace(CIFAR100, train_records=6, test_records=4, side=4)
@@ -61,10 +58,10 @@ def member(name: str, content: bytes = b"", **attributes: object) -> tuple[tarfi
 
 def archive_of(*members: tuple[tarfile.TarInfo, bytes]) -> bytes:
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=1) as tar:
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
         for info, content in members:
             tar.addfile(info, io.BytesIO(content))
-    return buffer.getvalue()
+    return gzip.compress(buffer.getvalue(), 1, mtime=0)
 
 
 def honest_members(format: BinaryFormat) -> list[tuple[tarfile.TarInfo, bytes]]:
@@ -76,7 +73,7 @@ def honest_members(format: BinaryFormat) -> list[tuple[tarfile.TarInfo, bytes]]:
 def pinned(format: BinaryFormat, archive: bytes) -> BinaryFormat:
     """The format with `archive` as its official archive."""
     remote = Remote(format.remote.url, len(archive), hashlib.sha256(archive).hexdigest())
-    return replace(format, remote=remote)
+    return replace(format, archives=(Archive("binary", remote), *format.archives[1:]))
 
 
 @pytest.fixture
@@ -130,7 +127,11 @@ def test_reads_archives_by_path_and_from_the_data_root(
     for train, test in (load(str(archive), Path("/nonexistent")), load(format.name, tmp_path)):
         check_records(train, [records[name] for name in format.train_files], format)
         check_records(test, [records[name] for name in format.test_files], format)
-    assert os.listdir(tmp_path) == [archive.name]
+    assert sorted(os.listdir(tmp_path)) == sorted([archive.name, format.folder])  # where it is kept unpacked
+    assert sorted(os.listdir(tmp_path / format.folder)) == sorted([*format.file_bytes, "SHA256SUMS"])
+    archive.write_bytes(b"not read any more")
+    check_records(load(format.name, tmp_path)[1], [records[name] for name in format.test_files], format)
+    archive.write_bytes(archive_of(*honest_members(format)))
     renamed = archive.rename(tmp_path / "renamed.tgz")
     assert len(load(str(renamed), tmp_path)[0]) == len(train)
 
@@ -193,9 +194,9 @@ def test_what_was_looked_for_is_said(tmp_path: Path) -> None:
         load(str(tmp_path), tmp_path)
     with pytest.raises(DataError, match=r"data 'cifar11' is not cifar10, cifar100 or shapes, and there is no such"):
         load("cifar11", tmp_path)
-    (tmp_path / "cifar-10-python.tar.gz").write_bytes(b"x")
-    with pytest.raises(DataError, match=r"cifar-10-python.tar.gz is not one of the official archives of binary files"):
-        load(str(tmp_path / "cifar-10-python.tar.gz"), tmp_path)
+    (tmp_path / "cifar-10.zip").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"cifar-10.zip is not one of the official archives, cifar-10-binary.tar.gz, "):
+        load(str(tmp_path / "cifar-10.zip"), tmp_path)
 
 
 @pytest.mark.parametrize("by_name", [False, True])
@@ -292,159 +293,6 @@ def test_real_cifar10() -> None:
     mean, std = channel_statistics(train.images)
     np.testing.assert_allclose(mean, train.mean, atol=1.5)
     np.testing.assert_allclose(std, train.std, atol=1.5)
-
-
-# ---- class folders -----------------------------------------------------------------------------------------------
-
-
-def write_images(root: Path, train: str = "train", test: str = "test", size: tuple[int, int] = (6, 5)) -> np.ndarray:
-    """Two classes with three and two training images and a test image each; returns the pixels by file, sorted."""
-    rng = np.random.default_rng(0)
-    pixels = []
-    for path in (f"{train}/cat/0.png", f"{train}/cat/1.PNG", f"{train}/cat/2.png", f"{train}/dog/a.png",
-                 f"{train}/dog/b.png", f"{test}/cat/x.png", f"{test}/dog/y.png"):  # fmt: skip
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        pixels.append(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
-        Image.fromarray(pixels[-1]).save(root / path, format="png")
-    return np.stack(pixels).transpose(0, 3, 1, 2)
-
-
-@pytest.mark.parametrize("test", ["test", "val"])
-def test_reads_class_folders_taking_classes_in_turn(tmp_path: Path, test: str) -> None:
-    pixels = write_images(tmp_path, test=test)
-    (tmp_path / "train" / "cat" / "notes.txt").write_text("passed over")
-    (tmp_path / "train" / "cat" / "._0.png").write_text("passed over")
-    (tmp_path / "train" / ".hidden").mkdir()
-    train_set, test_set = load(str(tmp_path), tmp_path)
-    assert train_set.classes == test_set.classes == ["cat", "dog"]
-    assert train_set.name == tmp_path.name
-    assert train_set.labels.tolist() == [0, 1, 0, 1, 0]
-    np.testing.assert_array_equal(train_set.images, pixels[[0, 3, 1, 4, 2]])
-    np.testing.assert_array_equal(test_set.images, pixels[5:])
-    few, fewer = load(str(tmp_path), tmp_path, limit_train=2, limit_test=1)
-    np.testing.assert_array_equal(few.images, train_set.images[:2])
-    assert fewer.labels.tolist() == [0]
-    reference = train_set.images.astype(np.float64)
-    for split in (train_set, test_set):
-        np.testing.assert_allclose(split.mean, reference.mean(axis=(0, 2, 3)), rtol=1e-12)
-        np.testing.assert_allclose(split.std, reference.std(axis=(0, 2, 3)), rtol=1e-12)
-
-
-def test_statistics_of_many_and_of_constant_images() -> None:
-    images = np.random.default_rng(0).integers(0, 256, (2500, 3, 3, 2), dtype=np.uint8)
-    images[:, 1] = 7
-    mean, std = channel_statistics(images)
-    np.testing.assert_allclose(mean, images.astype(np.float64).mean(axis=(0, 2, 3)), rtol=1e-12)
-    np.testing.assert_allclose(std[[0, 2]], images[:, [0, 2]].astype(np.float64).std(axis=(0, 2, 3)), rtol=1e-12)
-    assert std[1] == 1
-
-
-def spoil(path: str, action: Callable[[Path], object]) -> Callable[[Path], object]:
-    return lambda root: action(root / path)
-
-
-def save(mode: str, size: tuple[int, int] = (6, 5)) -> Callable[[Path], object]:
-    return lambda path: Image.new(mode, size).save(path)
-
-
-def animate(path: Path) -> None:
-    frames = [Image.new("RGB", (6, 5), colour) for colour in ("red", "green")]
-    frames[0].save(path, save_all=True, append_images=frames[1:])
-
-
-def remove_folder(path: Path) -> None:
-    for file in path.iterdir():
-        file.unlink()
-    path.rmdir()
-
-
-def bomb(path: Path) -> None:
-    """A small PNG file that claims 50,000 x 50,000 pixels."""
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    header = struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100))))
-
-
-FOLDER_FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "size": (spoil("train/dog/b.png", save("RGB", (6, 6))), r"dog/b.png is 6 x 6 pixels where the others are 6 x 5"),
-    "test size": (spoil("test/dog/y.png", save("RGB", (1, 5))), r"y.png is 1 x 5 pixels where the others are 6 x 5"),
-    "truncated": (spoil("train/cat/0.png", lambda p: p.write_bytes(p.read_bytes()[:70])), "cat/0.png is no readable"),
-    "empty": (spoil("train/cat/0.png", lambda p: p.write_bytes(b"")), "cat/0.png is no readable PNG or JPEG image"),
-    "text": (spoil("train/cat/0.png", lambda p: p.write_text("hello")), "cat/0.png is no readable PNG or JPEG image"),
-    "gif": (spoil("train/cat/0.png", lambda p: Image.new("P", (6, 5)).save(p, "gif")), "is no readable PNG or JPEG"),
-    "animated": (spoil("train/cat/0.png", animate), "cat/0.png is animated: it has 2 frames"),
-    "large": (spoil("train/cat/0.png", save("1", (1100, 1000))), "0.png would unpack to 1100 x 1000 pixels; at most"),
-    "huge": (spoil("train/cat/0.png", lambda p: os.truncate(p, 1 << 40)), "0.png has 1,099,511,627,776 bytes; at most"),
-    "bomb": (spoil("train/cat/0.png", bomb), r"0.png (would unpack|is no readable)"),
-    "empty class": (spoil("train/owl", Path.mkdir), r"train/owl holds no .png, .jpg or .jpeg file"),
-    "classes": (
-        spoil("test/dog", lambda p: p.rename(p.with_name("owl"))),
-        "has 2, and 'dog' is only in one of them",
-    ),
-    "one class": (spoil("test/dog", remove_folder), "test needs at least two class folders with images, found 1"),
-    "no test": (
-        spoil("test", lambda p: p.rename(p.with_name("tests"))),
-        "train/ but neither test/ nor val/ beside it",
-    ),
-}
-
-
-@pytest.mark.parametrize("kind", FOLDER_FAULTS)
-def test_a_faulty_class_folder_is_refused(tmp_path: Path, kind: str) -> None:
-    write_images(tmp_path)
-    action, sentence = FOLDER_FAULTS[kind]
-    action(tmp_path)
-    with pytest.raises(DataError, match=sentence) as caught:
-        load(str(tmp_path), tmp_path)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_fifo_among_the_images_does_not_hang(tmp_path: Path) -> None:
-    write_images(tmp_path)
-    os.mkfifo(tmp_path / "train" / "cat" / "pipe.png")
-    assert len(load(str(tmp_path), tmp_path)[0]) == 5
-
-
-def one_pixel(tmp_path: Path, image: Image.Image, suffix: str = "png", **options: object) -> list[int]:
-    path = tmp_path / f"image.{suffix}"
-    image.save(path, **options)  # type: ignore[arg-type]
-    pixels = read_image(path)
-    assert pixels.dtype == np.uint8
-    assert pixels.shape == (image.height, image.width, 3)
-    return pixels[0, 0].tolist()
-
-
-def test_every_kind_of_image_becomes_rgb(tmp_path: Path) -> None:
-    assert one_pixel(tmp_path, Image.new("RGB", (3, 2), (1, 2, 3))) == [1, 2, 3]
-    assert one_pixel(tmp_path, Image.new("L", (3, 2), 77)) == [77, 77, 77]
-    assert one_pixel(tmp_path, Image.new("1", (3, 2), 1)) == [255, 255, 255]
-    palette = Image.new("P", (3, 2), 1)
-    palette.putpalette([0, 0, 0, 9, 8, 7])
-    assert one_pixel(tmp_path, palette) == [9, 8, 7]
-    assert one_pixel(tmp_path, palette, transparency=1) == [255, 255, 255]
-    assert one_pixel(tmp_path, Image.new("RGBA", (3, 2), (10, 20, 30, 255))) == [10, 20, 30]
-    assert one_pixel(tmp_path, Image.new("RGBA", (3, 2), (10, 20, 30, 0))) == [255, 255, 255]
-    assert one_pixel(tmp_path, Image.new("RGBA", (3, 2), (0, 0, 0, 51))) == [204, 204, 204]
-    assert one_pixel(tmp_path, Image.new("LA", (3, 2), (100, 255))) == [100, 100, 100]
-    grey16 = Image.fromarray(np.full((2, 3), 0xABCD, np.uint16))
-    assert one_pixel(tmp_path, grey16) == [0xAB, 0xAB, 0xAB]
-    assert one_pixel(tmp_path, Image.new("CMYK", (3, 2), (0, 0, 0, 255)), "jpg") == [0, 0, 0]
-    close = one_pixel(tmp_path, Image.new("RGB", (8, 8), (200, 100, 50)), "jpeg", quality=95)
-    np.testing.assert_allclose(close, [200, 100, 50], atol=3)
-
-
-def test_sixteen_bit_colour_keeps_the_upper_bits(tmp_path: Path) -> None:
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    row = b"\0" + struct.pack(">3H", 0x1234, 0xABCD, 0xFF00)
-    header = struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0)
-    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(row)) + chunk(b"IEND", b"")
-    (tmp_path / "x.png").write_bytes(b"\x89PNG\r\n\x1a\n" + body)
-    assert read_image(tmp_path / "x.png")[0, 0].tolist() == [0x12, 0xAB, 0xFF]
 
 
 # ---- drawn shapes ------------------------------------------------------------------------------------------------

@@ -1,106 +1,21 @@
 """Downloads against a server on this machine that misbehaves in every way the network knows."""
 
-import contextlib
 import hashlib
 import os
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.web import CONTENT, Handler, Server, drop, good, remote, stall
 
-from train.data.download import DataError, Remote, fetch, locked, verify
+from train.data.download import DataError, Remote, verify
+from train.data.fetch import alone, fetch
 
-CONTENT = b"\x1f\x8b" + bytes(i * i % 251 for i in range(100_000))
 PART = "file.tar.gz.part"
-
-
-class Handler(BaseHTTPRequestHandler):
-    """Answers each request with the server's next behaviour; the last one repeats."""
-
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self) -> None:
-        server = self.server
-        assert isinstance(server, Server)
-        server.requests.append((self.path, self.headers.get("Range")))
-        behaviour = server.behaviours[min(len(server.requests), len(server.behaviours)) - 1]
-        self.close_connection = True
-        with contextlib.suppress(OSError):  # the client has hung up, as it should
-            behaviour(self)
-
-    def answer(self, status: int, body: bytes, sent: int | None = None, **headers: str) -> None:
-        """Send `body`, or only the first `sent` bytes of it."""
-        self.send_response(status)
-        for name, value in ({"Content_Length": str(len(body))} | headers).items():
-            if value:
-                self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        self.wfile.write(body[:sent])
-        self.wfile.flush()
-
-    def start(self) -> int:
-        asked = self.headers.get("Range")
-        return int(asked.removeprefix("bytes=").removesuffix("-")) if asked else 0
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-
-def good(h: Handler, sent: int | None = None) -> None:
-    """Send the file, or the rest of it where a range is asked for; with `sent`, drop the line after so many bytes."""
-    start = h.start()
-    if start >= len(CONTENT):
-        h.answer(416, b"", Content_Range=f"bytes */{len(CONTENT)}")
-    elif start:
-        h.answer(206, CONTENT[start:], sent, Content_Range=f"bytes {start}-{len(CONTENT) - 1}/{len(CONTENT)}")
-    else:
-        h.answer(200, CONTENT, sent)
-
-
-def drop(sent: int) -> Callable[[Handler], None]:
-    return lambda h: good(h, sent)
-
-
-def stall(h: Handler) -> None:
-    good(h, 1000)
-    time.sleep(30)
-
-
-class Server(ThreadingHTTPServer):
-    daemon_threads = True
-    block_on_close = False
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.behaviours: list[Callable[[Handler], None]] = [good]
-        self.requests: list[tuple[str, str | None]] = []
-
-    @property
-    def base(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-    def handle_error(self, *args: object) -> None:
-        pass
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    server = Server()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join(60)
-
-
-def remote(server: Server, content: bytes = CONTENT) -> Remote:
-    return Remote(f"{server.base}/data/file.tar.gz", len(content), hashlib.sha256(content).hexdigest())
 
 
 def get(server: Server, folder: Path, **options: object) -> Path:
@@ -296,16 +211,32 @@ def test_a_redirect_to_a_local_file_is_refused(server: Server, tmp_path: Path) -
 
 def test_a_mirror_replaces_the_address(server: Server, tmp_path: Path) -> None:
     official = Remote("https://unreachable.invalid/x/file.tar.gz", len(CONTENT), hashlib.sha256(CONTENT).hexdigest())
-    check_whole(fetch(official, tmp_path, mirror=f"{server.base}/mirror/"))
+    check_whole(fetch(official, tmp_path, mirrors=[f"{server.base}/mirror/"]))
     assert server.requests == [("/mirror/file.tar.gz", None)]
 
 
 @pytest.mark.parametrize(
-    "mirror", ["file:///etc", "/etc", "ftp://127.0.0.1/", "", "http://", "http://[", "http://a b/", "http://a\n/"]
+    "mirror",
+    [
+        "file:///etc",
+        "/etc",
+        "ftp://127.0.0.1/",
+        "",
+        "http://",
+        "http://[",
+        "http://a b/",
+        "http://a\n/",
+        "http://a:b/",
+        "http://a:99999/",
+        "http://a..b/",
+        f"http://{64 * 'a'}/",
+        "http://[::1/",
+    ],
 )
 def test_a_mirror_must_be_on_the_web(server: Server, tmp_path: Path, mirror: str) -> None:
-    with pytest.raises(DataError, match="needs an http:// or https:// address"):
-        fetch(remote(server), tmp_path, mirror=mirror)
+    with pytest.raises(DataError, match="needs an http:// or https:// address, got ") as error:
+        fetch(remote(server), tmp_path, mirrors=[mirror])
+    assert repr(mirror.rstrip("/"))[1:-1] in str(error.value)
 
 
 def test_nobody_listens(tmp_path: Path) -> None:
@@ -369,40 +300,16 @@ def test_two_threads_at_once_make_one_file(server: Server, tmp_path: Path) -> No
 
     def run() -> None:
         try:
-            get(server, tmp_path)
+            with alone(tmp_path / ".lock"):
+                get(server, tmp_path)
         except DataError as error:
             failures.append(error)
 
     in_four_threads(run)
     assert failures == []
     assert len(server.requests) == 3
+    (tmp_path / ".lock").unlink()
     check_whole(tmp_path / "file.tar.gz")
-
-
-def test_the_lock_survives_a_file_that_comes_and_goes(tmp_path: Path) -> None:
-    # Whoever waits for the lock may look for the file at the very moment at which the holder renames it.
-    failures = []
-
-    def run() -> None:
-        for _ in range(300):
-            try:
-                with locked(tmp_path / "part") as part:
-                    part.write(b"x")
-                    part.flush()
-                    os.replace(tmp_path / "part", tmp_path / "whole")
-            except OSError as error:
-                failures.append(error)
-
-    in_four_threads(run)
-    assert failures == []
-
-
-def test_a_part_that_is_not_yet_on_the_disk_is_kept(tmp_path: Path) -> None:
-    for content, left in ((b"", []), (b"x", ["part"])):
-        with contextlib.suppress(KeyboardInterrupt), locked(tmp_path / "part") as part:
-            part.write(content)
-            raise KeyboardInterrupt
-        assert os.listdir(tmp_path) == left
 
 
 def test_killed_in_the_middle_leaves_a_part_that_is_resumed(server: Server, tmp_path: Path) -> None:
@@ -415,7 +322,7 @@ def test_killed_in_the_middle_leaves_a_part_that_is_resumed(server: Server, tmp_
 
     server.behaviours = [hold]
     code = (
-        "import sys; from pathlib import Path; from train.data.download import *\n"
+        "import sys; from pathlib import Path; from train.data.download import *\nfrom train.data.fetch import fetch\n"
         "fetch(Remote(sys.argv[1], int(sys.argv[2]), sys.argv[3]), Path(sys.argv[4]))"
     )
     r = remote(server)
@@ -427,3 +334,81 @@ def test_killed_in_the_middle_leaves_a_part_that_is_resumed(server: Server, tmp_
     assert os.listdir(tmp_path) == [PART]
     server.behaviours = [good]
     check_whole(get(server, tmp_path))
+
+
+# ---- what a server may send instead of the file ------------------------------------------------------------------
+
+
+def drip(prefix: bytes, piece: bytes) -> Callable[[Handler], None]:
+    """Send `prefix`, then `piece` again and again, each soon enough for the socket's own limit."""
+
+    def behaviour(h: Handler) -> None:
+        h.wfile.write(prefix)
+        for _ in range(100):
+            time.sleep(0.02)
+            h.wfile.write(piece)
+            h.wfile.flush()
+
+    return behaviour
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("prefix", "piece"),
+    [
+        (b"HTTP/1.1 200 O", b"K"),
+        (b"HTTP/1.1 200 OK\r\nX: ", b"x"),
+        (b"HTTP/1.1 200 OK\r\n", b"X: y\r\n"),
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+        (CHUNKED + b"5;", b"x"),
+        (CHUNKED + b"1\r\n\x1f\r\n0", b"0"),
+        (CHUNKED, b"1\r\n\x1f\r\n"),
+    ],
+    ids=["status line", "header", "headers", "100 Continue", "chunk extension", "chunk size", "tiny chunks"],
+)
+def test_whatever_drips_is_a_stall(server: Server, tmp_path: Path, prefix: bytes, piece: bytes) -> None:
+    server.behaviours = [drip(prefix, piece)]
+    with pytest.raises(DataError, match=r"timed out: it fell below 1024 bytes per second for 0\.2 seconds"):
+        get(server, tmp_path, timeout=0.2, attempts=1)
+
+
+def test_trailers_that_drip_do_not_hold_up_a_whole_file(server: Server, tmp_path: Path) -> None:
+    body = b"%x\r\n%b\r\n0\r\n" % (len(CONTENT), CONTENT)
+    server.behaviours = [drip(CHUNKED + body, b"X: y\r\n")]
+    check_whole(get(server, tmp_path, timeout=0.2))
+    assert len(server.requests) == 1
+
+
+def test_bytes_that_are_thrown_away_are_no_progress(server: Server, tmp_path: Path) -> None:
+    """A server that resumes with wrong bytes, and ignores Range when it is asked for all, would go on for ever."""
+
+    def wrong(h: Handler) -> None:
+        if h.start():
+            rest = bytes(len(CONTENT) - h.start())
+            h.answer(206, rest, Content_Range=f"bytes {h.start()}-{len(CONTENT) - 1}/{len(CONTENT)}")
+        else:
+            good(h, 50_000)
+
+    server.behaviours = [wrong]
+    with pytest.raises(DataError, match="given up after 3 attempts"):
+        get(server, tmp_path)
+    assert len(server.requests) < 10
+
+
+def test_a_redirect_that_leaves_the_web_is_refused(server: Server, tmp_path: Path) -> None:
+    for address in (
+        "ftp://127.0.0.1/x",
+        "file:///etc/passwd",
+        "data:text/plain,x",
+        "gopher://x/",
+        "http://a..b/",
+        "http://x:y/",
+    ):
+        server.behaviours = [lambda h, address=address: h.answer(302, b"", Location=address)]
+        with pytest.raises(DataError) as error:
+            get(server, tmp_path, attempts=1)
+        sentence = str(error.value)
+        assert sentence.startswith(server.base) and address[:6] in sentence, sentence
+        assert "\n" not in sentence
