@@ -1,61 +1,50 @@
-"""Every kernel file compiles through NVRTC for sm_80 (Ampere) and sm_90a (Hopper), without a GPU."""
+"""Every kernel file compiles through NVRTC, without a GPU, for every architecture that the engine room runs on."""
 
-import re
 from pathlib import Path
 
 import pytest
 from support.cuda_shim import kernel_names
+from support.nvrtc import ARCHITECTURES, FILES, Rejected, compile_file, compile_text, runs_on
 
-from minigrad.fast.cuda.gpu import FOLDER, OPTIONS, kernel_source
+from minigrad.fast.cuda.gpu import FOLDER, kernel_source
 
-FILES = sorted(path.name for path in FOLDER.glob("*.cu"))
-ARCHITECTURES = ["sm_80", "sm_90a"]
+CASES = [(file, architecture) for architecture in ARCHITECTURES for file in FILES if runs_on(file, architecture)]
 
 
 @pytest.fixture(scope="session")
 def nvrtc():
     """CuPy's binding of NVRTC; it loads and compiles with no CUDA device and no driver."""
-    pytest.importorskip("cupy", reason="compiling CUDA needs CuPy: pip install cupy-cuda13x")
+    pytest.importorskip("cupy", reason="compiling CUDA needs CuPy: pip install cupy-cuda13x nvidia-cuda-nvrtc")
     from cupy_backends.cuda.libs import nvrtc
 
     try:
         nvrtc.getVersion()
     except Exception as error:  # CuPy raises what its loader found, of several types
-        pytest.skip(f"compiling CUDA needs NVRTC (pip install 'nvidia-cuda-nvrtc>=13,<14'): {error}")
+        pytest.skip(f"compiling CUDA needs NVRTC (pip install nvidia-cuda-nvrtc): {error}")
     return nvrtc
 
 
-def compile_cubin(nvrtc, name: str, text: str, architecture: str) -> tuple[bytes, int]:
-    """Compile to machine code, so that ptxas's errors count too; raises with the compiler's log.
-
-    Returns the code and how many bytes its kernels keep in local memory: registers that did not suffice.
-    """
-    program = nvrtc.createProgram(text, name, (), ())
-    try:
-        nvrtc.compileProgram(program, (f"-arch={architecture}", "--ptxas-options=-v", *OPTIONS))
-        frames = re.findall(r"(\d+) bytes stack frame", nvrtc.getProgramLog(program))
-        return nvrtc.getCUBIN(program), sum(map(int, frames))
-    except Exception:
-        pytest.fail(f"{name} does not compile for {architecture}:\n{nvrtc.getProgramLog(program)}")
-    finally:
-        nvrtc.destroyProgram(program)
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("name", FILES)
-def test_kernels_compile(nvrtc, name, architecture):
-    cubin, local_bytes = compile_cubin(nvrtc, name, kernel_source(name), architecture)
+@pytest.mark.parametrize(("file", "architecture"), CASES, ids=[f"{file}-{arch}" for file, arch in CASES])
+def test_kernels_compile(nvrtc, file, architecture):
+    cubin, kernels = compile_file(nvrtc, file, architecture)
     assert cubin[:4] == b"\x7fELF"
-    assert local_bytes == 0, "a tile outgrew the registers, and every access to the rest goes through memory"
-    missing = [kernel for kernel in kernel_names(name) if f".text.{kernel}\0".encode() not in cubin]
-    assert not missing, f"{name} promises kernels that it does not define: {missing}"
+    spilling = [name for name, kernel in kernels.items() if kernel.stack]
+    assert not spilling, f"a tile outgrew the registers, and every access to the rest goes through memory: {spilling}"
+    assert max(kernel.registers for kernel in kernels.values()) <= 255
+    assert max(kernel.shared for kernel in kernels.values()) <= 48 << 10
+    assert set(kernel_names(file)) == set(kernels), f"{file} promises other kernels than it defines"
 
 
 def test_a_broken_kernel_is_noticed(nvrtc):
-    with pytest.raises(pytest.fail.Exception, match=r"broken\.cu does not compile"):
-        compile_cubin(nvrtc, "broken.cu", "__global__ void f() { undefined_name = 1; }", "sm_80")
+    with pytest.raises(Rejected, match=r"broken\.cu does not compile"):
+        compile_text(nvrtc, "broken.cu", "__global__ void f() { undefined_name = 1; }", "sm_80")
     spilling = "__global__ void f(int* x) { int a[64] = {}; for (int i = 0; i < 64; ++i) a[x[i] & 63]++; *x = a[*x]; }"
-    assert compile_cubin(nvrtc, "spilling.cu", spilling, "sm_80")[1] >= 256
+    assert compile_text(nvrtc, "spilling.cu", f'extern "C" {spilling}', "sm_80")[1]["f"].stack >= 256
+
+
+def test_tensor_cores_are_what_older_gpus_lack(nvrtc):
+    with pytest.raises(Rejected, match="sm_80"):
+        compile_file(nvrtc, "conv3x3.cu", "sm_75")
 
 
 @pytest.mark.parametrize("name", FILES)
