@@ -1,4 +1,4 @@
-"""What every CUDA kernel needs on every architecture, as the page docs/kernels.md: `python tests/tools/kernel_table.py`.
+"""What every CUDA kernel needs on every architecture: `python tests/tools/kernel_table.py > docs/kernels.md`.
 
 Needs no GPU, but NVRTC and CuPy's binding of it: pip install cupy-cuda13x nvidia-cuda-nvrtc ml_dtypes.
 """
@@ -8,10 +8,10 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
-from cupy_backends.cuda.libs import nvrtc
-from support.nvrtc import ARCHITECTURES, FILES, compile_file, runs_on
+from cupy_backends.cuda.libs import nvrtc  # noqa: E402
+from support.nvrtc import ARCHITECTURES, FILES, compile_file, runs_on  # noqa: E402
 
-from minigrad.fast.cuda.tiles import Packing, plan
+from minigrad.fast.cuda.tiles import Packing, plan  # noqa: E402
 
 CARDS = {227: "H100", 163: "A100", 99: "RTX 30, 40, 50"}  # KiB of shared memory that a block may have
 NETWORKS = {"8x64d": (8, 64), "16x64d": (16, 64), "4x16d": (4, 16), "32x4d": (32, 4)}
@@ -19,10 +19,18 @@ BATCH = 128
 
 HEAD = """# The CUDA kernels in numbers
 
-This page is what `python tests/tools/kernel_table.py` prints, here with NVRTC {}.{} (no GPU needed). A kernel may take 255
-registers a thread; none keeps anything in local memory on any architecture (a test holds that).
+This page is what `python tests/tools/kernel_table.py` prints, here with NVRTC {}.{} (no GPU needed). A kernel may take
+255 registers a thread; none keeps anything in local memory on any architecture (a test holds that).
 
 ## Registers a thread
+"""
+
+EXPLANATION = f"""
+## Tiles and shared memory of the grouped 3x3
+
+Batch {BATCH}; pixels x filters of a block and KiB of dynamic shared memory: forward, input gradient (of the launches of
+a stride of 2 the one that takes most), weight gradient. `_d16`, `_d32`: only the blocks of that size on a pack's
+diagonal are multiplied.
 """
 
 
@@ -72,12 +80,5 @@ def shared_memory() -> str:
 if __name__ == "__main__":
     print(HEAD.format(*nvrtc.getVersion()))
     print(registers())
-    print("\n## Tiles and shared memory of the grouped 3x3\n")
-    print(
-        f"Batch {BATCH}; pixels x filters of a block and KiB of dynamic shared memory: forward, input gradient (of the"
-    )
-    print(
-        "launches of a stride of 2 the one that takes most), weight gradient. `_d16`, `_d32`: only the blocks of that size"
-    )
-    print("on a pack's diagonal are multiplied.\n")
+    print(EXPLANATION)
     print(shared_memory())
