@@ -70,8 +70,8 @@ def graph(y: Tensor, names: Module | Mapping[str, Tensor] | None = None) -> str:
                 source = declare(parent)
             label = f' [label="{shape}"]' if isinstance(parent, Function) else ""
             lines.append(f"  {source} -> {ids[node]}{label};")
-    last = f"{name_of[id(y)]}\\n{y.shape}" if id(y) in name_of else str(y.shape)
-    lines.append(f'  y [shape=plain, style="", fontcolor="#717c89", label="{last}"];\n  {root} -> y;')
+    last = f"{name_of[id(y)]}\\n" if id(y) in name_of else ""
+    lines.append(f'  y [shape=plain, style="", fontcolor="#717c89", label="{last}{y.shape}"];\n  {root} -> y;')
     return HEAD + "\n".join(lines) + "\n}\n"
 
 

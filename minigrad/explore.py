@@ -1,7 +1,7 @@
 """The explorer: `python -m minigrad.explore` writes a page to play with convolution, groups and im2col in.
 
-One HTML file that needs no network. Its layout and behaviour are in explore.html; its numbers are computed here, by
-`conv2d` and `nn.Conv2d`, for every setting that the page offers, and put into it as JSON.
+One HTML file that needs no network, put together from explore.html, explore.css and explore.js. Its numbers are
+computed here, by `conv2d` and `nn.Conv2d`, for every setting that the page offers, and put into it as JSON.
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ def layer(x: np.ndarray, weights: np.ndarray, C: int, G: int, K: int, S: int, P:
     }
 
 
-def block(cardinality: int, d: int) -> dict[str, int]:
-    """What a ResNeXt block of the first stage costs: 256 channels to C d, 3x3 in C groups, back to 256."""
-    width = cardinality * d
-    parts = (Conv2d(256, width, 1, bias=False), Conv2d(width, width, 3, groups=cardinality, bias=False))
+def block(groups: int, d: int) -> dict[str, int]:
+    """What a ResNeXt block of the first stage costs: 256 channels to G d, 3x3 in G groups, back to 256."""
+    width = groups * d
+    parts = (Conv2d(256, width, 1, bias=False), Conv2d(width, width, 3, groups=groups, bias=False))
     parameters = sum(p.weight.size for p in (*parts, Conv2d(width, 256, 1, bias=False)))
-    return {"C": cardinality, "d": d, "parameters": parameters, "multiply_adds": parameters * STAGE**2}
+    return {"G": groups, "d": d, "parameters": parameters, "multiply_adds": parameters * STAGE**2}
 
 
 def numbers() -> dict[str, Any]:
@@ -83,16 +83,18 @@ def numbers() -> dict[str, Any]:
 
 def page() -> str:
     """Return the explorer as one HTML page."""
-    template = (files(__package__) / "explore.html").read_text(encoding="utf-8")
-    return template.replace("/*numbers*/ null", json.dumps(numbers(), separators=(",", ":")))
+    html, css, js = ((files(__package__) / f"explore.{kind}").read_text("utf-8") for kind in ("html", "css", "js"))
+    return (
+        html.replace("/*style*/", css)
+        .replace("/*script*/", js)
+        .replace("/*numbers*/ null", json.dumps(numbers(), separators=(",", ":")))
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the page; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m minigrad.explore", description="Write the convolution explorer.")
-    parser.add_argument(
-        "--out", type=Path, default=Path("explorer.html"), metavar="FILE", help="(default: explorer.html)"
-    )
+    parser.add_argument("--out", type=Path, default="explorer.html", metavar="FILE", help="(default: explorer.html)")
     out = parser.parse_args(argv).out
     try:
         write_atomically(out, page().encode())

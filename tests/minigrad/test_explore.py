@@ -130,3 +130,64 @@ def test_it_fits_the_window_and_can_be_read(page, window, width, dark):
     assert (sum(background) < sum(ink)) == dark
     assert abs(sum(background) - sum(ink)) > 450
     assert window.errors() == []
+
+
+NUMBERS = """
+    const bad = [];
+    for (const cell of document.querySelectorAll(".cells .c, .kernel > div")) {
+      const size = parseFloat(getComputedStyle(cell).fontSize), range = document.createRange();
+      if (size === 0 || !cell.textContent) continue;  // colour alone, where a number would not be legible
+      range.selectNodeContents(cell);
+      const text = range.getBoundingClientRect(), box = cell.getBoundingClientRect();
+      const clipped = text.width > box.width + .5 || text.height > box.height + 4;
+      if (size < 8 || clipped) bad.push([cell.id, cell.textContent, size]);
+    }
+    return bad"""
+LARGE = "C=8,G=1,K=5,S=1,P=2,D=1"  # the longest sum, and the widest numbers
+
+
+@pytest.mark.parametrize("width", [390, 800, 1400])
+@pytest.mark.parametrize("layer", ["", LARGE, "C=8,G=2,K=1,P=2,D=1", "C=8,G=4,K=3,P=2", "C=2,G=1,K=3,P=0"])
+def test_no_number_is_clipped(page, window, layer, width):
+    window.open(f"{page.as_uri()}#{layer}", width, 900)
+    assert window.script(NUMBERS) == []
+    assert window.overflow() <= 0
+
+
+@pytest.mark.parametrize("layer", ["", LARGE])
+def test_the_sum_stands_above_the_fold_and_stays_in_sight(page, window, layer):
+    window.open(f"{page.as_uri()}#{layer}", 1400, 900)
+    bottom = "return document.getElementById('p-sum').getBoundingClientRect().bottom"
+    assert 0 < window.script(bottom) < 600  # which leaves room for the outputs below
+    window.script("window.scrollTo(0, 600)")
+    assert window.script(bottom) > 0
+
+
+@pytest.mark.parametrize("layer", ["", "C=8,G=2,K=1,P=2,D=1"])
+def test_cells_on_a_phone_can_be_hit_and_read(page, window, layer):
+    window.open(f"{page.as_uri()}#{layer}", 390, 844)
+    for maps in ("image", "output"):
+        cell, font = window.script(
+            f"const c = document.querySelector('#{maps} .c');"
+            "return [c.getBoundingClientRect().width, parseFloat(getComputedStyle(c).fontSize)]"
+        )
+        assert cell >= 30 and font >= 11
+    window.tap("#y-3-2-2")  # lies outside of the strip at first
+    assert "Output (2, 2) of filter 3" in window.text("#say")
+    here = window.script(
+        "const c = document.querySelector('#image .seen').getBoundingClientRect(); return [c.left, c.right]"
+    )
+    assert here[0] >= 0 and here[1] <= 390  # and its group's channels have moved into sight
+
+
+@pytest.mark.parametrize("layer", ["", "C=2,G=1,K=3", "C=8,G=8,K=3"])
+def test_no_card_is_half_empty_at_800_pixels(page, window, layer):
+    window.open(f"{page.as_uri()}#{layer}", 800, 900)
+    filled = window.script("""
+      return ["image", "output", "weights", "product"].map(id => {
+        const card = document.getElementById(`p-${id}`).getBoundingClientRect();
+        const parts = [...document.querySelectorAll(`#${id}, #${id} .cells, #${id} .kernel`)];
+        const inside = parts[parts.length - 1].getBoundingClientRect();
+        return (inside.right - card.left) / card.width;
+      })""")
+    assert min(filled) > 0.8

@@ -79,7 +79,8 @@ class Browser:
     def tap(self, selector: str) -> None:
         """Touch an element, as a finger does."""
         origin = {"element-6066-11e4-a52e-4f735466cecf": self.element(selector)}
-        self.script(f"document.querySelector({json.dumps(selector)}).scrollIntoView({{block: 'center'}})")
+        middle = "{block: 'center', inline: 'center'}"
+        self.script(f"document.querySelector({json.dumps(selector)}).scrollIntoView({middle})")
         move = {"type": "pointerMove", "duration": 0, "x": 0, "y": 0, "origin": origin}
         actions = [move, {"type": "pointerDown", "button": 0}, {"type": "pointerUp", "button": 0}]
         finger = {"type": "pointer", "id": "finger", "parameters": {"pointerType": "touch"}, "actions": actions}
