@@ -22,6 +22,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+import minigrad
+from minigrad import Tensor
 from minigrad.weights import write_atomically
 from train.cifar import load_data
 from train.data import augment
@@ -64,6 +66,22 @@ class Twin:
                 else:
                     self.average[name].copy_(t)
         return loss.item(), int((logits.argmax(1) != y).sum())
+
+    def check_start(self) -> None:
+        """Ends the program where the first batch's loss is not the one that minigrad computes."""
+        run = self.run
+        indices = np.random.default_rng((run.config.seed, 0)).permutation(len(run.train_set))[: run.config.batch_size]
+        batch, labels = prepare(run, indices, 0), run.train_set.labels[indices].astype(np.int64)
+        theirs = minigrad.functional.cross_entropy(run.model(Tensor(batch)), labels, self.recipe.label_smoothing).item()
+        state = {name: t.clone() for name, t in self.model.state_dict().items()}
+        with torch.no_grad():
+            logits = self.model(torch.from_numpy(batch))
+            ours = F.cross_entropy(logits, torch.from_numpy(labels), label_smoothing=self.recipe.label_smoothing).item()
+        self.model.load_state_dict(state)  # the forward pass has moved the running statistics
+        if abs(ours - theirs) > 1e-4:
+            sys.exit(
+                f"the first batch's loss is {ours} in PyTorch and {theirs} in minigrad: the two do not start alike"
+            )
 
     def epoch(self, number: int) -> dict[str, float]:
         """Train for one epoch, the `number`th from 0: its mean loss, error in per cent and images a second."""
@@ -142,6 +160,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     if (args.out / STATE).is_file():
         twin.restore(args.out / STATE)
+    else:
+        twin.check_start()
     write_atomically(args.out / "config.json", (json.dumps(asdict(config), indent=2) + "\n").encode())
     for number in range(len(twin.history), config.recipe.epochs):
         figures = twin.epoch(number)

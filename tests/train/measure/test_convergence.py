@@ -1,0 +1,79 @@
+"""benchmarks/convergence.py, where PyTorch is installed: it trains as `train.cifar` does, and goes on after a stop."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from train import cifar
+
+pytest.importorskip("torch")
+SMALL = [
+    "--data",
+    "shapes",
+    "--limit-train",
+    "96",
+    "--limit-test",
+    "40",
+    "--model",
+    "resnext11_2x4d_w8",
+    "--threads",
+    "1",
+]
+SMALL += ["--recipe", "short", "--cutout", "0", "--average", "0.5", "--lr", "0.01", "--batch-size", "32", "--seed", "3"]
+
+
+@pytest.fixture(scope="module")
+def convergence():
+    path = Path(__file__).parents[3] / "benchmarks" / "convergence.py"
+    spec = importlib.util.spec_from_file_location("convergence", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["convergence"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def read(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_same_losses_as_minigrad_while_rounding_has_not_grown(tmp_path, convergence):
+    convergence.main([*SMALL, "--epochs", "2", "--out", str(tmp_path / "torch")])
+    assert cifar.main([*SMALL, "--epochs", "2", "--out", str(tmp_path / "minigrad")]) == 0
+    for ours, theirs in zip(read(tmp_path / "minigrad"), read(tmp_path / "torch"), strict=True):
+        assert ours.keys() == theirs.keys() and ours["lr"] == theirs["lr"]
+        np.testing.assert_allclose(theirs["train_loss"], ours["train_loss"], rtol=2e-4)
+        np.testing.assert_allclose(theirs["test_loss"], ours["test_loss"], rtol=2e-4)  # of the averaged weights
+
+
+def test_a_stopped_run_goes_on_as_if_nothing_had_happened(tmp_path, convergence, monkeypatch):
+    command = [*SMALL, "--epochs", "2", "--out"]
+    convergence.main([*command, str(tmp_path / "whole")])
+    epoch = convergence.Twin.epoch
+    stop = lambda twin, number: sys.exit("stopped") if number == 1 else epoch(twin, number)  # noqa: E731
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(convergence.Twin, "epoch", stop)
+        convergence.main([*command, str(tmp_path / "parts")])
+    assert len(read(tmp_path / "parts")) == 1
+    convergence.main([*command, str(tmp_path / "parts")])
+    for whole, parts in zip(read(tmp_path / "whole"), read(tmp_path / "parts"), strict=True):
+        del whole["images_per_second"], parts["images_per_second"]
+        assert whole == parts
+    with pytest.raises(SystemExit, match="other options"):
+        convergence.main([*command, str(tmp_path / "parts"), "--lr", "0.02"])
+
+
+def test_networks_that_do_not_start_alike_are_noticed(tmp_path, convergence, monkeypatch):
+    build = convergence.ResNeXt
+
+    def with_another_weight(model):
+        twin = build(model)
+        twin.fc.weight.data[0] += 0.5
+        return twin
+
+    monkeypatch.setattr(convergence, "ResNeXt", with_another_weight)
+    with pytest.raises(SystemExit, match="do not start alike"):
+        convergence.main([*SMALL, "--epochs", "1", "--out", str(tmp_path)])
