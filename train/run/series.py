@@ -44,39 +44,78 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def train(
-    models: Sequence[str], seeds: int, folder: Path, options: Sequence[str], run: Callable[[Sequence[str]], int]
-) -> dict[str, list[Path]]:
-    """Train every network with every seed, unless that is done; return the folders of each network's runs.
+@dataclass(frozen=True)
+class System:
+    """A network of a comparison, under its name there, and options of `train.cifar` that only this one needs."""
+
+    label: str
+    model: str
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a series: a network, a seed, the run's folder, its command line, and what that line means."""
+
+    model: str
+    seed: int
+    out: Path
+    command: tuple[str, ...]
+    config: Config
+
+    def __str__(self) -> str:
+        return f"{self.model}, seed {self.seed}"
+
+    def epochs(self) -> int:
+        """How many of its epochs the folder holds."""
+        try:
+            return len(read_metrics(self.out)) if is_begun(self.out, self.config) else 0
+        except (OSError, ValueError):
+            return 0
+
+    def is_done(self) -> bool:
+        """Whether the folder holds a run of just this configuration with all its epochs."""
+        return self.epochs() == self.config.recipe.epochs
+
+
+def plan(systems: Sequence[System], seeds: int, folder: Path, options: Sequence[str]) -> list[Cell]:
+    """The runs of every system with every seed, all systems with one seed before the next seed.
+
+    `options` are for all; they go before a system's own. Raises ValueError for options that do not work.
+    """
+    cells = []
+    for seed in range(seeds):
+        for model, own in {system.model: system.options for system in systems}.items():
+            out = folder / f"{model}-seed{seed}"
+            command = (*own, *options, "--model", model, "--seed", str(seed), "--out", str(out), "--resume")
+            cells.append(Cell(model, seed, out, command, configure(parser().parse_args(command))))
+    return cells
+
+
+def train_in_turn(cells: Sequence[Cell], run: Callable[[Sequence[str]], int], ended: Callable[[Cell], object]) -> None:
+    """Train the runs that are not done, one after the other in this process, and call `ended` after each.
 
     `run` is the command that trains one, `train.cifar.main`: it takes a command line and returns an exit code. Raises
-    Stopped where a run does not end well, and ValueError for options that do not work.
+    Stopped where a run does not end well, and ValueError where a folder holds a run with other options.
     """
-    cells = [(model, seed) for seed in range(seeds) for model in dict.fromkeys(models)]
-    runs: dict[str, list[Path]] = {model: [] for model in models}
-    for i, (model, seed) in enumerate(cells, start=1):
-        out = folder / f"{model}-seed{seed}"
-        command = [*options, "--model", model, "--seed", str(seed), "--out", str(out), "--resume"]
-        config = configure(parser().parse_args(command))
-        title = f"[{i}/{len(cells)}] {model}, seed {seed}"
-        if is_done(out, config):
+    for i, cell in enumerate(cells, start=1):
+        title = f"[{i}/{len(cells)}] {cell}"
+        if cell.is_done():
             print(f"{title}: done")
-        else:
-            print(title, flush=True)
-            code = run(command)
-            if code:
-                raise Stopped(code)
-            if not is_done(out, config):  # --resume keeps the options of a run that was begun with others
-                raise ValueError(f"{out} holds a run with other options: choose another folder with --runs")
-        runs[model].append(out)
-    return runs
+            continue
+        print(title, flush=True)
+        code = run(cell.command)
+        if code:
+            raise Stopped(code)
+        if not cell.is_done():  # --resume keeps the options of a run that was begun with others
+            raise ValueError(f"{cell.out} holds a run with other options: choose another folder with --runs")
+        ended(cell)
 
 
-def is_done(out: Path, config: Config) -> bool:
-    """Whether a folder holds a run of just this configuration with all its epochs."""
+def is_begun(out: Path, config: Config) -> bool:
+    """Whether a folder holds a run of just this configuration."""
     try:
-        same = json.loads((out / "config.json").read_text()) == json.loads(json.dumps(asdict(config)))
-        return same and len(read_metrics(out)) == config.recipe.epochs
+        return json.loads((out / "config.json").read_text()) == json.loads(json.dumps(asdict(config)))
     except (OSError, ValueError):
         return False
 
@@ -96,9 +135,11 @@ class Result:
 
 
 def summarise(model: str, runs: Sequence[Path]) -> Result:
-    """Put a network's runs together."""
-    with safe_open(runs[0] / "last.safetensors", "numpy") as weights:
-        classes = weights.get_slice("fc.weight").get_shape()[0]
+    """Put a network's runs together. Where only logs were kept, the network is taken to have its usual classes."""
+    classes = None
+    if (runs[0] / checkpoint.LAST).exists():
+        with safe_open(runs[0] / checkpoint.LAST, "numpy") as weights:
+            classes = weights.get_slice("fc.weight").get_shape()[0]
     with counts.outlines():
         network = create(model, num_classes=classes)
     logs = [read_metrics(run) for run in runs]

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, MultipleLocator
 
-from ..run.series import Result
+from ..run.series import Result, mean_and_error
 from .plots import drawing, new_figure, write_png
 from .tables import in_words
 
@@ -58,36 +58,42 @@ def top(group: Sequence[int], positions: Sequence[float], gap: float) -> float:
 
 
 @drawing()
-def draw_curves(logs: Sequence[tuple[str, Sequence[dict]]], path: Path, title: str) -> None:
-    """Figure 5's form: for each run training error dashed and test error solid, its name and errors at the end."""
+def draw_curves(series: Sequence[tuple[str, Sequence[Sequence[dict]]]], path: Path, title: str) -> None:
+    """Figure 5's form: for each name the mean of its runs, training error dashed and test error solid.
+
+    Where a name has several runs, a band shows the standard error of the mean. Names and errors stand at the end.
+    """
     figure, axes = new_axes(8, 5)
-    last = max(line["epoch"] for _, log in logs for line in log)
-    highest = 0.0
-    for (_, log), (colour, marker) in zip(logs, STYLES, strict=False):
-        epochs = [line["epoch"] for line in log]
+    last = max(len(log) for _, logs in series for log in logs)
+    highest, finals = 0.0, []
+    for (_, logs), (colour, marker) in zip(series, STYLES, strict=False):
+        epochs = range(1, min(map(len, logs)) + 1)  # those that all runs have
         every = max(1, len(epochs) // 12)
+        ends = {}
         for part, line, width in (("train_error", (0, (4, 2)), 1.0), ("test_error", "-", 1.8)):
-            errors = [entry[part] for entry in log]
-            highest = max(highest, *errors)
-            face = colour if part == "test_error" else "white"
+            values = [mean_and_error([log[epoch - 1][part] for log in logs]) for epoch in epochs]
+            means = [mean for mean, _ in values]
+            highest = max(highest, *means)
+            ends[part] = values[-1]
             axes.plot(
-                epochs, errors, color=colour, linestyle=line, linewidth=width, marker=marker, markersize=4,
-                markevery=every, markerfacecolor=face, clip_on=False,
+                epochs, means, color=colour, linestyle=line, linewidth=width, marker=marker, markersize=4,
+                markevery=every, markerfacecolor=colour if part == "test_error" else "white", clip_on=False,
             )  # fmt: skip
-    ends = spread([log[-1]["test_error"] for _, log in logs], 0.1 * highest)
-    lift = max(0.0, 0.05 * highest - min(ends))  # no label below the axis
-    for (name, log), y, (colour, _) in zip(logs, ends, STYLES, strict=False):
-        final = log[-1]
-        text = f"{name}\ntest {final['test_error']:.2f} %, train {final['train_error']:.2f} %"
+            if len(logs) > 1:
+                low, high = ([mean + sign * error for mean, error in values] for sign in (-1, 1))
+                axes.fill_between(epochs, low, high, color=colour, alpha=0.2, linewidth=0)
+        finals.append((epochs[-1], ends))
+    places = spread([ends["test_error"][0] for _, ends in finals], 0.1 * highest)
+    lift = max(0.0, 0.05 * highest - min(places))  # no label below the axis
+    for (name, _), (epoch, ends), y, (colour, _) in zip(series, finals, places, STYLES, strict=False):
+        text = f"{name}\ntest {in_words(ends['test_error'])} %, train {in_words(ends['train_error'])} %"
         axes.text(1.04 * last, y + lift, text, color=colour, va="center", fontsize=9)
-        axes.plot(
-            (final["epoch"], 1.03 * last), (final["test_error"], y + lift), color=colour, linewidth=0.6, clip_on=False
-        )
+        axes.plot((epoch, 1.03 * last), (ends["test_error"][0], y + lift), color=colour, linewidth=0.6, clip_on=False)
     axes.plot([], [], color="black", linewidth=1.8, label="test")
     axes.plot([], [], color="black", linewidth=1.0, linestyle=(0, (4, 2)), label="training (augmented images)")
     axes.legend(frameon=False, loc="upper right")
     axes.set(xlabel="epoch", ylabel="error (%)", title=title, xlim=(0, last), ylim=(0, None))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MultipleLocator(1) if last <= 16 else MaxNLocator(integer=True))
     axes.grid(axis="y", color="0.9")
     save(figure, path)
 
@@ -123,8 +129,8 @@ def draw_sweep(series: dict[str, list[tuple[str, float, Result]]], path: Path, t
     axes.set_xscale("log")
     axes.minorticks_off()
     ticks = sorted({x for points in series.values() for _, x, _ in points})
-    ticks = [x for i, x in enumerate(ticks) if i == 0 or x > 1.15 * ticks[i - 1]]
-    axes.set_xticks(ticks, [f"{x:.3g}" for x in ticks])
+    named = [x for i, x in enumerate(ticks) if i == 0 or x > 1.15 * ticks[i - 1]]  # where a number has room
+    axes.set_xticks(ticks, [f"{x:.3g}" if x in named else "" for x in ticks])
     axes.margins(x=0.1, y=0.2)
     axes.set(xlabel=xlabel, ylabel="test error (%)", title=title)
     axes.grid(axis="y", color="0.9")

@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 
 from resnext import create
 from train import cifar
+from train import figures as command_line
 from train.figures import ROAD, main
 from train.run import series
 from train.run.config import configure, parser
@@ -99,12 +100,35 @@ def test_curves_overlay_runs(tmp_path, monkeypatch):
     with Image.open(out) as picture:
         assert picture.size == (1600, 1000)
     assert rows(out.with_suffix(".md")) == [
-        ["first", "3", "34.00", "35.00", "30.00 (epoch 2)"],
-        ["second", "2", "19.00", "20.00", "20.00 (epoch 2)"],
+        ["first", "1", "3", "34.00", "35.00", "30.00 (epoch 2)"],
+        ["second", "1", "2", "19.00", "20.00", "20.00 (epoch 2)"],
     ]
     assert f"python -m train.figures curves {tmp_path}/first" in out.with_suffix(".md").read_text()
     assert {"first\ntest 35.00 %, train 34.00 %", "second\ntest 20.00 %, train 19.00 %"} <= set(seen[0])
     assert {"epoch", "error (%)"} <= set(seen[0])
+
+
+def test_runs_of_one_name_are_one_curve_with_a_band(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, "save", lambda figure, path: drawn.append(figure))
+    for seed, errors in enumerate(([60.0, 30.0, 20.0], [50.0, 26.0, 22.0, 21.0], [55.0, 31.0, 27.0])):
+        write_run(tmp_path / f"net-seed{seed}", errors)
+    write_run(tmp_path / "other", [70.0, 60.0, 50.0])
+    command = ["curves", *(str(tmp_path / name) for name in ("net-seed0", "net-seed1", "net-seed2", "other"))]
+    assert main([*command, "--figure", str(tmp_path / "curves.png")]) == 0
+    (axes,) = drawn[0].axes
+    test = next(line for line in axes.lines if line.get_linestyle() == "-" and len(line.get_xdata()) == 3)
+    assert_allclose(test.get_ydata(), [55.0, 29.0, 23.0])  # to the epoch that all have reached
+    assert len(axes.collections) == 2  # bands of training and test error; none for a single run
+    band = axes.collections[1].get_paths()[0].vertices
+    last = band[band[:, 0] == 3, 1]
+    assert_allclose([last.min(), last.max()], [23 - np.sqrt(13 / 3), 23 + np.sqrt(13 / 3)])
+    assert "net\ntest 23.00 ± 2.08 %, train 22.00 ± 2.08 %" in {t.get_text() for t in axes.texts}
+    assert_allclose([tick for tick in axes.get_xticks() if 0 <= tick <= 3], [0, 1, 2, 3])
+    assert rows(tmp_path / "curves.md") == [
+        ["net", "3", "3", "22.00 ± 2.08", "23.00 ± 2.08", "23.00 ± 2.08 (epoch 3, 3, 3)"],
+        ["other", "1", "3", "49.00", "50.00", "50.00 (epoch 3)"],
+    ]
 
 
 def test_a_sweep_trains_its_grid_once_for_every_seed(tmp_path, pretend, monkeypatch):
@@ -127,11 +151,12 @@ def test_a_sweep_trains_its_grid_once_for_every_seed(tmp_path, pretend, monkeypa
         assert picture.format == "PNG"
 
     del pretend[:]
+    for weights in runs.glob("*/last.safetensors"):
+        weights.unlink()  # who keeps the logs alone can draw the figure again
     assert main(command) == 0
-    assert not pretend  # all done
+    assert not pretend and rows(out.with_suffix(".md")) == table  # all done
     (runs / f"{networks[1]}-seed1" / "metrics.jsonl").unlink()
     (runs / f"{networks[1]}-seed1" / "config.json").unlink()
-    (runs / f"{networks[1]}-seed1" / "last.safetensors").unlink()
     (runs / f"{networks[1]}-seed1").rmdir()
     assert main(command) == 0
     assert pretend == [(networks[1], 1)]
@@ -141,8 +166,9 @@ def test_a_run_with_other_settings_is_not_taken_for_done(tmp_path):
     config = configure(parser().parse_args(["--epochs", "2"]))
     for name, errors, changed in (("a", [5.0, 4.0], {}), ("b", [5.0], {}), ("c", [5.0, 4.0], {"seed": 3})):
         write_run(tmp_path / name, errors, **{**json.loads(json.dumps(series.asdict(config))), **changed})
-    done = [series.is_done(tmp_path / name, config) for name in ("a", "b", "c", "missing")]
-    assert done == [True, False, False, False]
+    cells = [series.Cell("", 0, tmp_path / name, (), config) for name in ("a", "b", "c", "missing")]
+    assert [cell.is_done() for cell in cells] == [True, False, False, False]
+    assert [cell.epochs() for cell in cells] == [2, 1, 0, 0]
 
 
 def test_a_sweep_at_equal_size_follows_the_rule_of_table_2(tmp_path, pretend, monkeypatch):
@@ -159,11 +185,21 @@ def test_the_road_runs_from_hand_made_features_to_resnext(tmp_path, pretend, mon
     seen = texts(monkeypatch)
     out = tmp_path / "road.png"
     assert main(["road", "--figure", str(out), "--runs", str(tmp_path), "--seeds", "2", *SMALL]) == 0
-    assert [model for model, seed in pretend if seed == 0] == [model for _, model in ROAD]
+    assert [model for model, seed in pretend if seed == 0] == [system.model for system in ROAD]
     assert "hog_linear" in pretend[0] and pretend[5][0].startswith("resnext")
     millions = [float(row[2].removesuffix(" M")) for row in rows(out.with_suffix(".md"))][1:]
-    assert max(millions) < 1.2 * min(millions)  # one budget
+    assert max(abs(m / millions[-1] - 1) for m in millions) < 0.05  # one budget
+    lr = {}
+    for system in ROAD:
+        lr[system.label] = json.loads((tmp_path / f"{system.model}-seed1" / "config.json").read_text())["recipe"]["lr"]
+    assert lr["VGG-16"] == lr["plain-20"] == lr["ResNet-20"] / 2  # their own, where the command does not say
     assert "20.50 ± 0.50 %" in seen[0]
+
+
+def test_what_the_command_says_goes_before_a_systems_own_options(tmp_path):
+    systems = [series.System("careful", "vgg16", ("--lr", "0.05", "--warmup", "0.2"))]
+    (cell,) = series.plan(systems, 1, tmp_path, ["--lr", "0.3"])
+    assert (cell.config.recipe.lr, cell.config.recipe.warmup) == (0.3, 0.2)
 
 
 def test_the_longest_error_bar_of_the_road_and_its_label_lie_inside_the_picture(tmp_path, monkeypatch):
@@ -190,6 +226,33 @@ def test_a_real_run_from_the_command_to_the_table(tmp_path, capsys):
     assert last["epoch"] == 1 and 0 <= last["test_error"] <= 100
     assert main([*command, *SMALL, "--lr", "0.5"]) != 0  # the folder belongs to other settings
     assert "other settings" in capsys.readouterr().err
+
+
+def test_runs_side_by_side_from_the_command_to_the_table(tmp_path, capsys):
+    out = tmp_path / "road.png"
+    command = ["road", "--models", "hog_linear", "--seeds", "1", "--runs", str(tmp_path / "runs"), "--figure", str(out)]
+    assert main([*command, *SMALL, "--jobs", "2"]) == 0
+    ((_, _, _, seeds, *_),) = rows(out.with_suffix(".md"))
+    assert seeds == "1" and out.exists()
+    printed = capsys.readouterr().out
+    assert printed.count("hog_linear") == 1 and " 1/1  hog_linear" in printed
+    assert main([*command, *SMALL]) == 0  # what one command has done, the other need not do
+    assert capsys.readouterr().out.count(": done") == 1
+
+
+def test_the_table_fills_run_by_run(tmp_path, pretend, monkeypatch):
+    tables = []
+    write = command_line.write_results
+    monkeypatch.setattr(command_line, "write_results", lambda *args: tables.append(args[1:]) or write(*args))
+    models = ["resnext11_1x4d_w8", "hog_linear"]
+    command = ["road", "--models", *models, "--seeds", "2", "--runs", str(tmp_path), *SMALL]
+    assert main([*command, "--title", "The road", "--figure", str(tmp_path / "road.png")]) == 0
+    assert [title for title, _, _ in tables] == [
+        *(f"The road, {n} of 4 runs" for n in (1, 2, 3)),
+        "The road",
+        "The road",
+    ]
+    assert [[r.seeds for _, r in results] for _, _, results in tables[:4]] == [[1], [1, 1], [2, 1], [2, 2]]
 
 
 def test_a_run_that_stops_ends_the_command_with_its_code(tmp_path, monkeypatch):
@@ -222,10 +285,12 @@ def test_what_is_wrong_is_said_in_one_sentence(tmp_path, capsys):
         (2, ["curves", str(tmp_path / "none"), *png], "none is no run: it has no metrics.jsonl"),
         (2, ["curves", str(tmp_path / "damaged"), *png], "no log of a run"),
         (2, ["curves", str(tmp_path / "young"), *png], "has not finished an epoch yet"),
-        (2, ["curves", *[run] * 7, *png], "at most 6 runs"),
+        (2, ["curves", *[run] * 7, *png, "--names", *"abcdefg"], "at most 6 curves"),
         (2, ["curves", run, "--figure", "x.jpg"], "--figure names a .png file, got x.jpg"),
         (2, ["curves", run, run, *png, "--names", "a"], "--names needs a name for each of the 2 runs, got 1"),
         (2, ["road", "--seeds", "0", *png], "--seeds must be at least 1, got 0"),
+        (2, ["road", "--jobs", "0", *png], "--jobs must be at least 1, got 0"),
+        (2, ["road", "--jobs", "2", "--models", "resnext99", *png, *SMALL], "there is no network"),
         (2, ["road", "--models", "resnext99", "--runs", str(tmp_path), *png, *SMALL], "there is no network"),
     ):
         assert main(command) == code, command
@@ -241,4 +306,6 @@ def test_a_run_with_other_options_is_not_taken_for_done(tmp_path):
     options = ["--data", "shapes", "--epochs", "1"]
     # What `--resume` does to a finished run: nothing, successfully.
     with pytest.raises(ValueError, match="other options"):
-        series.train(["resnext11_1x4d_w8"], 1, tmp_path, options, lambda command: 0)
+        series.train_in_turn(
+            series.plan([series.System("", "resnext11_1x4d_w8")], 1, tmp_path, options), lambda command: 0, print
+        )
