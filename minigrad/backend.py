@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from . import diagnosis
+
 Array = Any  # an np.ndarray or a cupy.ndarray: the two share an interface but no base class
 
 
@@ -32,9 +34,13 @@ def wanted(package: str, needed_by: str, install: str) -> ModuleType:
 def cupy() -> ModuleType:
     """Return the CuPy module, or raise `DeviceError` with what to install when there is no CuPy or no GPU."""
     cupy = wanted("cupy", "device 'cuda'", "'cupy-cuda13x[ctk]' ml_dtypes (for CUDA 12: 'cupy-cuda12x[ctk]')")
-    if not cupy.cuda.is_available():
-        raise DeviceError("device 'cuda' needs an NVIDIA GPU with its driver, and CuPy finds none on this machine")
+    if cupy is not _usable.get("cupy") and (reason := diagnosis.unusable(cupy)):
+        raise DeviceError(reason)
+    _usable["cupy"] = cupy
     return cupy
+
+
+_usable: dict[str, ModuleType] = {}  # CuPy, once it has been found to work: asked for at every launch
 
 
 def array_module(*arrays: Array) -> ModuleType:
@@ -81,6 +87,8 @@ def to_device(array: Array, device: str) -> Array:
         raise DeviceError(
             f"device {device!r} does not exist: this machine has {cp.cuda.runtime.getDeviceCount()} GPU(s)"
         )
+    if reason := diagnosis.too_old(cp, index):
+        raise DeviceError(reason)
     cp.cuda.Device(index).use()
     return array.copy() if array_module(array) is cp and array.device.id != index else cp.asarray(array)
 

@@ -16,13 +16,13 @@ from pathlib import Path
 
 import numpy as np
 
-from minigrad.backend import DeviceError, float_dtype, to_device
+from minigrad.backend import DeviceError, to_device
 from minigrad.weights import write_atomically
 from resnext import ResNeXt, create
 
 from .measure.rounds import measure, sweep
 from .measure.workers import PINS, serve
-from .options import DONE, FAILED, USAGE, Parser, default_dtype, said
+from .options import DONE, FAILED, USAGE, Parser, check_dtype, default_dtype, said
 from .show.tables import speed_table, sweep_table
 
 
@@ -59,7 +59,7 @@ def check(args: argparse.Namespace) -> None:
     to_device(np.zeros(1), args.device)
     args.dtype = args.dtype or default_dtype(args.device)
     args.batch_size = args.batch_size or (32 if args.device == "cpu" else 128)
-    float_dtype(args.dtype, args.device)
+    check_dtype(args.dtype, args.device)
     if args.versus and args.sweep:
         raise ValueError("--sweep measures minigrad alone: leave out --versus")
     if args.versus and args.dtype == "float64":

@@ -16,6 +16,8 @@ from .run.signals import Interrupted, Signals, end_at_once
 if __name__ == "__main__":
     end_at_once("python -m train.cifar")  # the imports below take a second
 
+from minigrad import diagnosis
+
 from .options import DONE, FAILED, USAGE, UsageError, said, warn
 from .run import faults, parallel
 from .run.config import BATCH_SIZE, parser
@@ -52,6 +54,8 @@ def run_command(args: argparse.Namespace, ranks: Ranks, signals: Signals) -> int
         return complain(stop, 128 + stop.number, ranks)
     except MemoryError as error:
         return complain(faults.out_of_memory(error, args.device or "cpu", batch_size), FAILED, ranks)
+    except diagnosis.errors() as error:
+        return complain(faults.gpu_failed(error, args.out), FAILED, ranks)
     except OSError as error:
         return complain(said(error), FAILED, ranks)
     except (TrainingError, ValueError, TypeError) as error:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-from minigrad.backend import cupy
+from minigrad.backend import cupy, float_dtype
 
 # The exit codes of all commands. A command that a signal n ends returns 128 + n.
 DONE, FAILED, USAGE = 0, 1, 2  # USAGE: the command line is wrong, and nothing was done
@@ -77,7 +77,19 @@ def default_dtype(device: str) -> str:
 
     "bfloat16" on GPUs whose tensor cores multiply it (Ampere and later), else "float32".
     """
-    if device == "cpu":
-        return "float32"
-    index = int(device.partition(":")[2] or 0)
-    return "bfloat16" if int(cupy().cuda.Device(index).compute_capability) >= 80 else "float32"
+    return "bfloat16" if device != "cpu" and compute_capability(device) >= 80 else "float32"
+
+
+def compute_capability(device: str) -> int:
+    """A GPU's compute capability times ten: 75 for a T4, 90 for an H100."""
+    return int(cupy().cuda.Device(int(device.partition(":")[2] or 0)).compute_capability)
+
+
+def check_dtype(name: str, device: str) -> None:
+    """Raise ValueError for a dtype that the device has no instructions for."""
+    float_dtype(name, device)
+    if name == "bfloat16" and (found := compute_capability(device)) < 80:
+        raise ValueError(
+            f"bfloat16 needs a GPU of compute capability 8.0 or later (A100, RTX 30 and newer), {device} has "
+            f"{found / 10}: use --dtype float32"
+        )

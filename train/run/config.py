@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from minigrad import optim
-from minigrad.backend import float_dtype, to_device
+from minigrad.backend import to_device
 
-from ..options import Parser, default_dtype, folder
+from ..options import Parser, check_dtype, default_dtype, folder
 from . import checkpoint
 from .recipes import CHOICES, PARTS, RECIPES, Recipe
 
@@ -170,7 +170,7 @@ def configure(args: argparse.Namespace, base: Config | None = None) -> Config:
         if not 0 <= getattr(recipe, name) < 1:
             option = "--" + name.replace("_", "-")
             raise ValueError(f"{option} must be at least 0 and below 1, got {getattr(recipe, name)}")
-    float_dtype(config.dtype, device)
+    check_dtype(config.dtype, device)
     config.schedule()
     return config
 

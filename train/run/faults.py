@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from minigrad import diagnosis
 from minigrad.backend import cupy
 
 from . import checkpoint
@@ -91,3 +93,9 @@ def out_of_memory(error: MemoryError, device: str, batch_size: int) -> str:
         free, total = (n / 2**30 for n in cupy().cuda.runtime.memGetInfo())
         detail += f"; {total - free:.2f} of the GPU's {total:.2f} GiB are taken"
     return f"out of memory on {device} ({detail}): try a --batch-size below {batch_size}"
+
+
+def gpu_failed(error: Exception, out: Path) -> str:
+    """What to tell a user whose GPU, driver or kernel compiler failed in the middle of a run."""
+    kept = f"; {out} holds the run's last saved state" if (out / checkpoint.LAST).exists() else ""
+    return f"the GPU failed: {diagnosis.in_words(error)}{kept}; `python -m minigrad.check --device cuda` tests it"

@@ -15,6 +15,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from ... import backend
+from ...diagnosis import GPUError
 from .gpu import address
 
 WORKSPACE_BYTES = (
@@ -30,7 +31,7 @@ DEFAULT_ALGORITHM = -1
 STATUS = {1: "not initialised", 3: "out of memory", 7: "invalid value", 8: "unsupported GPU", 13: "execution failed"}
 
 
-class CublasError(RuntimeError):
+class CublasError(GPUError):
     """A cuBLAS function that failed; names the function and cuBLAS's status."""
 
 

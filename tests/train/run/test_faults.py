@@ -19,7 +19,8 @@ from support import tiny
 from tools import kill_runs
 
 import train
-from train import cifar, data
+from minigrad import diagnosis
+from train import cifar, data, options
 from train.run import checkpoint, config, faults, folder, loop
 from train.run.checkpoint import LAST, PREVIOUS
 
@@ -365,8 +366,8 @@ def test_a_folder_in_use_is_refused_until_it_is_free(tmp_path, capsys):
         stdout=subprocess.PIPE,
     )
     assert tiny.first_line(holder) == b"1\n"
-    for options in ((), ("--resume",)):
-        assert tiny.train(tmp_path, *options) == cifar.FAILED
+    for words in ((), ("--resume",)):
+        assert tiny.train(tmp_path, *words) == cifar.FAILED
         assert f"{tmp_path} is in use by process {holder.pid}" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
     holder.kill()  # the lock of a killed process is no obstacle
@@ -442,3 +443,32 @@ def test_a_gpu_out_of_memory_tells_how_much_of_it_is_taken(monkeypatch):
         "out of memory on cuda (Out of memory allocating 512 bytes (allocated so far: 2 bytes); 2.00 of the GPU's "
         "3.00 GiB are taken): try a --batch-size below 128"
     )
+
+
+# ---- a GPU that fails -----------------------------------------------------------------------------------------------
+
+
+def test_a_gpu_that_fails_ends_the_run_with_a_sentence_and_leaves_its_state(
+    tmp_path, at_step, capsys, monkeypatch, undisturbed
+):
+    def fail(run):
+        raise diagnosis.GPUError("cudaErrorIllegalAddress: an illegal memory access was encountered.\nmore")
+
+    at_step(5, fail)
+    assert tiny.train(tmp_path, "--save-every", "1") == cifar.FAILED
+    error = capsys.readouterr().err
+    assert "the GPU failed: cudaErrorIllegalAddress: an illegal memory access was encountered; " in error
+    assert f"{tmp_path} holds the run's last saved state" in error
+    monkeypatch.undo()
+    assert tiny.train(tmp_path, "--resume") == 0
+    assert tiny.differences(undisturbed, tmp_path) == []
+
+
+def test_bfloat16_is_refused_where_the_gpu_has_no_instructions_for_it(monkeypatch):
+    monkeypatch.setattr(options, "compute_capability", lambda device: 75)
+    pytest.importorskip("ml_dtypes", reason="bfloat16 arrays need ml_dtypes")
+    with pytest.raises(ValueError, match=r"bfloat16 needs .* 8\.0 or later .* cuda has 7\.5: use --dtype float32"):
+        options.check_dtype("bfloat16", "cuda")
+    options.check_dtype("float32", "cuda")
+    monkeypatch.setattr(options, "compute_capability", lambda device: 80)
+    options.check_dtype("bfloat16", "cuda")
