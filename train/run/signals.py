@@ -1,6 +1,7 @@
 """SIGINT (Ctrl-C) and SIGTERM: a command ends with one sentence and the exit code 128 + n.
 
-train.predict, train.report and train.figures have nothing of their own to save and end at once; train.cifar does this:
+train.predict, train.report and train.figures have nothing of their own to save and end at once (`train.figures --jobs`
+hands the signal on to its runs first, see jobs.py); train.cifar does this:
 
 | when the signal comes | what happens |
 | --- | --- |

@@ -65,7 +65,7 @@ def draw_curves(series: Sequence[tuple[str, Sequence[Sequence[dict]]]], path: Pa
     """
     figure, axes = new_axes(8, 5)
     last = max(len(log) for _, logs in series for log in logs)
-    highest, finals = 0.0, []
+    lowest, highest, finals = 100.0, 0.0, []
     for (_, logs), (colour, marker) in zip(series, STYLES, strict=False):
         epochs = range(1, min(map(len, logs)) + 1)  # those that all runs have
         every = max(1, len(epochs) // 12)
@@ -73,7 +73,7 @@ def draw_curves(series: Sequence[tuple[str, Sequence[Sequence[dict]]]], path: Pa
         for part, line, width in (("train_error", (0, (4, 2)), 1.0), ("test_error", "-", 1.8)):
             values = [mean_and_error([log[epoch - 1][part] for log in logs]) for epoch in epochs]
             means = [mean for mean, _ in values]
-            highest = max(highest, *means)
+            lowest, highest = min(lowest, *means), max(highest, *means)
             ends[part] = values[-1]
             axes.plot(
                 epochs, means, color=colour, linestyle=line, linewidth=width, marker=marker, markersize=4,
@@ -83,8 +83,9 @@ def draw_curves(series: Sequence[tuple[str, Sequence[Sequence[dict]]]], path: Pa
                 low, high = ([mean + sign * error for mean, error in values] for sign in (-1, 1))
                 axes.fill_between(epochs, low, high, color=colour, alpha=0.2, linewidth=0)
         finals.append((epochs[-1], ends))
-    places = spread([ends["test_error"][0] for _, ends in finals], 0.1 * highest)
-    lift = max(0.0, 0.05 * highest - min(places))  # no label below the axis
+    floor = 0.0 if lowest < 0.4 * highest else lowest - 0.2 * (highest - lowest)  # curves far from 0 get the height
+    places = spread([ends["test_error"][0] for _, ends in finals], 0.1 * (highest - floor))
+    lift = max(0.0, floor + 0.05 * (highest - floor) - min(places))  # no label below the axis
     for (name, _), (epoch, ends), y, (colour, _) in zip(series, finals, places, STYLES, strict=False):
         text = f"{name}\ntest {in_words(ends['test_error'])} %, train {in_words(ends['train_error'])} %"
         axes.text(1.04 * last, y + lift, text, color=colour, va="center", fontsize=9)
@@ -92,7 +93,8 @@ def draw_curves(series: Sequence[tuple[str, Sequence[Sequence[dict]]]], path: Pa
     axes.plot([], [], color="black", linewidth=1.8, label="test")
     axes.plot([], [], color="black", linewidth=1.0, linestyle=(0, (4, 2)), label="training (augmented images)")
     axes.legend(frameon=False, loc="upper right")
-    axes.set(xlabel="epoch", ylabel="error (%)", title=title, xlim=(0, last), ylim=(0, None))
+    axes.set(xlabel="epoch", ylabel="error (%)", xlim=(0, last), ylim=(floor, None))
+    axes.set_title(title, loc="left")  # in the middle of the axes, a long one would leave the picture
     axes.xaxis.set_major_locator(MultipleLocator(1) if last <= 16 else MaxNLocator(integer=True))
     axes.grid(axis="y", color="0.9")
     save(figure, path)
@@ -132,7 +134,8 @@ def draw_sweep(series: dict[str, list[tuple[str, float, Result]]], path: Path, t
     named = [x for i, x in enumerate(ticks) if i == 0 or x > 1.15 * ticks[i - 1]]  # where a number has room
     axes.set_xticks(ticks, [f"{x:.3g}" if x in named else "" for x in ticks])
     axes.margins(x=0.1, y=0.2)
-    axes.set(xlabel=xlabel, ylabel="test error (%)", title=title)
+    axes.set(xlabel=xlabel, ylabel="test error (%)")
+    axes.set_title(title, loc="left")
     axes.grid(axis="y", color="0.9")
     save(figure, path)
 
@@ -156,6 +159,7 @@ def draw_road(results: Sequence[tuple[str, Result]], path: Path, title: str) -> 
             )
     axes.set_yticks(range(len(results)), [label for label, _ in results])
     axes.invert_yaxis()
-    axes.set(xlabel="test error (%)", title=title, xlim=(0, 1.5 * max(ends)))
+    axes.set_title(title, loc="left")
+    axes.set(xlabel="test error (%)", xlim=(0, 1.5 * max(ends)))
     axes.tick_params(axis="y", length=0)
     save(figure, path)

@@ -214,6 +214,24 @@ def test_the_longest_error_bar_of_the_road_and_its_label_lie_inside_the_picture(
     assert all(text.get_window_extent().x1 <= figure.bbox.x1 for text in figure.axes[0].texts)
 
 
+def test_titles_and_labels_lie_inside_the_picture(tmp_path, monkeypatch):
+    pictures = []
+    monkeypatch.setattr(figures, "save", lambda figure, path: pictures.append(figure))
+    title = "ResNeXt-11, 4x3d, on 8,000 images of CIFAR-10: minigrad and PyTorch"
+    log = [{"train_error": 70.0, "test_error": 68.0}, {"train_error": 60.0, "test_error": 56.5}]
+    result = series.Result("net", 105_940, 15_900_000, 3, (47.0, 1.0), (42.0, 1.0), (42.0, 1.0), 280.0)
+    figures.draw_curves([("minigrad", [log, log]), ("PyTorch", [log])], tmp_path / "a.png", title)
+    figures.draw_sweep({"equal size": [("1x8d", 1, result), ("4x3d", 4, result)]}, tmp_path / "a.png", title, "C")
+    figures.draw_road([("VGG", result), ("ResNeXt", result)], tmp_path / "a.png", title)
+    for figure in pictures:
+        figure.canvas.draw()
+        (axes,) = figure.axes
+        for text in (*axes.texts, axes.title, axes._left_title):
+            box = text.get_window_extent()
+            assert 0 <= box.x0 and box.x1 <= figure.bbox.x1 and 0 <= box.y0 and box.y1 <= figure.bbox.y1, text
+    assert pictures[0].axes[0].get_ylim()[0] > 50  # errors far from 0 are given the height
+
+
 def test_a_real_run_from_the_command_to_the_table(tmp_path, capsys):
     out = tmp_path / "road.png"
     command = ["road", "--models", "hog_linear", "--seeds", "2", "--runs", str(tmp_path / "runs"), "--figure", str(out)]
