@@ -104,7 +104,7 @@ def draw_curves(series: Sequence[tuple[str, Sequence[Sequence[dict]]]], path: Pa
 def draw_sweep(series: dict[str, list[tuple[str, float, Result]]], path: Path, title: str, xlabel: str) -> None:
     """Figure 7's form: curves of (label, x, result), test error with its standard error, every point labelled."""
     figure, axes = new_axes(7, 5)
-    labelled: set[str] = set()
+    labels: dict[str, tuple[Any, int]] = {}  # and on which side of its point each stands
     for k, ((name, points), (colour, marker)) in enumerate(zip(series.items(), STYLES, strict=False)):
         xs = [x for _, x, _ in points]
         means = [r.test_error[0] for _, _, r in points]
@@ -115,14 +115,14 @@ def draw_sweep(series: dict[str, list[tuple[str, float, Result]]], path: Path, t
             linestyle=("-", (0, (5, 2)))[k % 2],
         )  # fmt: skip
         for (label, _, _), x, y, error in zip(points, xs, means, bars or [0.0] * len(points), strict=True):
-            if label in labelled:
+            if label in labels:
                 continue  # where the curves begin, they share a point
-            labelled.add(label)
             side = 1 if k else -1  # labels of the first curve below it, of the second above
-            axes.annotate(
+            text = axes.annotate(
                 label, (x, y + side * error), (0, side * 6), textcoords="offset points", ha="center",
                 va="bottom" if k else "top", fontsize=9, color=colour,
             )  # fmt: skip
+            labels[label] = text, side
         if len(series) > 1:
             axes.annotate(
                 f"  {name}", (xs[-1], means[-1]), (8, 0), textcoords="offset points", color=colour, va="center",
@@ -137,7 +137,18 @@ def draw_sweep(series: dict[str, list[tuple[str, float, Result]]], path: Path, t
     axes.set(xlabel=xlabel, ylabel="test error (%)")
     axes.set_title(title, loc="left")
     axes.grid(axis="y", color="0.9")
+    part(figure, list(labels.values()))
     save(figure, path)
+
+
+def part(figure: Any, labels: Sequence[tuple[Any, int]]) -> None:
+    """Move labels away from their points, each to its own side (1: up, -1: down), until none covers another."""
+    figure.draw_without_rendering()  # only now it is known where the axes are
+    boxes: list[Any] = []
+    for text, side in labels:
+        while any(text.get_window_extent().overlaps(box) for box in boxes):
+            text.xyann = (0, text.xyann[1] + 2 * side)
+        boxes.append(text.get_window_extent())
 
 
 @drawing()

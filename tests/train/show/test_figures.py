@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -214,6 +215,19 @@ def test_the_longest_error_bar_of_the_road_and_its_label_lie_inside_the_picture(
     assert all(text.get_window_extent().x1 <= figure.bbox.x1 for text in figure.axes[0].texts)
 
 
+def test_labels_of_networks_of_nearly_one_size_do_not_cover_each_other(tmp_path, monkeypatch):
+    pictures = []
+    monkeypatch.setattr(figures, "save", lambda figure, path: pictures.append(figure))
+    points = [(f"{c}x{d}d", 50 + c / 5, 30.0 - c / 1000) for c, d in ((1, 64), (2, 40), (4, 24), (8, 14))]
+    network = series.Result("net", 50_000, 15_900_000, 2, (1.0, 0.1), (30.0, 0.1), (1.0, 0.1), 280.0)
+    curve = [(label, x, replace(network, test_error=(y, 0.1))) for label, x, y in points]
+    figures.draw_sweep({"a": curve, "b": [("1x80d", 90.0, network)]}, tmp_path / "a.png", "", "")
+    (figure,) = pictures
+    figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in figure.axes[0].texts if text.get_text()[0].isdigit()]
+    assert len(boxes) == 5 and not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
 def test_titles_and_labels_lie_inside_the_picture(tmp_path, monkeypatch):
     pictures = []
     monkeypatch.setattr(figures, "save", lambda figure, path: pictures.append(figure))
@@ -228,7 +242,7 @@ def test_titles_and_labels_lie_inside_the_picture(tmp_path, monkeypatch):
         (axes,) = figure.axes
         for text in (*axes.texts, axes.title, axes._left_title):
             box = text.get_window_extent()
-            assert 0 <= box.x0 and box.x1 <= figure.bbox.x1 and 0 <= box.y0 and box.y1 <= figure.bbox.y1, text
+            assert box.x0 >= 0 and box.x1 <= figure.bbox.x1 and box.y0 >= 0 and box.y1 <= figure.bbox.y1, text
     assert pictures[0].axes[0].get_ylim()[0] > 50  # errors far from 0 are given the height
 
 
