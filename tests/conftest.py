@@ -6,16 +6,12 @@
 
 import os
 
+from support import workers
+
+workers.share_cores()  # before anything imports NumPy
+
 import pytest
 from hypothesis import HealthCheck, settings
-
-# With pytest-xdist each worker, and each process that a test starts, takes its share of the cores. A test that compares
-# a command's numbers with its own process's needs the same number of BLAS threads in both: another number adds in
-# another order. OpenBLAS reads the variable when NumPy is loaded, so it comes before the first import of NumPy.
-if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    for variable in ("MINIGRAD_THREADS", "OMP_NUM_THREADS"):
-        os.environ.setdefault(variable, str(max(1, cores // int(workers))))
 
 import minigrad
 from minigrad.backend import DeviceError, cupy
@@ -31,17 +27,8 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config):
-    """Use all cores for the whole suite or a folder of it, as if `-n auto --dist worksteal` had been said.
-
-    One process runs what is named by file or test, for starting others would take longer; what is marked `cuda`, for
-    there is one GPU; and everything where pytest-xdist is missing. Whoever says `-n` has it his way.
-    """
-    options = config.option
-    named = [arg for arg in config.args if arg.partition("::")[0].endswith(".py")]
-    many = not named and options.markexpr in ("", "not slow") and not hasattr(config, "workerinput")
-    if many and getattr(options, "numprocesses", 0) is None:
-        options.numprocesses = "auto"
-        options.dist = "worksteal" if options.dist == "no" else options.dist
+    """Run on all cores where that is faster."""
+    workers.use_all_cores(config)
 
 
 @pytest.fixture(scope="session", params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])

@@ -286,7 +286,7 @@ def test_a_second_backward_pass_through_a_freed_graph_is_refused_and_changes_not
 class Watched(np.ndarray):
     """An array that can be counted: it takes weak references and is told apart by identity."""
 
-    __hash__ = object.__hash__
+    __hash__ = object.__hash__  # type: ignore[assignment]
 
 
 class Double(Function):

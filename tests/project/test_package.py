@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import venv
 import zipfile
 from email.parser import HeaderParser
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from PIL import Image
 from support import tiny
 
@@ -43,9 +45,10 @@ def wheel(tmp_path_factory):
 def command(*words, cwd, **variables):
     """Run a command that must succeed in a folder, without what leads to the checkout; return what it printed."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")} | variables
-    words = [str(word) for word in words]
-    done = subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, f"{' '.join(words)}\n{done.stdout}\n{done.stderr}"
+    done = subprocess.run(
+        [str(word) for word in words], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
 
@@ -107,6 +110,26 @@ def test_installed_elsewhere_it_trains_predicts_explores_and_reports(python, tmp
     command(python, "-m", "minigrad.explore", cwd=tmp_path)
     assert "</html>" in (tmp_path / "explorer.html").read_text()
     assert "resnext29_8x64d" in command(python, "-m", "resnext", cwd=tmp_path)
+
+
+def test_the_lowest_versions_that_are_tested_are_those_that_are_allowed():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    allowed = {}
+    for line in project["dependencies"] + project["optional-dependencies"]["test"]:
+        requirement = Requirement(line)
+        (allowed[canonicalize_name(requirement.name)],) = (s.version for s in requirement.specifier)
+    pins = [line for line in (ROOT / ".ci" / "lowest.txt").read_text().splitlines() if not line.startswith("#")]
+    assert allowed == {canonicalize_name(name): version for name, _, version in (pin.partition("==") for pin in pins)}
+
+
+def test_constraints_pin_everything_and_name_no_host():
+    for name in ("constraints.txt", "lowest.txt"):
+        for line in (ROOT / ".ci" / name).read_text().splitlines():
+            assert re.fullmatch(r"#.*|[\w-]+==[\w.]+", line), line
+
+
+def test_who_cites_names_this_version():
+    assert f"\nversion: {minigrad.__version__}\n" in (ROOT / "CITATION.cff").read_text()
 
 
 def test_what_is_missing_is_named(monkeypatch):

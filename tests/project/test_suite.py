@@ -1,15 +1,15 @@
-"""How the suite runs itself (tests/conftest.py)."""
+"""How the suite runs itself (tests/support/workers.py)."""
 
 from types import SimpleNamespace
 
-import conftest
 import pytest
+from support.workers import use_all_cores
 
 
 def processes(*args, numprocesses=None, markexpr="", dist="no", **more):
     """What a command with these options asks of pytest-xdist: how many processes, and how tests are dealt."""
     options = SimpleNamespace(numprocesses=numprocesses, markexpr=markexpr, dist=dist)
-    conftest.pytest_cmdline_main(SimpleNamespace(args=list(args), option=options, **more))
+    use_all_cores(SimpleNamespace(args=list(args), option=options, **more))
     return options.numprocesses, options.dist
 
 
@@ -38,5 +38,5 @@ def test_a_worker_starts_no_workers():
 
 def test_without_xdist_nothing_changes():
     options = SimpleNamespace(markexpr="")
-    conftest.pytest_cmdline_main(SimpleNamespace(args=["tests"], option=options))
+    use_all_cores(SimpleNamespace(args=["tests"], option=options))
     assert options == SimpleNamespace(markexpr="")

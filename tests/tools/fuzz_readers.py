@@ -12,14 +12,17 @@ from pathlib import Path
 
 import atheris
 
+TESTS = Path(__file__).resolve().parents[1]
+sys.path += map(str, (TESTS.parent, TESTS, TESTS / "train" / "data", TESTS / "minigrad"))  # honest files to begin with
+
 with atheris.instrument_imports(include=["json", "tarfile", "gzip", "PIL", "train", "minigrad.weights"]):
     import test_fuzz_data as honest
     from safetensors.numpy import save
     from test_fuzz_weights import GOOD
 
     from minigrad.weights import read_arrays
-    from train import data, figures
-    from train.run import checkpoint, config
+    from train import data
+    from train.run import checkpoint, config, series
 
 FOLDER = Path(tempfile.mkdtemp())
 FILE = FOLDER / "metrics.jsonl"
@@ -39,7 +42,7 @@ READERS = [  # how an input becomes a file, what reads such files, inputs to beg
     (bytes, lambda: honest.read_and_decode(FILE), [honest.ARCHIVE]),
     (lambda tar: compress(honest.with_checksums(tar), 1), lambda: honest.read_and_decode(FILE), [honest.TAR]),
     (honest.with_crcs, lambda: data.read_image(FILE), honest.IMAGES.values()),
-    (bytes, lambda: figures.read_metrics(FOLDER), [LINE]),
+    (bytes, lambda: series.read_metrics(FOLDER), [LINE]),
 ]
 
 

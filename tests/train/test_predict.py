@@ -241,6 +241,6 @@ def test_as_a_command(folder):
 
     reader, writer = os.pipe()
     os.close(reader)  # as `| head` does, once it has seen enough
-    result = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, timeout=60)
+    cut_off = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, timeout=60)
     os.close(writer)
-    assert result.returncode == -signal.SIGPIPE and not result.stderr
+    assert cut_off.returncode == -signal.SIGPIPE and not cut_off.stderr
