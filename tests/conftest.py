@@ -12,6 +12,7 @@ workers.share_cores()  # before anything imports NumPy
 
 import pytest
 from hypothesis import HealthCheck, settings
+from support.web import serving
 
 import minigrad
 from minigrad.backend import DeviceError, cupy
@@ -46,3 +47,17 @@ def device(request):
 def seed():
     """Start the random numbers of initialisation and dropout anew for every test."""
     minigrad.manual_seed(0)
+
+
+@pytest.fixture
+def server():
+    """A server on this machine, see support/web.py."""
+    with serving() as server:
+        yield server
+
+
+@pytest.fixture
+def other():
+    """Another one."""
+    with serving() as server:
+        yield server

@@ -20,8 +20,8 @@ import numpy as np
 
 from minigrad.backend import to_device
 
-from .options import DONE, FAILED, USAGE, Parser, UsageError, said
-from .run.predictor import load_predictor, read_photo
+from .options import DONE, FAILED, USAGE, Parser, UsageError, printable, said, say
+from .run.predictor import load_predictor
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,10 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         predictor = load_predictor(args.checkpoint, args.model, args.classes, args.device)
         for path in args.images:
-            probabilities = predictor.probabilities(read_photo(path), args.device)
-            print(path)
+            probabilities = predictor.probabilities(path, args.device)
+            say(printable(str(path)))
             for k in np.argsort(-probabilities, kind="stable")[: args.top]:
-                print(f"{100 * probabilities[k]:7.2f} %  {predictor.classes[k]}")
+                say(f"{100 * probabilities[k]:7.2f} %  {printable(predictor.classes[k])}")
     except (ValueError, OSError) as error:
         print(f"python -m train.predict: {said(error)}", file=sys.stderr)
         return USAGE if isinstance(error, UsageError | FileNotFoundError) else FAILED

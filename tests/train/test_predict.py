@@ -16,11 +16,12 @@ from minigrad import Tensor, no_grad, save_weights
 from minigrad import functional as F
 from resnext import create
 from train.data import CIFAR10, augment, load
+from train.data.images import MARGIN, centre_crop, open_image
 from train.predict import main
 from train.run import checkpoint
 from train.run.config import Config
 from train.run.loop import Run
-from train.run.predictor import IMAGENET_MARGIN, IMAGENET_MEAN, IMAGENET_STD, load_predictor, middle, read_photo
+from train.run.predictor import IMAGENET_MEAN, IMAGENET_STD, load_predictor
 from train.run.recipes import RECIPES
 
 
@@ -62,7 +63,7 @@ def test_a_run_predicts_its_test_images_as_its_evaluation_does(folder, capsys):
     assert lines(capsys) == expected
     predictor = load_predictor(path / "run.safetensors", None, None, "cpu")
     for image, p in zip(images, probabilities, strict=True):
-        assert_allclose(predictor.probabilities(read_photo(path / image), "cpu"), p, rtol=1e-4, atol=1e-7)
+        assert_allclose(predictor.probabilities(path / image, "cpu"), p, rtol=1e-4, atol=1e-7)
 
 
 def test_averaged_weights_are_the_ones_that_predict(folder, tmp_path):
@@ -105,12 +106,12 @@ def test_an_imagenet_network_sees_the_middle_of_the_photo(folder, tmp_path, caps
     network = create("resnext50_32x4d").eval()
     save_weights(network, tmp_path / "imagenet.safetensors")
     predictor = load_predictor(tmp_path / "imagenet.safetensors", "resnext50_32x4d", None, "cpu")
-    photo = read_photo(path / "photo.jpg")
+    photo = open_image(path / "photo.jpg")
     pixels = np.asarray(photo.resize((341, 256), Image.Resampling.BILINEAR), np.float64)[16:240, 58:282] / 255
     x = (pixels - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
     with no_grad():
         expected = F.softmax(network(Tensor(x.transpose(2, 0, 1)[None].astype(np.float32)))).numpy()[0]
-    assert_allclose(predictor.probabilities(photo, "cpu"), expected, rtol=1e-3)
+    assert_allclose(predictor.probabilities(path / "photo.jpg", "cpu"), expected, rtol=1e-3)
     assert len(predictor.classes) == 1000 and predictor.classes[281] == "class 281"
 
 
@@ -122,9 +123,9 @@ def test_imagenet_constants():
 @pytest.mark.parametrize(
     "photo, margin, scaled, box",
     [  # (width, height) of the photo and of what it is scaled to, left and top of the middle
-        ((640, 480), IMAGENET_MARGIN, (341, 256), (58, 16)),
-        ((480, 640), IMAGENET_MARGIN, (256, 341), (16, 58)),
-        ((100, 100), IMAGENET_MARGIN, (256, 256), (16, 16)),
+        ((640, 480), MARGIN, (341, 256), (58, 16)),
+        ((480, 640), MARGIN, (256, 341), (16, 58)),
+        ((100, 100), MARGIN, (256, 256), (16, 16)),
         ((224, 224), 1.0, (224, 224), (0, 0)),
         ((1000, 10), 1.0, (22400, 224), (11088, 0)),
     ],
@@ -133,7 +134,7 @@ def test_the_shorter_side_is_scaled_and_the_middle_cut_out(photo, margin, scaled
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*photo[::-1], 3), dtype=np.uint8))
     left, top = box
     expected = image.resize(scaled, Image.Resampling.BILINEAR).crop((left, top, left + 224, top + 224))
-    assert np.array_equal(np.asarray(middle(image, (224, 224), margin)), np.asarray(expected))
+    assert np.array_equal(np.asarray(centre_crop(image, (224, 224), margin)), np.asarray(expected))
 
 
 def test_photos_are_turned_upright_and_put_on_white(tmp_path):
@@ -142,14 +143,14 @@ def test_photos_are_turned_upright_and_put_on_white(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned: rotate by 270 degrees to see it upright
     Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
-    assert np.array_equal(np.asarray(read_photo(tmp_path / "turned.png")), np.rot90(pixels, -1))
+    assert np.array_equal(np.asarray(open_image(tmp_path / "turned.png")), np.rot90(pixels, -1))
     clear = np.zeros((4, 6, 4), np.uint8)
     clear[1, 1] = (9, 8, 7, 255)
     Image.fromarray(clear).save(tmp_path / "clear.png")
-    seen = np.asarray(read_photo(tmp_path / "clear.png"))
+    seen = np.asarray(open_image(tmp_path / "clear.png"))
     assert (seen[0] == 255).all() and seen[1, 1].tolist() == [9, 8, 7]
     Image.fromarray(np.full((4, 6), 77, np.uint8)).save(tmp_path / "grey.png")
-    assert (np.asarray(read_photo(tmp_path / "grey.png")) == 77).all()
+    assert (np.asarray(open_image(tmp_path / "grey.png")) == 77).all()
 
 
 @pytest.mark.parametrize("what", ["missing", "folder", "text", "cut off"])
@@ -170,7 +171,7 @@ def test_a_file_that_is_no_image_ends_with_one_sentence(what, folder, tmp_path, 
 
 def test_an_image_too_long_and_narrow_is_refused():
     with pytest.raises(ValueError, match="400000 x 1 pixels is too long and narrow"):
-        middle(Image.new("RGB", (400_000, 1)), (224, 224))
+        centre_crop(Image.new("RGB", (400_000, 1)), (224, 224))
 
 
 def test_bad_checkpoints_end_with_one_sentence(folder, tmp_path, capsys):
@@ -244,3 +245,25 @@ def test_as_a_command(folder):
     cut_off = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, timeout=60)
     os.close(writer)
     assert cut_off.returncode == -signal.SIGPIPE and not cut_off.stderr
+
+
+def test_hostile_names_and_sizes_in_a_checkpoint(folder, tmp_path, capsys):
+    path, *_ = folder
+    arrays, state = checkpoint.read(path / "run.safetensors")
+    names = ["\x1b[2Jred\nalert", *state["classes"][1:]]
+    checkpoint.write(tmp_path / "names.safetensors", arrays, {**state, "classes": names})
+    assert main([str(path / "0.png"), "--checkpoint", str(tmp_path / "names.safetensors"), "--top", "10"]) == 0
+    out = capsys.readouterr().out
+    assert "\x1b" not in out and out.count("\n") == 11 and r"\x1b[2Jred\nalert" in out
+    checkpoint.write(tmp_path / "large.safetensors", arrays, {**state, "size": [8192, 8192]})
+    assert main([str(path / "0.png"), "--checkpoint", str(tmp_path / "large.safetensors")]) == 1
+    error = capsys.readouterr().err
+    assert "large.safetensors asks for images of 8192 x 8192 pixels; at most 1,048,576" in error
+
+
+def test_only_the_loaders_formats_are_opened(folder, tmp_path, capsys):
+    path, *_ = folder
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.eps")
+    os.rename(tmp_path / "x.eps", tmp_path / "x.png")
+    assert main([str(tmp_path / "x.png"), "--checkpoint", str(path / "run.safetensors")]) == 1
+    assert "x.png is no readable image (PNG, JPEG, WEBP, BMP, GIF, TIFF)" in capsys.readouterr().err

@@ -14,8 +14,9 @@ from train.data import shapes
 from train.data.archives import read_archive, read_folder
 from train.data.dataset import Dataset, channel_statistics
 from train.data.download import DataError
-from train.data.folders import load_class_folder, read_image
+from train.data.folders import check_options, holds_classes, load_class_folder
 from train.data.formats import CIFAR10, CIFAR100, FORMATS, BinaryFormat, decode
+from train.data.images import read_image
 from train.data.sources import find_official
 
 __all__ = [
@@ -43,6 +44,8 @@ def load(
     mirror: str | Sequence[str] | None = None,
     limit_train: int | None = None,
     limit_test: int | None = None,
+    image_size: int | None = None,
+    validate: float | None = None,
     progress: bool = True,
 ) -> tuple[Dataset, Dataset]:
     """Load the training and the test set that `data` names.
@@ -50,13 +53,20 @@ def load(
     `data` is `cifar10` or `cifar100` (taken from `root`, in whatever official form, or from where torchvision and Keras
     keep it, else downloaded into `root` from one of the known addresses or `mirror`, one or several), `shapes` (drawn
     from `seed`), or a path: a folder with the official files, binary or for Python, an official archive, or a folder
-    with train/<class>/ and test/<class>/. At most the first `limit_train` and
-    `limit_test` images are taken, in the order in which they are stored; class folders are read class by class in turn.
+    with train/<class>/ and test/<class>/, of which `image_size` and `validate` say what folders.py does with it. At
+    most the first `limit_train` and `limit_test` images are taken, in the order in which they are stored; class folders
+    are read class by class in turn.
     Raises DataError, or ValueError for a limit that is not positive.
     """
     for name, limit in (("limit_train", limit_train), ("limit_test", limit_test)):
         if limit is not None and limit < 1:
             raise ValueError(f"{name} must be positive, got {limit}")
+    check_options(image_size, validate)
+    path = Path(data)
+    if data == "shapes" or data in {format.name for format in FORMATS} or not path.is_dir():
+        for option, value in (("--image-size", image_size), ("--validate", validate)):
+            if value is not None:
+                raise ValueError(f"{option} is for folders of images, not for {data}")
     if data == "shapes":
         splits = []
         for split, number, limit in ((0, SHAPES_TRAIN, limit_train), (1, SHAPES_TEST, limit_test)):
@@ -72,15 +82,24 @@ def load(
         train = decode(contents, format.train_files, format, limit_train, where)
         return train, decode(contents, format.test_files, format, limit_test, where)
 
-    path = Path(data)
-    if (path / "train").is_dir():
-        return load_class_folder(path, limit_train, limit_test, progress)
+    if (path / "train").is_dir() or holds_classes(path):
+        return load_class_folder(
+            path,
+            root,
+            image_size=image_size,
+            validate=validate,
+            seed=seed,
+            limit_train=limit_train,
+            limit_test=limit_test,
+            progress=progress,
+        )
     names = ", ".join(archive.remote.name for format in FORMATS for archive in format.archives)
     if path.is_file():
         raise DataError(f"{path} is not one of the official archives, {names}")
     if path.is_dir():
         raise DataError(
             f"{path} holds neither data_batch_1.bin ... nor train.bin, directly or in cifar-10-batches-bin/ or "
-            "cifar-100-binary/, nor cifar-10-batches-py/ or cifar-100-python/, nor train/<class>/ with images"
+            "cifar-100-binary/, nor cifar-10-batches-py/ or cifar-100-python/, nor train/<class>/ or "
+            "<class>/ with images"
         )
     raise DataError(f"data {data!r} is not cifar10, cifar100 or shapes, and there is no such folder or file")

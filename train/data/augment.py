@@ -91,6 +91,73 @@ def crop_and_flip(
     return y
 
 
+def draw_boxes(
+    aspects: np.ndarray, rng: np.random.Generator, least: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Draw a part of each image: (top, height, left, width), (N,) float64 each, as shares of its height and its width.
+
+    `aspects` (N,) are the images' widths over their heights. A part has a share of its image's area that is uniform on
+    [least, 1], and is between 3/4 and 4/3 as wide as high, uniform on a logarithmic scale (Szegedy et al. 2015, as in
+    the paper's section 5). The first of ten draws that fits into the image is taken, else the last, cut off.
+    """
+    N = len(aspects)
+    a = aspects[:, None]
+    area = rng.uniform(least, 1, (N, 10)) * a  # in squares of the image's height
+    shape = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3), (N, 10)))
+    heights, widths = np.sqrt(area / shape), np.sqrt(area * shape) / a  # shares of the image's height and width
+    fits = (heights <= 1) & (widths <= 1)
+    chosen = np.where(fits.any(axis=1), fits.argmax(axis=1), 9)
+    height, width = (np.minimum(x[np.arange(N), chosen], 1) for x in (heights, widths))
+    places = rng.random((2, N))
+    return places[0] * (1 - height), height, places[1] * (1 - width), width
+
+
+def resampling(start: np.ndarray, extent: np.ndarray, size: int, pixels: int) -> np.ndarray:
+    """The matrices that scale a part of a row of `pixels` pixels to `size` pixels: (N, size, pixels) float32.
+
+    Pixel i of the result lies at x_i = pixels (start + extent (i + 1/2) / size), pixel j of the row at j + 1/2, and
+
+        R[i, j] = max(0, 1 - |x_i - (j + 1/2)| / s) / (the row's sum),    s = max(1, pixels extent / size)
+
+    which is linear interpolation, over wider triangles where the part shrinks.
+    """
+    x = pixels * (start[:, None] + extent[:, None] * (np.arange(size) + 0.5) / size)  # (N, size)
+    s = np.maximum(1, pixels * extent / size)[:, None, None]
+    R = np.maximum(0, 1 - np.abs(x[:, :, None] - (np.arange(pixels) + 0.5)) / s)
+    return (R / R.sum(axis=2, keepdims=True)).astype(np.float32)
+
+
+def random_resized_crop(
+    batch: Array,
+    aspects: np.ndarray,
+    size: int,
+    rng: np.random.Generator,
+    least: float = 0.25,
+    flips: np.ndarray | None = None,
+) -> Array:
+    """Cut a random part out of each image and scale it to `size` x `size`: a new (N, C, size, size) array.
+
+    The images of `batch` (N, C, H, W) may have been squeezed into one shape: `aspects` (N,) says how wide each one was
+    for its height, and parts are drawn from it as it was (`draw_boxes`). y_n = R_n x_n C_n^T with the matrices of
+    `resampling` for rows and columns. `flips` is that of `crop_and_flip`. Raises ValueError for a size below 1 or a
+    `least` outside (0, 1].
+    """
+    check_batch(batch)
+    N, _, H, W = batch.shape
+    if size < 1:
+        raise ValueError(f"a crop needs at least one pixel, got a size of {size}")
+    if not 0 < least <= 1:
+        raise ValueError(f"the smallest share of an image's area must lie in (0, 1], got {least}")
+    top, height, left, width = draw_boxes(aspects, rng, least)
+    if flips is None:
+        flips = rng.random(N) < 0.5
+    rows, columns = resampling(top, height, size, H), resampling(left, width, size, W)
+    columns[flips] = columns[flips][:, ::-1]  # the mirror image: its pixels in reverse order
+    xp = array_module(batch)
+    y = xp.matmul(xp.matmul(xp.asarray(rows)[:, None], batch), xp.asarray(columns.transpose(0, 2, 1))[:, None])
+    return xp.ascontiguousarray(y).astype(batch.dtype, copy=False)
+
+
 def alternating_flips(images: int, epoch: int, seed: int) -> np.ndarray:
     """Which of a data set's images are mirrored in `epoch`, (images,) bool: each one every other time.
 

@@ -15,9 +15,18 @@ class Dataset:
     name: str  # cifar10, cifar100, shapes or the folder's name
     mean: np.ndarray  # (3,) float64, of each channel, in the 0..255 scale
     std: np.ndarray  # (3,) float64, positive
+    # Photographs of all shapes, squeezed into squares: their widths over their heights, (N,) float64, and the side of
+    # the random crops that training takes. None: the images are as the network sees them.
+    aspects: np.ndarray | None = None
+    crop: int | None = None
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def shown(self) -> tuple[int, int]:
+        """Height and width of what the network sees, in pixels."""
+        return (self.crop, self.crop) if self.crop else self.images.shape[2:]
 
 
 def channel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

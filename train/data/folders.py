@@ -1,75 +1,125 @@
-"""Class folders: one folder of images for each class."""
+"""Class folders: one folder of images for each class, with more folders in it or not.
 
-import io
-import warnings
-from collections.abc import Iterable
+flowers/train/daisy/0001.jpg        or, for `validate`,     flowers/daisy/0001.jpg
+flowers/test/daisy/0001.jpg         (or val/, valid/, validation/)
+"""
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
-from tqdm import tqdm
 
+from train.data import cache
 from train.data.dataset import Dataset, channel_statistics
 from train.data.download import DataError
+from train.data.fetch import note, silent
+from train.data.images import MAX_PIXELS, SUFFIXES
 
-SUFFIXES = (".png", ".jpg", ".jpeg")
-MAX_PIXELS = 1 << 20  # of one image; more is taken for a decompression bomb
-MAX_BYTES = 16 * MAX_PIXELS  # of its file: twice the size of such an image uncompressed, in 16 bits with alpha
+TEST_FOLDERS = ("test", "val", "valid", "validation")
+JUNK = ("__macosx", "thumbs.db", "desktop.ini")  # what systems leave behind; hidden files are junk as well
 
-
-def read_image(path: Path) -> np.ndarray:
-    """Decode one PNG or JPEG file to RGB: (H, W, 3) uint8.
-
-    Grey becomes three equal channels, a palette its colours, CMYK RGB; of 16-bit samples the upper 8 bits count; where
-    an image is transparent, white shows through. Raises DataError for an image that is damaged, cut off, animated or
-    larger than MAX_PIXELS.
-    """
-    try:
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise DataError(f"{path} has {size:,} bytes; at most {MAX_BYTES:,} are accepted for an image")
-        # Decoded from memory, where a chunk that claims gigabytes gets no more than there is. Pillow warns about
-        # metadata that does not matter here; its own limit against bombs lies above MAX_PIXELS.
-        file = io.BytesIO(path.read_bytes())
-        with warnings.catch_warnings(action="ignore"), Image.open(file, formats=("PNG", "JPEG")) as image:
-            if image.width * image.height > MAX_PIXELS:
-                pixels = f"{image.width} x {image.height} pixels"
-                raise DataError(f"{path} would unpack to {pixels}; at most {MAX_PIXELS:,} are accepted")
-            frames = getattr(image, "n_frames", 1)
-            if frames != 1:
-                raise DataError(f"{path} is animated: it has {frames} frames")
-            if image.mode.startswith("I"):  # 16-bit grey
-                grey = np.asarray(image).astype(np.int64) >> 8
-                return np.repeat(np.clip(grey, 0, 255).astype(np.uint8)[:, :, None], 3, axis=2)
-            if image.has_transparency_data:
-                white = Image.new("RGBA", image.size, "white")
-                return np.asarray(Image.alpha_composite(white, image.convert("RGBA")).convert("RGB"))
-            return np.asarray(image.convert("RGB"))
-    except DataError:
-        raise
-    except UnidentifiedImageError:
-        raise DataError(f"{path} is no readable PNG or JPEG image") from None
-    except Exception as error:  # Pillow's decoders raise a dozen types for damaged files, SyntaxError among them
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{path} is no readable PNG or JPEG image ({reason})") from None
+Classes = dict[str, list[Path]]  # the image files of each class, both sorted by name
 
 
-def class_folders(split: Path) -> dict[str, list[Path]]:
-    """The image files of each class below `split`, both sorted by name; hidden and other files are passed over."""
+def is_junk(name: str) -> bool:
+    """Whether a file or folder is nobody's: hidden (.ipynb_checkpoints, ._0001.jpg) or left behind by a system."""
+    return name.startswith(".") or name.lower() in JUNK
+
+
+def files_below(folder: Path, passed: Counter[str]) -> Iterator[Path]:
+    """Every image file in a folder and in the folders in it; what is passed over is counted by its kind."""
+    seen = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        identity = os.path.realpath(place)
+        if identity in seen:  # a link that leads back
+            folders.clear()
+            continue
+        seen.add(identity)
+        folders[:] = sorted(name for name in folders if not is_junk(name))
+        for name in sorted(files):
+            path = Path(place, name)
+            if is_junk(name):
+                passed["hidden or left by a system"] += 1
+            elif path.suffix.lower() in SUFFIXES and path.is_file():
+                yield path
+            else:
+                passed[path.suffix.lower() or "without a suffix"] += 1
+
+
+def class_folders(split: Path, passed: Counter[str]) -> Classes:
+    """The image files of each class below `split`. Raises DataError where there are no two classes, or one is empty."""
     classes = {}
     for folder in sorted(split.iterdir()):
-        if folder.name.startswith(".") or not folder.is_dir():
-            continue
-        files = [f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES and f.name[0] != "." and f.is_file()]
-        if not files:
-            raise DataError(f"{folder} holds no .png, .jpg or .jpeg file")
-        classes[folder.name] = sorted(files)
+        if not folder.is_dir():
+            kind = folder.suffix.lower() or "without a suffix"
+            passed["hidden or left by a system" if is_junk(folder.name) else f"{kind} in no class folder"] += 1
+        elif not is_junk(folder.name):
+            classes[folder.name] = list(files_below(folder, passed))
+            if not classes[folder.name]:
+                raise DataError(f"{folder} holds no image file ({', '.join(SUFFIXES)}){heic(passed)}")
     if len(classes) < 2:
         raise DataError(f"{split} needs at least two class folders with images, found {len(classes)}")
     return classes
 
 
-def take_turns(classes: dict[str, list[Path]]) -> Iterable[tuple[Path, int]]:
+def heic(passed: Counter[str]) -> str:
+    """What an owner of an iPhone wants to know."""
+    return "; .heic is not read: convert these to JPEG" if passed[".heic"] or passed[".heif"] else ""
+
+
+def holds_classes(folder: Path) -> bool:
+    """Whether a folder has class folders with images right in it."""
+    try:
+        places = [f for f in folder.iterdir() if f.is_dir() and not is_junk(f.name)]
+        return any(next(files_below(place, Counter()), None) for place in places)
+    except OSError:
+        return False
+
+
+def split_off(classes: Classes, share: float, seed: int) -> tuple[Classes, Classes]:
+    """Keep `share` of each class's files back, drawn by `seed`: (the rest, what is kept back), both sorted.
+
+    At least one file of each class goes to either side.
+    """
+    rest, kept = {}, {}
+    for label, (name, files) in enumerate(classes.items()):
+        if len(files) < 2:
+            raise DataError(f"class {name!r} has a single image: --validate needs at least two of each class")
+        number = min(max(round(share * len(files)), 1), len(files) - 1)
+        chosen = set(np.random.default_rng((seed, label)).permutation(len(files))[:number].tolist())
+        kept[name] = [file for i, file in enumerate(files) if i in chosen]
+        rest[name] = [file for i, file in enumerate(files) if i not in chosen]
+    return rest, kept
+
+
+def find_splits(folder: Path, validate: float | None, seed: int, passed: Counter[str]) -> tuple[Classes, Classes]:
+    """The files of the training and of the test set, by class. Raises DataError where the classes differ."""
+    train_folder = folder / "train" if (folder / "train").is_dir() else folder
+    found = [folder / name for name in TEST_FOLDERS if (folder / name).is_dir()] if train_folder != folder else []
+    if found and validate:
+        raise DataError(f"{found[0]} is there: --validate is for folders without one")
+    if not found and not validate:
+        there = "has train/ but no" if train_folder != folder else "has class folders but neither train/ nor"
+        raise DataError(
+            f"{folder} {there} test/, val/, valid/ or validation/ beside it; --validate 0.2 keeps a fifth of the "
+            "images back for testing"
+        )
+    train = class_folders(train_folder, passed)
+    if not found:
+        return split_off(train, validate or 0.0, seed)
+    test = class_folders(found[0], passed)
+    if list(train) != list(test):
+        odd = sorted(set(train) ^ set(test))
+        raise DataError(
+            f"{folder}: train/ has {len(train)} classes and {found[0].name}/ has {len(test)}, "
+            f"and {odd[0]!r} is only in one of them"
+        )
+    return train, test
+
+
+def take_turns(classes: Classes) -> Iterable[tuple[Path, int]]:
     """Every file with its label, the first of each class, then the second of each, ...: a limit keeps all classes."""
     for i in range(max(len(files) for files in classes.values())):
         for label, files in enumerate(classes.values()):
@@ -77,51 +127,73 @@ def take_turns(classes: dict[str, list[Path]]) -> Iterable[tuple[Path, int]]:
                 yield files[i], label
 
 
-def read_split(
-    classes: dict[str, list[Path]], limit: int | None, shape: tuple[int, ...] | None, split: str, progress: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """Images and labels of one split; `shape` (H, W) is what the images must have, None takes it from the first."""
-    files = list(take_turns(classes))[:limit]
-    images = np.empty(0, np.uint8)
-    for i, (path, _) in enumerate(
-        tqdm(files, desc=f"{split} images", unit=" images", disable=None if progress else True)
-    ):
-        pixels = read_image(path)
-        if shape is None:
-            shape = pixels.shape[0], pixels.shape[1]
-        if pixels.shape[:2] != shape:
-            raise DataError(
-                f"{path} is {pixels.shape[1]} x {pixels.shape[0]} pixels where the others are {shape[1]} x {shape[0]}; "
-                "all images must have one size"
-            )
-        if i == 0:
-            images = np.empty((len(files), 3, *shape), np.uint8)
-        images[i] = pixels.transpose(2, 0, 1)
-    return images, np.array([label for _, label in files], np.int64)
+def balance(name: str, train: Classes, test: Classes) -> str:
+    """How many images each class has, in a sentence: a network that always says the largest may look good."""
+    counts = {kind: len(files) for kind, files in train.items()}
+    least, most = min(counts, key=lambda k: counts[k]), max(counts, key=lambda k: counts[k])
+    total, tests = sum(counts.values()), sum(map(len, test.values()))
+    sizes = f"{counts[least]:,} ({least}) to {counts[most]:,} ({most})" if counts[least] < counts[most] else "one size"
+    unequal = ""
+    if counts[most] >= 2 * counts[least]:
+        unequal = (
+            f"; the largest class has {counts[most] / counts[least]:.1f} times the images of the smallest: who always "
+            f"says {most} errs in {100 * (1 - counts[most] / total):.1f} %"
+        )
+    return f"{name}: {total:,} training and {tests:,} test images, {len(counts)} classes of {sizes}{unequal}"
 
 
 def load_class_folder(
-    folder: Path, limit_train: int | None, limit_test: int | None, progress: bool
+    folder: Path,
+    root: Path,
+    *,
+    image_size: int | None = None,
+    validate: float | None = None,
+    seed: int = 0,
+    limit_train: int | None = None,
+    limit_test: int | None = None,
+    progress: bool = True,
 ) -> tuple[Dataset, Dataset]:
-    """Read train/<class>/ and test/<class>/ (val/<class>/ where there is no test/), PNG or JPEG, all of one size."""
-    test_folder = next((folder / name for name in ("test", "val") if (folder / name).is_dir()), None)
-    if test_folder is None:
-        raise DataError(f"{folder} has train/ but neither test/ nor val/ beside it")
+    """Read train/<class>/ and test/<class>/, or <class>/ alone with a share `validate` kept back for testing.
+
+    Without `image_size` all images must have one size. With it they may have any: tests see the central `image_size`
+    pixels of each, training random parts of it (`augment.random_resized_crop`). What was decoded is kept below `root`.
+    """
+    name, passed = folder.resolve().name, Counter[str]()
     try:
-        train_classes, test_classes = class_folders(folder / "train"), class_folders(test_folder)
+        train, test = find_splits(folder, validate, seed, passed)
     except OSError as error:
         raise DataError(f"cannot read {error.filename}: {error.strerror}") from None
-    if list(train_classes) != list(test_classes):
-        odd = sorted(set(train_classes) ^ set(test_classes))
-        raise DataError(
-            f"{folder}: train/ has {len(train_classes)} classes and {test_folder.name}/ has {len(test_classes)}, "
-            f"and {odd[0]!r} is only in one of them"
-        )
-    images, labels = read_split(train_classes, limit_train, None, "training", progress)
-    test_images, test_labels = read_split(test_classes, limit_test, images.shape[2:], "test", progress)
-    classes, name = list(train_classes), folder.resolve().name
+    say = note if progress else silent
+    if passed:
+        kinds = ", ".join(f"{number:,} {kind}" for kind, number in passed.most_common())
+        say(f"{name}: passed over {sum(passed.values()):,} files: {kinds}{heic(passed)}")
+    if limit_train != 1:  # one image is asked for where a trained network is evaluated
+        say(balance(name, train, test))
+
+    parts = []
+    for split, classes, limit in (("training", train, limit_train), ("test", test, limit_test)):
+        files = list(take_turns(classes))[:limit]
+        paths = [path for path, _ in files]
+        labels = np.array([label for _, label in files], np.int64)
+        kind = "squeezed" if split == "training" else "middle"
+        how = cache.Decoding(kind, image_size) if image_size else cache.AS_IT_IS
+        parts.append((cache.decoded(paths, how, root / "decoded", folder, f"{split} images", progress), labels))
+    (images, aspects), labels = parts[0]
+    (test_images, _), test_labels = parts[1]
+    if not image_size and images.shape[2:] != test_images.shape[2:]:
+        (H, W), (h, w) = images.shape[2:], test_images.shape[2:]
+        raise DataError(f"the test images are {w} x {h} pixels where the training images are {W} x {H}; {cache.ADVICE}")
     mean, std = channel_statistics(images)
     return (
-        Dataset(images, labels, classes, name, mean, std),
-        Dataset(test_images, test_labels, classes, name, mean, std),
+        Dataset(images, labels, list(train), name, mean, std, aspects if image_size else None, image_size),
+        Dataset(test_images, test_labels, list(train), name, mean, std),
     )
+
+
+def check_options(image_size: int | None, validate: float | None) -> None:
+    """Raise ValueError for an image size or a share that is out of range."""
+    most = int(MAX_PIXELS**0.5)
+    if image_size is not None and not 8 <= image_size <= most:
+        raise ValueError(f"--image-size must lie in 8..{most}, got {image_size}")
+    if validate is not None and not 0 < validate < 1:
+        raise ValueError(f"--validate takes a share above 0 and below 1, got {validate:g}")

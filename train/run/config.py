@@ -15,6 +15,7 @@ import numpy as np
 from minigrad import optim
 from minigrad.backend import to_device
 
+from ..data.folders import check_options
 from ..options import Parser, check_dtype, default_dtype, folder
 from . import checkpoint
 from .recipes import CHOICES, PARTS, RECIPES, Recipe
@@ -33,6 +34,8 @@ class Config:
     seed: int = 0
     limit_train: int | None = None
     limit_test: int | None = None
+    image_size: int | None = None  # of photographs, which are scaled and cropped to it
+    validate: float | None = None  # share of a folder's images that is kept back for testing
 
     def schedule(self) -> optim.Schedule:
         """The learning rate as a function of the time in epochs."""
@@ -45,8 +48,9 @@ class Config:
     @classmethod
     def stored(cls, values: Mapping[str, Any], where: object) -> Config:
         """The configuration in the checkpoint `where`. Raises ValueError for one that is not of this version."""
-        kinds = {"str": str, "int": int, "bool": bool, "int | None": int | NoneType}
+        kinds = {"str": str, "int": int, "bool": bool, "int | None": int | NoneType, "float | None": float | NoneType}
         try:
+            values = LATER | {**values, "recipe": LATER_RECIPE | values["recipe"]}
             config = cls(**{**values, "recipe": Recipe(**values["recipe"])})
         except TypeError as error:
             raise ValueError(f"{where} has a configuration of another version: {error}") from None
@@ -67,6 +71,10 @@ class Config:
             if name not in ("recipe", "device", "data") and old[name] != new[name]
         ]
 
+
+# What configurations of version 0.1 do not have, and what they meant.
+LATER: dict[str, Any] = {"image_size": None, "validate": None}
+LATER_RECIPE = {"crop_area": 0.25}
 
 # What a machine can do in minutes: without a GPU, a small network on images that need no download.
 DEFAULTS = {
@@ -95,6 +103,18 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         metavar="URL",
         help="fetch the archive from below this address, or any of several, instead of the known ones",
+    )
+    p.add_argument(
+        "--image-size",
+        type=int,
+        metavar="N",
+        help="for folders of images of any size: scale and crop to N x N, at random to train, in the middle to test",
+    )
+    p.add_argument(
+        "--validate",
+        type=float,
+        metavar="SHARE",
+        help="for folders without test/ or val/: keep this share of each class back for testing",
     )
     p.add_argument("--recipe", choices=sorted(RECIPES), help="hyper-parameters (default: paper; quick for shapes)")
     p.add_argument("--epochs", type=int, help="passes over the data (default: the recipe's)")
@@ -170,6 +190,9 @@ def configure(args: argparse.Namespace, base: Config | None = None) -> Config:
         if not 0 <= getattr(recipe, name) < 1:
             option = "--" + name.replace("_", "-")
             raise ValueError(f"{option} must be at least 0 and below 1, got {getattr(recipe, name)}")
+    if not 0 < recipe.crop_area <= 1:
+        raise ValueError(f"--crop-area must be above 0 and at most 1, got {recipe.crop_area}")
+    check_options(config.image_size, config.validate)
     check_dtype(config.dtype, device)
     config.schedule()
     return config

@@ -97,7 +97,9 @@ def evaluate_file(args: argparse.Namespace, ranks: Ranks) -> None:
         config = replace(config, device=ranks.device(config.device))
     parallel.use_threads(args.threads or ranks.threads())
     # A run's state knows how its images were normalised: the training images are not needed.
-    train_set, test_set = ranks.in_turn(lambda: load_data(args, config, limit_train=1 if state else None))
+    train_set, test_set = ranks.in_turn(
+        lambda: load_data(args, config, limit_train=1 if state else None, progress=ranks.rank == 0)
+    )
     weights = checkpoint.weights(arrays)
     # A checkpoint from somewhere else may name a network that no memory can hold: no number in a network's name is
     # larger than its number of arrays and than all their axes.

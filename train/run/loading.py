@@ -10,7 +10,9 @@ from ..options import UsageError
 from .config import Config
 
 
-def load_data(args: argparse.Namespace, config: Config, limit_train: int | None = None) -> tuple[Dataset, Dataset]:
+def load_data(
+    args: argparse.Namespace, config: Config, limit_train: int | None = None, progress: bool = True
+) -> tuple[Dataset, Dataset]:
     """Load the images of a configuration."""
     path = Path(config.data)
     if config.data not in ("cifar10", "cifar100", "shapes") and not (path.is_file() or path.is_dir()):
@@ -24,4 +26,7 @@ def load_data(args: argparse.Namespace, config: Config, limit_train: int | None 
         mirror=args.data_mirror,
         limit_train=limit_train or config.limit_train,
         limit_test=config.limit_test,
+        image_size=config.image_size,
+        validate=config.validate,
+        progress=progress,
     )

@@ -91,7 +91,7 @@ class Run:
             "classes": self.train_set.classes,
             "mean": self.mean.tolist(),
             "std": self.std.tolist(),
-            "size": list(self.train_set.images.shape[2:]),
+            "size": list(self.train_set.shown),
             "images": self.fingerprint,
             "epoch": self.epoch,
             "step": self.step,
@@ -172,7 +172,10 @@ def prepare(run: Run, indices: np.ndarray, step: int) -> Array:
     flips = np.zeros(len(indices), bool) if r.flip == "none" else None
     if r.flip == "alternating":
         flips = augment.alternating_flips(len(train_set), run.epoch, config.seed)[indices]
-    batch = augment.crop_and_flip(batch, rng, padding=4, mode=r.padding, flips=flips)
+    if train_set.crop and train_set.aspects is not None:
+        batch = augment.random_resized_crop(batch, train_set.aspects[indices], train_set.crop, rng, r.crop_area, flips)
+    else:
+        batch = augment.crop_and_flip(batch, rng, padding=4, mode=r.padding, flips=flips)
     batch = augment.cutout(batch, r.cutout, rng) if r.cutout else batch
     return run.ranks.share(batch)
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
 
 from minigrad import Tensor, no_grad
 from minigrad import functional as F
@@ -18,15 +17,13 @@ from resnext import create
 from resnext.counts import outlines
 
 from ..data import CIFAR10, CIFAR100, Dataset, augment
+from ..data.images import MARGIN, MAX_PIXELS, photograph, quiet
 from ..options import UsageError
 from . import checkpoint
 
-# What ImageNet networks are used to (0.485, 0.456, 0.406 and 0.229, 0.224, 0.225 on a scale of 0 to 1); the paper tests
-# on the central 224 x 224 pixels of images whose shorter side is 256.
+# What ImageNet networks are used to (0.485, 0.456, 0.406 and 0.229, 0.224, 0.225 on a scale of 0 to 1).
 IMAGENET_MEAN = np.array([123.675, 116.28, 103.53])
 IMAGENET_STD = np.array([58.395, 57.12, 57.375])
-IMAGENET_MARGIN = 256 / 224
-MAX_PIXELS = 1 << 26  # of an image that is scaled to the network's size, before the middle is cut out
 
 
 @dataclass(frozen=True)
@@ -40,9 +37,15 @@ class Predictor:
     mean: np.ndarray  # per channel, in the pixels' scale of 0 to 255
     std: np.ndarray
 
-    def probabilities(self, image: Image.Image, device: str) -> np.ndarray:
-        """The probability of every class: (K,), they sum to 1."""
-        pixels = np.asarray(middle(image, self.size, self.margin)).transpose(2, 0, 1)  # (3, H, W) uint8
+    def probabilities(self, path: Path, device: str) -> np.ndarray:
+        """The probability of every class for the image in a file, whose middle is looked at: (K,), they sum to 1.
+
+        Raises FileNotFoundError, and DataError for what is no image, is damaged or has too many pixels.
+        """
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no file {path}")
+        with quiet():
+            pixels = photograph(path, self.size, self.margin).transpose(2, 0, 1)  # (3, H, W) uint8
         batch = augment.normalise(to_device(pixels[None], device), self.mean, self.std)
         with no_grad():
             return F.softmax(self.model(Tensor._of(batch))).numpy()[0]
@@ -53,6 +56,9 @@ def load_predictor(path: Path, name: str | None, classes_file: Path | None, devi
     arrays, state = checkpoint.read(path)
     weights = checkpoint.weights(arrays)
     config = state.get("config", {})
+    if math.prod(state.get("size", ())) > MAX_PIXELS:
+        H, W = state["size"]
+        raise ValueError(f"{path} asks for images of {W} x {H} pixels; at most {MAX_PIXELS:,} pixels are accepted")
     name = name or config.get("model")
     if name is None:
         raise UsageError(f"{path} holds weights but not the name of their network: give it with --model")
@@ -78,47 +84,13 @@ def load_predictor(path: Path, name: str | None, classes_file: Path | None, devi
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path} does not fit {name}: {error}") from None
     model.to(device).eval()
-    if model.input_size == 224:
-        return Predictor(model, classes, (224, 224), IMAGENET_MARGIN, IMAGENET_MEAN, IMAGENET_STD)
+    if not state and model.input_size == 224:
+        return Predictor(model, classes, (224, 224), MARGIN, IMAGENET_MEAN, IMAGENET_STD)
     H, W = state.get("size", (model.input_size, model.input_size))
     cifar = CIFAR100 if len(head) == len(CIFAR100.classes) else CIFAR10
     mean, std = np.array(state.get("mean", cifar.mean)), np.array(state.get("std", cifar.std))
-    return Predictor(model, classes, (H, W), 1.0, mean, std)
-
-
-def read_photo(path: Path) -> Image.Image:
-    """Decode an image file to RGB, turned upright; white shows through where it is transparent.
-
-    Raises FileNotFoundError, and ValueError for what is no image, is damaged or has too many pixels.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
-    try:
-        # Pillow warns about an image that may be a decompression bomb: a reason to stop.
-        with (
-            warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning),
-            Image.open(path) as image,
-        ):
-            upright = ImageOps.exif_transpose(image)
-            if upright.has_transparency_data:
-                white = Image.new("RGBA", upright.size, "white")
-                upright = Image.alpha_composite(white, upright.convert("RGBA"))
-            return upright.convert("RGB")
-    except Exception as error:  # Pillow's decoders raise a dozen types for damaged files
-        raise ValueError(f"cannot read {path} as an image: {' '.join(str(error).split())}") from None
-
-
-def middle(image: Image.Image, size: tuple[int, int], margin: float = 1.0) -> Image.Image:
-    """Scale an image until it just covers `margin` times `size` (H, W), and cut H x W pixels out of the middle."""
-    H, W = size
-    scale = max(margin * H / image.height, margin * W / image.width)
-    height, width = max(H, int(image.height * scale + 1e-6)), max(W, int(image.width * scale + 1e-6))
-    if height * width > MAX_PIXELS:
-        raise ValueError(f"an image of {image.width} x {image.height} pixels is too long and narrow to be classified")
-    if (width, height) != image.size:
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
-    top, left = round((height - H) / 2), round((width - W) / 2)
-    return image.crop((left, top, left + W, top + H))
+    margin = MARGIN if config.get("image_size") else 1.0  # as the run's own tests saw them
+    return Predictor(model, classes, (H, W), margin, mean, std)
 
 
 @dataclass(frozen=True)

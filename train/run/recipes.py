@@ -21,6 +21,7 @@ class Recipe:
     padding: str = "zero"
     flip: str = "random"
     cutout: int = 0
+    crop_area: float = 0.25
     average: float = 0.0
 
 
@@ -37,6 +38,7 @@ PARTS = {
     "label_smoothing": "share of the target that is spread over all classes",
     "padding": "what the 4-pixel border holds that crops may reach into",
     "flip": "mirror images by a coin per image and epoch, every other epoch, or never",
+    "crop_area": "with --image-size: the smallest share of a photograph that a random crop shows",
     "cutout": "side of the square that is blanked, in pixels",
     "average": "decay per step of the averaged weights that are evaluated; 0: the weights themselves",
 }

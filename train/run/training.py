@@ -101,10 +101,10 @@ def train_command(args: argparse.Namespace, ranks: Ranks, signals: Signals) -> N
             config = replace(config, device=ranks.device(config.device))
             interval = save_interval(args.save_every)
         parallel.use_threads(args.threads or ranks.threads())
-        train_set, test_set = ranks.in_turn(lambda: load_data(args, config))
+        train_set, test_set = ranks.in_turn(lambda: load_data(args, config, progress=ranks.rank == 0))
         with usage_errors():
             run = Run.start(config, train_set, test_set, ranks)
-            if config.recipe.cutout > min(train_set.images.shape[2:]):
+            if config.recipe.cutout > min(train_set.shown):
                 raise ValueError(f"--cutout {config.recipe.cutout} is larger than the images")
             try_image(run)
             if found:

@@ -290,7 +290,8 @@ def write_report(out: Path, data_root: Path = Path("data"), sets: Sets | None = 
     predictor = load_predictor(out / checkpoint.LAST, None, None, str(config["device"]))
     if sets is None:
         try:
-            options = {"limit_test": config["limit_test"], "limit_train": config["limit_train"]}
+            names = ("limit_test", "limit_train", "image_size", "validate")
+            options = {name: config.get(name) for name in names}
             sets = load(config["data"], data_root, seed=config["seed"], progress=False, **options)
         except (ValueError, OSError) as error:
             absent = str(error)

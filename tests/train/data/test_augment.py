@@ -5,7 +5,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.data.augment import alternating_flips, crop_and_flip, cutout, normalise
+from train.data.augment import (
+    alternating_flips,
+    crop_and_flip,
+    cutout,
+    draw_boxes,
+    normalise,
+    random_resized_crop,
+    resampling,
+)
 
 MEAN, STD = [125.3, 123.0, 113.9], [63.0, 62.1, 66.7]
 
@@ -179,6 +187,55 @@ def test_cutout_refuses(size: int) -> None:
         cutout(np.zeros((1, 1, 4, 9)), size, np.random.default_rng(0))
 
 
+# ---- random resized crops ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("aspect", [0.3, 1.0, 1.5, 4.0])
+def test_boxes_have_the_areas_and_shapes_that_are_promised(aspect: float) -> None:
+    top, height, left, width = draw_boxes(np.full(4000, aspect), np.random.default_rng(0), 0.25)
+    for start, extent in ((top, height), (left, width)):
+        assert start.min() >= 0 and (start + extent).max() <= 1 + 1e-12
+    area, shape = height * width, aspect * width / height
+    assert area.max() <= 1
+    if aspect in (1.0, 1.5):  # of others, hardly a part of a large area and a usual shape fits
+        assert area.min() >= 0.25 - 1e-9 and shape.min() >= 3 / 4 - 1e-9 and shape.max() <= 4 / 3 + 1e-9
+        assert abs(np.log(shape).mean()) < 0.06  # large parts of a wide image are rather wide themselves
+        assert top.std() > 0.05 and left.std() > 0.05
+
+
+@pytest.mark.parametrize(("start", "extent", "size", "pixels"), [(0.0, 1.0, 4, 8), (0.25, 0.5, 4, 8), (0.1, 0.3, 6, 7)])
+def test_resampling_is_interpolation(start: float, extent: float, size: int, pixels: int) -> None:
+    R = resampling(np.array([start]), np.array([extent]), size, pixels)[0]
+    np.testing.assert_allclose(R.sum(axis=1), 1, rtol=1e-6)
+    ramp = np.arange(pixels) + 0.5  # a straight line stays one, away from the border
+    x = pixels * (start + extent * (np.arange(size) + 0.5) / size)
+    inside = (x >= 2) & (x <= pixels - 2)
+    np.testing.assert_allclose((R @ ramp)[inside], x[inside], rtol=1e-5)
+    same = resampling(np.zeros(1), np.ones(1), pixels, pixels)[0]
+    np.testing.assert_allclose(same, np.eye(pixels), atol=1e-6)
+
+
+def test_random_resized_crops_are_the_products_image_by_image() -> None:
+    batch = np.random.default_rng(0).standard_normal((5, 3, 12, 12)).astype(np.float32)
+    aspects, flips = np.array([0.5, 1, 1.5, 2, 1]), np.array([True, False, True, False, False])
+    y = random_resized_crop(batch, aspects, 8, np.random.default_rng(3), 0.25, flips)
+    assert y.shape == (5, 3, 8, 8) and y.dtype == np.float32 and y.flags.c_contiguous
+    top, height, left, width = draw_boxes(aspects, np.random.default_rng(3), 0.25)
+    for n in range(5):
+        (R,), (C,) = (resampling(a[n : n + 1], b[n : n + 1], 8, 12) for a, b in ((top, height), (left, width)))
+        for c in range(3):
+            expected = R.astype(float) @ batch[n, c] @ C.T.astype(float)
+            np.testing.assert_allclose(y[n, c], expected[:, ::-1] if flips[n] else expected, atol=1e-5)
+    again = random_resized_crop(batch, aspects, 8, np.random.default_rng(3), 0.25, flips)
+    np.testing.assert_array_equal(y, again)
+    assert (random_resized_crop(batch, aspects, 8, np.random.default_rng(4), 0.25, flips) != y).any()
+    half = random_resized_crop(batch[:2].astype(np.float16), aspects[:2], 8, np.random.default_rng(3))
+    assert half.dtype == np.float16
+    for size, least in ((0, 0.25), (8, 0.0), (8, 1.1)):
+        with pytest.raises(ValueError, match=r"at least one pixel|must lie in \(0, 1\]"):
+            random_resized_crop(batch, aspects, size, np.random.default_rng(0), least)
+
+
 @pytest.mark.cuda
 def test_the_gpu_sees_the_same_images() -> None:
     cupy = pytest.importorskip("cupy", reason="needs CuPy")
@@ -193,3 +250,9 @@ def test_the_gpu_sees_the_same_images() -> None:
             batch = cutout(crop_and_flip(batch, rng, mode=mode), 8, rng)
             results.append(batch if xp is np else cupy.asnumpy(batch))
         np.testing.assert_allclose(results[0], results[1], rtol=1e-6, atol=1e-6)
+    crops = []
+    for xp in (np, cupy):
+        batch = normalise(xp.asarray(images), MEAN, STD)
+        batch = random_resized_crop(batch, np.linspace(0.5, 2, 16), 24, np.random.default_rng(1))
+        crops.append(batch if xp is np else cupy.asnumpy(batch))
+    np.testing.assert_allclose(crops[0], crops[1], rtol=1e-3, atol=1e-4)

@@ -63,11 +63,6 @@ def save(mode: str, size: tuple[int, int] = (6, 5)) -> Callable[[Path], object]:
     return lambda path: Image.new(mode, size).save(path)
 
 
-def animate(path: Path) -> None:
-    frames = [Image.new("RGB", (6, 5), colour) for colour in ("red", "green")]
-    frames[0].save(path, save_all=True, append_images=frames[1:])
-
-
 def remove_folder(path: Path) -> None:
     for file in path.iterdir():
         file.unlink()
@@ -85,17 +80,21 @@ def bomb(path: Path) -> None:
 
 
 FOLDER_FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "size": (spoil("train/dog/b.png", save("RGB", (6, 6))), r"dog/b.png is 6 x 6 pixels where the others are 6 x 5"),
-    "test size": (spoil("test/dog/y.png", save("RGB", (1, 5))), r"y.png is 1 x 5 pixels where the others are 6 x 5"),
+    "size": (
+        spoil("train/dog/b.png", save("RGB", (6, 6))),
+        r"dog/b.png is 6 x 6 pixels where the others are 6 x 5; .* or --image-size",
+    ),
+    "test size": (
+        lambda root: [save("RGB", (1, 5))(root / name) for name in ("test/dog/y.png", "test/cat/x.png")],
+        r"the test images are 1 x 5 pixels where the training images are 6 x 5; .* --image-size N scales them",
+    ),
     "truncated": (spoil("train/cat/0.png", lambda p: p.write_bytes(p.read_bytes()[:70])), "cat/0.png is no readable"),
-    "empty": (spoil("train/cat/0.png", lambda p: p.write_bytes(b"")), "cat/0.png is no readable PNG or JPEG image"),
-    "text": (spoil("train/cat/0.png", lambda p: p.write_text("hello")), "cat/0.png is no readable PNG or JPEG image"),
-    "gif": (spoil("train/cat/0.png", lambda p: Image.new("P", (6, 5)).save(p, "gif")), "is no readable PNG or JPEG"),
-    "animated": (spoil("train/cat/0.png", animate), "cat/0.png is animated: it has 2 frames"),
+    "empty": (spoil("train/cat/0.png", lambda p: p.write_bytes(b"")), "cat/0.png is no readable image"),
+    "text": (spoil("train/cat/0.png", lambda p: p.write_text("hello")), "cat/0.png is no readable image"),
     "large": (spoil("train/cat/0.png", save("1", (1100, 1000))), "0.png would unpack to 1100 x 1000 pixels; at most"),
     "huge": (spoil("train/cat/0.png", lambda p: os.truncate(p, 1 << 40)), "0.png has 1,099,511,627,776 bytes; at most"),
     "bomb": (spoil("train/cat/0.png", bomb), r"0.png (would unpack|is no readable)"),
-    "empty class": (spoil("train/owl", Path.mkdir), r"train/owl holds no .png, .jpg or .jpeg file"),
+    "empty class": (spoil("train/owl", Path.mkdir), r"train/owl holds no image file \(.png, .jpg, "),
     "classes": (
         spoil("test/dog", lambda p: p.rename(p.with_name("owl"))),
         "has 2, and 'dog' is only in one of them",
@@ -103,7 +102,7 @@ FOLDER_FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "one class": (spoil("test/dog", remove_folder), "test needs at least two class folders with images, found 1"),
     "no test": (
         spoil("test", lambda p: p.rename(p.with_name("tests"))),
-        "train/ but neither test/ nor val/ beside it",
+        "has train/ but no test/, val/, .* beside it; --validate 0.2 keeps a fifth",
     ),
 }
 

@@ -1,0 +1,133 @@
+"""Decoding many image files, on all cores, and keeping the result for the next run.
+
+What was decoded is kept in `decoded/` below the data folder, in one safetensors file for each list of files. Its name
+is a hash of what it depends on: the files' paths, sizes and times, and how they were decoded. So a file that is
+changed, added or removed makes another name, and the folder may be deleted at any time.
+"""
+
+import hashlib
+import os
+import zlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from tqdm import tqdm
+
+from train.data.download import DataError
+from train.data.fetch import note, silent
+from train.data.images import MARGIN, photograph, quiet, read_image, whole_photograph
+
+VERSION = 1  # of the way in which images are decoded: another number makes all that is kept another's
+KEPT = 8  # lists of files of one folder that are kept, the latest
+ADVICE = "all images must have one size, or --image-size N scales them"
+
+Decoded = tuple[np.ndarray, np.ndarray]  # images (N, 3, H, W) uint8, and width over height of each file's (N,) float64
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How an image becomes H x W pixels: "as it is", "middle" of any size, or all of it "squeezed" into a square."""
+
+    kind: str
+    size: int = 0  # of what the network is to see
+
+    def read(self, path: Path) -> tuple[np.ndarray, float]:
+        """(H, W, 3) uint8, and the file's width over its height."""
+        if self.kind == "middle":
+            return photograph(path, (self.size, self.size), MARGIN), 1.0
+        if self.kind == "squeezed":
+            return whole_photograph(path, round(MARGIN * self.size))
+        pixels = read_image(path)
+        return pixels, pixels.shape[1] / pixels.shape[0]
+
+
+AS_IT_IS = Decoding("as it is")
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def decode(paths: Sequence[Path], how: Decoding, title: str, progress: bool) -> Decoded:
+    """Decode image files, as many at once as there are cores. Raises DataError, which names the file."""
+    images, aspects = np.empty((0, 3, 0, 0), np.uint8), np.ones(len(paths))
+    bar = tqdm(total=len(paths), desc=title, unit=" images", leave=False, disable=None if progress else True)
+    with quiet(), bar, ThreadPoolExecutor(cores()) as pool:
+        for i, (pixels, aspect) in enumerate(pool.map(how.read, paths)):
+            if i == 0:
+                images = np.empty((len(paths), 3, *pixels.shape[:2]), np.uint8)
+            if pixels.shape[:2] != images.shape[2:]:
+                H, W = images.shape[2:]
+                h, w = pixels.shape[:2]
+                raise DataError(f"{paths[i]} is {w} x {h} pixels where the others are {W} x {H}; {ADVICE}")
+            images[i], aspects[i] = pixels.transpose(2, 0, 1), aspect
+            bar.update()
+    return images, aspects
+
+
+def decoded(
+    paths: Sequence[Path], how: Decoding, folder: Path, source: Path, title: str, progress: bool = True
+) -> Decoded:
+    """The decoded images of `paths`, files below `source`: from `folder` if they are kept there, else decoded now."""
+    digest = hashlib.sha256(f"{VERSION} {how.kind} {how.size}".encode())
+    try:
+        for path in paths:
+            stat = path.stat()
+            name = os.fsencode(path.relative_to(source))
+            digest.update(b"\n%b\0%d %d" % (name, stat.st_size, stat.st_mtime_ns))
+    except OSError as error:
+        raise DataError(f"cannot read {error.filename}: {error.strerror}") from None
+    where = hashlib.sha256(os.fsencode(os.path.realpath(source))).hexdigest()[:12]
+    path = folder / where / f"{digest.hexdigest()[:24]}.safetensors"
+    found = kept(path, len(paths))
+    if found is None:
+        found = decode(paths, how, title, progress)
+        keep(path, found, progress)
+    return found
+
+
+def kept(path: Path, number: int) -> Decoded | None:
+    """What a file holds, None if there is none or it is not whole."""
+    try:
+        with safe_open(path, "numpy") as file:
+            images, aspects = file.get_tensor("images"), file.get_tensor("aspects")
+            crc = (file.metadata() or {}).get("crc32")
+    except (OSError, SafetensorError):
+        return None
+    whole = crc == checksum(images, aspects) and images.ndim == 4 and len(images) == len(aspects) == number
+    if whole:
+        with suppress(OSError):
+            os.utime(path)  # used last
+    return (images, aspects) if whole else None
+
+
+def checksum(*arrays: np.ndarray) -> str:
+    crc = 0
+    for array in arrays:
+        crc = zlib.crc32(f"{array.dtype} {array.shape}".encode(), crc)
+        crc = zlib.crc32(np.ascontiguousarray(array).data, crc)
+    return str(crc)
+
+
+def keep(path: Path, found: Decoded, progress: bool) -> None:
+    """Write what was decoded, whole or not at all; the oldest files make room. A full disk is no reason to stop."""
+    part = path.with_suffix(f".{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({"images": found[0], "aspects": found[1]}, part, metadata={"crc32": checksum(*found)})
+        os.replace(part, path)
+        newest = sorted(path.parent.glob("*.safetensors"), key=lambda p: p.stat().st_mtime_ns, reverse=True)
+        for old in newest[KEPT:]:
+            old.unlink()
+    except (OSError, SafetensorError) as error:
+        (note if progress else silent)(f"the decoded images are not kept in {path.parent}: {error}")
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
