@@ -1,0 +1,218 @@
+"""Threads, scratch memory and the heap: what the CPU's fast operations stand on.
+
+An operation cuts its work into one part per thread before it starts, always in the same way, so two runs with the same
+number of threads add the same numbers in the same order and agree to the last bit. While the parts run, BLAS is held to
+one thread each: a matrix product of one image is too small to be worth splitting again. NumPy lets go of Python's lock
+inside copies, arithmetic and products, so plain Python threads keep all cores busy.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import ctypes
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from math import prod
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+
+from ..process import one_blas_thread
+
+Span = tuple[int, int]
+
+_local = threading.local()
+
+
+def scratch(name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Return uninitialised memory that this thread keeps under `name`; the next call with that name reuses it.
+
+    A buffer that stays the same stays in the cache; a fresh one would be cold and cost a page fault every 4 KB.
+    """
+    buffers: dict[str, np.ndarray] = _local.__dict__
+    size = prod(shape) * dtype.itemsize
+    buffer = buffers.get(name)
+    if buffer is None or buffer.nbytes < size:
+        buffer = buffers[name] = np.empty(size, np.uint8)
+    return buffer[:size].view(dtype).reshape(shape)
+
+
+def spans(total: int, parts: int, unit: int = 1) -> list[Span]:
+    """Cut range(total) into at most `parts` nearly equal spans (start, stop), multiples of `unit` where possible."""
+    blocks = -(-total // unit)
+    parts = max(1, min(parts, blocks))
+    cuts = [min(total, blocks * i // parts * unit) for i in range(parts + 1)]
+    return list(pairwise(cuts))
+
+
+def steps(span: Span, step: int) -> Iterator[Span]:
+    """Walk a span in pieces of at most `step`, all nearly equal: a short last piece would make a slow product."""
+    start, stop = span
+    pieces = -(-(stop - start) // step)
+    for i in range(pieces):
+        yield start + (stop - start) * i // pieces, start + (stop - start) * (i + 1) // pieces
+
+
+def usable_cores() -> int:
+    """The cores that this process may run on: its affinity and its control group's quota, not the machine's count."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        with open("/sys/fs/cgroup/cpu.max") as file:
+            quota, period = file.read().split()
+        if quota != "max":
+            cores = min(cores, max(1, -(-int(quota) // int(period))))
+    except (OSError, ValueError):  # no control group, or one of version 1
+        pass
+    return cores
+
+
+class Pool:
+    """`size` workers: the calling thread and size - 1 threads that wait for it, started on first use."""
+
+    def __init__(self, size: int):
+        self.size = size
+        self.lock = threading.Lock()
+        self.inboxes: list[SimpleQueue] = []
+
+    def run(self, work: Callable[..., None], parts: list[Any]) -> None:
+        """Call work(part) for every part, at most `size` of them, each on its own thread; return when all are done.
+
+        An exception in one part is raised here after the others have finished, because they share arrays.
+        """
+        done: SimpleQueue = SimpleQueue()
+        with self.lock, one_blas_thread(), short_turns(), small_buffers():
+            for i in range(len(self.inboxes), len(parts) - 1):
+                self._start(i)
+            for inbox, part in zip(self.inboxes, parts[1:], strict=False):
+                # NumPy keeps `errstate` in the context, and a context can be entered by one thread only.
+                inbox.put((contextvars.copy_context(), work, part, done))
+            errors: list[BaseException | None] = []
+            try:
+                work(parts[0])
+            except BaseException as error:
+                errors.append(error)
+            errors += [done.get() for _ in parts[1:]]
+        for failure in errors:
+            if failure is not None:
+                raise failure
+
+    def _start(self, index: int) -> None:
+        self.inboxes.append(SimpleQueue())
+        threading.Thread(
+            target=self._serve, args=(self.inboxes[index],), name=f"minigrad-{index + 1}", daemon=True
+        ).start()
+
+    def _serve(self, inbox: SimpleQueue) -> None:
+        while (job := inbox.get()) is not None:
+            context, work, part, done = job
+            failure: BaseException | None = None
+            try:
+                context.run(work, part)
+            except BaseException as error:  # handed to the caller
+                failure = error
+            # The arrays of this job must not live on until the next one comes.
+            del job, context, work, part
+            done.put(failure)
+            del done, failure
+
+    def stop(self) -> None:
+        """Let the threads end; the pool can be used again and starts new ones."""
+        with self.lock:
+            for inbox in self.inboxes:
+                inbox.put(None)
+            self.inboxes = []
+
+
+_pool: Pool | None = None
+
+
+def pool() -> Pool:
+    """The pool of this process, of `MINIGRAD_THREADS` workers or one for each usable core."""
+    global _pool
+    if _pool is None:
+        wanted = os.environ.get("MINIGRAD_THREADS", "")
+        _pool = Pool(int(wanted) if wanted.isdecimal() and int(wanted) > 0 else usable_cores())
+        keep_heap()
+    return _pool
+
+
+def threads() -> int:
+    """The number of threads that fast operations use."""
+    return pool().size
+
+
+def set_threads(count: int) -> None:
+    """Use `count` threads from now on. Raises TypeError for what is no integer and ValueError below 1."""
+    global _pool
+    if isinstance(count, bool) or not isinstance(count, int | np.integer):
+        raise TypeError(f"the number of threads is an integer, got {count!r}")
+    if count < 1:
+        raise ValueError(f"the number of threads must be at least 1, got {count}")
+    old, _pool = pool(), Pool(int(count))
+    old.stop()
+
+
+def _after_fork() -> None:
+    """Threads do not survive a fork: the child starts its own."""
+    global _pool
+    if _pool is not None:
+        _pool = Pool(_pool.size)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+@contextmanager
+def short_turns() -> Iterator[None]:
+    """Let a thread that waits for Python's lock have it after 0.1 ms instead of 5, for the whole process.
+
+    Between two calls of NumPy a worker holds the lock for some microseconds. One that asks for it while another takes
+    it again and again may be overlooked until the interval is over.
+    """
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-4)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
+
+
+@contextmanager
+def small_buffers() -> Iterator[None]:
+    """Let NumPy's arithmetic run over rows of 512 numbers where they lie.
+
+    The rows of a slice are not one run of memory. Where they are shorter than NumPy's buffer, 8,192 numbers by default,
+    it copies them into the buffer, computes there, and copies the result out.
+    """
+    before = np.setbufsize(512)
+    try:
+        yield
+    finally:
+        np.setbufsize(before)
+
+
+def keep_heap() -> None:
+    """Tell glibc to keep freed memory instead of returning it to the kernel.
+
+    A training step frees and allocates the same sizes over and over. By default every large block is mapped anew and
+    each of its pages is faulted in and zeroed again, which costs more than many an operation on it.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # not glibc
+        return
+    M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
+    mallopt(M_MMAP_MAX, 0)
+    mallopt(M_TRIM_THRESHOLD, -1)
+    mallopt(M_TOP_PAD, 64 << 20)
+
+
+def parts_for(operations: int) -> int:
+    """How many threads are worth waking for so many elementary operations: one below about 20 microseconds of work."""
+    return 1 if operations < 1 << 17 else threads()
