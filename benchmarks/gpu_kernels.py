@@ -85,9 +85,9 @@ class Bench:
 
     def ours(self, work: Callable[[], Any]) -> float:
         """Milliseconds of one `work()` of CuPy launches."""
-        from minigrad.fast.cuda.graph import EAGER_CALLS, Graph
+        from minigrad.fast.cuda.graph import EAGER_CALLS, CudaGraph
 
-        graph = Graph(lambda: [work() for _ in range(REPEATS)][-1:])
+        graph = CudaGraph(lambda: [work() for _ in range(REPEATS)][-1:])
         for _ in range(EAGER_CALLS + 1):
             graph()
         times = []
@@ -272,7 +272,7 @@ def whole_step(bench: Bench, model: str) -> dict[str, Any]:
     """A whole training step: the wall clock of an eager one and of a captured one."""
     import minigrad
     from minigrad import functional, optim
-    from minigrad.fast.cuda.graph import Graph
+    from minigrad.fast.cuda.graph import CudaGraph
     from resnext import create
 
     cp, np = bench.cp, bench.np
@@ -290,7 +290,7 @@ def whole_step(bench: Bench, model: str) -> dict[str, Any]:
         return (loss.data,)
 
     row: dict[str, Any] = {"name": model}
-    for kind, call in (("eager", step), ("graph", Graph(step))):
+    for kind, call in (("eager", step), ("graph", CudaGraph(step))):
         times = []
         for i in range(25):
             cp.cuda.Device().synchronize()

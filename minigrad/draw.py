@@ -13,8 +13,8 @@ import shutil
 import subprocess
 from collections.abc import Mapping
 
-from . import tensor
 from .nn import Module
+from .registry import book_of
 from .tensor import Function, Tensor
 
 HEAD = """digraph tape {
@@ -35,7 +35,6 @@ def graph(y: Tensor, names: Module | Mapping[str, Tensor] | None = None) -> str:
         raise ValueError("there is no graph to draw: no recorded operation made this tensor")
     named = dict(names.named_parameters()) if isinstance(names, Module) else dict(names or {})
     name_of = {id(t): name for name, t in named.items()}
-    book = {fast: operation for (operation, _), fast in tensor.faster.items()}
     ids: dict[Function | Tensor, str] = {}
     lines: list[str] = []
 
@@ -48,8 +47,8 @@ def graph(y: Tensor, names: Module | Mapping[str, Tensor] | None = None) -> str:
                 label = f"{name}\\n{node.shape}"
                 lines.append(f'  {ids[node]} [shape=box, fillcolor="#dfe9f7", label="{label}"];')
             else:
-                cls = book.get(type(node), type(node))
-                lines.append(f'  {ids[node]} [shape=ellipse, label="{cls.__name__}"];')
+                name = book_of(type(node)).__name__
+                lines.append(f'  {ids[node]} [shape=ellipse, label="{name}"];')
                 waiting.append(node)
         return ids[node]
 

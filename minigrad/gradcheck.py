@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from . import tensor
 from .backend import Array, array_module, is_float, to_device, to_numpy
+from .registry import book_of
 from .tensor import Function, Tensor, no_grad
 
 Call = tuple[type[Function], list[Any], dict[str, Any]]  # an operation, copies of its input arrays, its options
@@ -271,10 +271,9 @@ def _refuse_changes(who: str, arrays: Sequence[Array | None], before: Sequence[A
 def _watched() -> Iterator[list[Call]]:
     """Record the operations that go on the tape, and see that each leaves the arrays that it is given as they are."""
     calls: list[Call] = []
-    book = {fast: operation for (operation, _), fast in tensor.faster.items()}
 
     def watch(node: Function) -> None:
-        cls, forward, backward = book.get(type(node), type(node)), node.forward, node.backward
+        cls, forward, backward = book_of(type(node)), node.forward, node.backward
         given: list[Array | None] = []
 
         def watched_forward(*arrays: Any, **options: Any) -> Array:
@@ -293,7 +292,7 @@ def _watched() -> Iterator[list[Call]]:
             before, dy_before = _copies(given), _copies([dy])
             dxs = backward(dy)
             _refuse_changes(f"{cls.__name__}.backward", given, before)
-            if type(node) not in book:  # the engine room knows when a dy is nobody else's
+            if type(node) is cls:  # the engine room knows when a dy is nobody else's
                 _refuse_changes(f"{cls.__name__}.backward", [dy], dy_before, "dy")
             return dxs
 

@@ -9,12 +9,8 @@ from typing import Any
 import numpy as np
 
 from .backend import Array, array_module, device_of, to_device
+from .registry import choose
 from .tensor import Tensor
-
-# The engine room registers here, by kind of device: a function that does what `sgd_update` does in one pass, or one
-# that takes the arguments of all updates, `[(w, dw, velocity, momentum, weight_decay, nesterov), ...], lr`, in one go.
-faster_update: dict[str, Callable[..., None]] = {}
-faster_step: dict[str, Callable[[list[tuple], Any], None]] = {}
 
 
 def sgd_update(
@@ -35,13 +31,15 @@ def sgd_update(
     w -= lr * d
 
 
-def update_all(kind: str, updates: list[tuple], lr: float) -> None:
-    """Do the updates `[(w, dw, velocity, momentum, weight_decay, nesterov), ...]` of arrays on one kind of device."""
-    if kind in faster_step:
-        faster_step[kind](updates, lr)
-        return
+def sgd_step(updates: list[tuple], lr: float) -> None:
+    """One `sgd_update` for each of `[(w, dw, velocity, momentum, weight_decay, nesterov), ...]`."""
     for w, dw, velocity, *options in updates:
-        faster_update.get(kind, sgd_update)(w, dw, velocity, lr, *options)
+        sgd_update(w, dw, velocity, lr, *options)
+
+
+def update_all(device: str, updates: list[tuple], lr: float) -> None:
+    """Do `sgd_step` for arrays on one kind of device, by what is fastest there."""
+    choose(sgd_step, device, updates, lr)(updates, lr)
 
 
 class SGD:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .backend import Array, array_module, device_of, float_dtype, is_float, to_device, to_numpy, total
+from .registry import choose
 
 _thread = threading.local()
 
@@ -76,16 +77,12 @@ class Function:
         for t in tensors:
             if not isinstance(t, Tensor | None):
                 raise TypeError(f"{cls.__name__} takes tensors, got {type(t).__name__}: wrap it in Tensor(...)")
-        arrays = tuple(None if t is None else t.data for t in tensors)
+        arrays = tuple(None if t is None else t._array for t in tensors)
         device = cls._check(arrays)
-        fast = faster.get((cls, device.partition(":")[0]))
-        node = fast() if fast is not None and fast.accepts(*arrays, **options) else cls()
+        node = choose(cls, device, *arrays, **options)()
         node.needs = tuple(t is not None and t.requires_grad and recording() for t in tensors)
         compute = node.forward if observer is None else partial(observer, cls, node, node.forward)
-        result = compute(*arrays, **options)
-        if not isinstance(result, np.ndarray | np.generic) and array_module(result) is np:
-            raise TypeError(f"{cls.__name__}.forward must return an array, it returned a {type(result).__name__}")
-        y = Tensor._of(result)
+        y = node.run(compute, tensors, options)
         if any(node.needs):
             # The edge leads to the node that made the input, not to the input: arrays that no backward pass
             # needs are freed as soon as the forward pass lets go of them.
@@ -94,6 +91,15 @@ class Function:
             y.node = node
             y.requires_grad = True
         return y
+
+    def run(self, forward: Callable[..., Array], tensors: tuple[Tensor | None, ...], options: dict[str, Any]) -> Tensor:
+        """Call `forward` on the tensors' arrays, which it may keep or show: see `Tensor.data`."""
+        result = forward(*(None if t is None else t.data for t in tensors), **options)
+        if not isinstance(result, np.ndarray | np.generic) and array_module(result) is np:
+            raise TypeError(
+                f"{type(self).__name__}.forward must return an array, it returned a {type(result).__name__}"
+            )
+        return Tensor._of(result)
 
     @classmethod
     def _check(cls, arrays: tuple[Array | None, ...]) -> str:
@@ -143,11 +149,6 @@ class Function:
         self.__dict__.clear()
 
 
-# The engine room (minigrad/fast) registers here, by operation and kind of device, a subclass that computes the same
-# thing faster. With nothing registered the formulas of minigrad/ops run.
-faster: dict[tuple[type[Function], str], type[Function]] = {}
-faster_add: dict[str, Callable[[Array, Array], Array]] = {}  # by kind of device: the sum of two gradients, a new array
-
 # A profiler's place: what is set here is called in place of every operation's forward and backward pass, as
 # observer(operation, node, compute, *arrays, **options), and returns what compute(*arrays, **options) returns.
 observer: Callable[..., Any] | None = None
@@ -162,9 +163,8 @@ def unbroadcast(dx: Array, shape: tuple[int, ...]) -> Array:
 
 
 def add_gradients(a: Array, b: Array) -> Array:
-    """a + b, for two gradients that meet at a node."""
-    add = faster_add.get(device_of(a).partition(":")[0]) if faster_add else None
-    return a + b if add is None else add(a, b)
+    """a + b, for two gradients that meet at a node: a new array."""
+    return a + b
 
 
 def consumers(root: Function | Tensor) -> dict[Function | Tensor, int]:
@@ -193,10 +193,11 @@ class Tensor:
     Raises TypeError for data that is no array of numbers, and for a gradient asked of integers.
     """
 
-    __slots__ = ("__weakref__", "data", "grad", "node", "requires_grad")
+    __slots__ = ("__weakref__", "_array", "_notes", "grad", "node", "requires_grad")
     __array_ufunc__ = None  # tells NumPy to leave `array + tensor` to Tensor.__radd__
 
-    data: Array
+    _array: Array
+    _notes: list[Any] | None  # what the engine room knows of the array; None as soon as anybody else can reach it
     grad: Array | None
     node: Function | None  # the operation that made this tensor; None for a leaf
     requires_grad: bool
@@ -217,12 +218,13 @@ class Tensor:
             kinds = "float32, float64, integers or booleans"
             raise TypeError(f"a Tensor holds {kinds}, not {array.dtype}: convert the data first")
         self._set(array if device is None else to_device(array, device))
-        if requires_grad and not is_float(self.data.dtype):
-            raise TypeError(f"only floating-point tensors can have a gradient, this one is {self.data.dtype}")
+        if requires_grad and not is_float(self.dtype):
+            raise TypeError(f"only floating-point tensors can have a gradient, this one is {self.dtype}")
         self.requires_grad = requires_grad
 
     def _set(self, array: Array) -> None:
-        self.data = array
+        self._array = array
+        self._notes = None
         self.grad = None
         self.node = None
         self.requires_grad = False
@@ -235,35 +237,50 @@ class Tensor:
         return tensor
 
     @property
+    def data(self) -> Array:
+        """The array itself, which may be read, changed in place, and replaced.
+
+        From here on it may be another at any time, so what operations noted about it to be faster is forgotten.
+        """
+        for note in self._notes or ():
+            note.seen()
+        self._notes = None
+        return self._array
+
+    @data.setter
+    def data(self, array: Array) -> None:
+        self._array, self._notes = array, None
+
+    @property
     def shape(self) -> tuple[int, ...]:
-        return self.data.shape
+        return self._array.shape
 
     @property
     def ndim(self) -> int:
-        return self.data.ndim
+        return self._array.ndim
 
     @property
     def size(self) -> int:
-        return self.data.size
+        return self._array.size
 
     @property
     def dtype(self) -> np.dtype:
-        return self.data.dtype
+        return self._array.dtype
 
     @property
     def device(self) -> str:
-        return device_of(self.data)
+        return device_of(self._array)
 
     def __len__(self) -> int:
         if not self.ndim:
             raise TypeError("a tensor of shape () has no length")
-        return len(self.data)
+        return len(self._array)
 
     def __iter__(self) -> Iterator[Tensor]:
         return (self[i] for i in range(len(self)))
 
     def __repr__(self) -> str:
-        values = np.array2string(to_numpy(self.data), separator=", ", prefix="Tensor(", threshold=100, precision=4)
+        values = np.array2string(to_numpy(self._array), separator=", ", prefix="Tensor(", threshold=100, precision=4)
         grad = ", requires_grad=True" if self.requires_grad else ""
         return f"Tensor({values}, dtype={self.dtype}, device={self.device!r}{grad})"
 
@@ -272,7 +289,7 @@ class Tensor:
     def __bool__(self) -> bool:
         if self.size != 1:
             raise ValueError(f"the truth value of a tensor of shape {self.shape} is ambiguous")
-        return bool(self.data.reshape(()).item())
+        return bool(self._array.reshape(()).item())
 
     def __float__(self) -> float:
         return float(self.item())
@@ -285,7 +302,11 @@ class Tensor:
         """Return the only value as a Python number; ValueError if there are more."""
         if self.size != 1:
             raise ValueError(f"item() needs a tensor with one value, this one has shape {self.shape}")
-        return self.data.reshape(()).item()
+        return self._array.reshape(()).item()
+
+    def __getstate__(self) -> tuple[None, dict[str, Any]]:
+        """What a copy or a pickle takes along: all but the notes."""
+        return None, {name: getattr(self, name) for name in ("data", "grad", "node", "requires_grad")}
 
     def detach(self) -> Tensor:
         """Return a tensor with the same memory that is not part of the graph."""
@@ -327,7 +348,10 @@ class Tensor:
                 continue
             compute = node.gradients if observer is None else partial(observer, type(node), node, node.gradients)
             for parent, dx in compute(dy):
-                pending[parent] = add_gradients(pending[parent], dx) if parent in pending else dx
+                if parent in pending:
+                    pair = pending[parent], dx
+                    dx = choose(add_gradients, device_of(dx), *pair)(*pair)
+                pending[parent] = dx
                 waiting[parent] -= 1
                 if not waiting[parent]:
                     ready.append(parent)
@@ -340,7 +364,7 @@ class Tensor:
         if gradient is None:
             if self.size != 1:
                 raise ValueError(f"backward() without a gradient needs a tensor with one value, not shape {self.shape}")
-            return array_module(self.data).ones_like(self.data)
+            return array_module(self._array).ones_like(self._array)
         dy = Tensor(gradient, device=self.device, dtype=self.dtype).data
         if dy.shape != self.shape:
             raise ValueError(f"backward() got a gradient of shape {dy.shape} for a tensor of shape {self.shape}")

@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from minigrad import Function, Tensor, gradcheck, tensor
+from minigrad import Function, Tensor, gradcheck
 from minigrad.backend import array_module
+from minigrad.registry import register
 
 
 def sigmoid(x):
@@ -67,11 +68,11 @@ def exercise_3() -> None:
     Only a test that asks which class ran, `type(y.node)`, notices.
     """
     x = Tensor(np.ones(3), requires_grad=True)
-    tensor.faster[Softplus, "cpu"] = NeverSoftplus
+    register(Softplus, "cpu", NeverSoftplus)
     try:
         y = Softplus.apply(x)
     finally:
-        del tensor.faster[Softplus, "cpu"]
+        register(Softplus, "cpu")
     print("ran:", type(y.node).__name__)
     assert np.allclose(y.numpy(), np.log(1 + np.e)) and type(y.node) is Softplus
 

@@ -1,31 +1,81 @@
-"""What one fast operation tells the next about an array, beside the tape.
+"""What one fast operation tells the next, beside the tape, and the rule that keeps it true.
 
 A convolution that has just computed an image knows its sums while the image is still in the cache; the batch norm that
 follows wants them. A batch norm knows how to make its output again from its input; the convolution that follows can
-then keep three vectors instead of an array. The tape passes plain arrays, so such knowledge is pinned to the array
-itself: `attach(array, note)` here, `find(array, kind)` there. A note vanishes with its array, and an array that is not
-the very same object has none. Whoever finds no note computes what is missing, so notes change speed, never results.
+then keep three vectors instead of an array. Such knowledge is a note on the output's tensor: `tell` here, `told` there.
+
+The rule: **notes hold only while nobody but the engine room can reach the array.** A user may change an array at any
+time, through the tensor, a view, another library, and no check of its values would be both cheap and safe. So the first
+`Tensor.data` that anybody reads ends the tensor's notes for good, and everything leads through it: `.numpy()`,
+`detach`, DLPack, copies, pickles, and the arrays that a book's or a user's operation gets. Whoever finds no note
+computes what is missing: a look at an array costs speed, never a result. A training step looks at nothing on its way.
+
+For the same reason an operation that keeps an array for its backward pass, where the book keeps a result of its own,
+keeps it as `Kept`: it takes a copy as soon as somebody else may change the array.
 """
 
 from __future__ import annotations
 
-import weakref
+from collections.abc import Callable
 from typing import Any, TypeVar
 
-from ..backend import Array
+from ..backend import Array, array_module
+from ..tensor import Function, Tensor
 
 T = TypeVar("T")
 
-_notes: dict[int, tuple[weakref.ref, Any]] = {}
+
+class Note:
+    """What an operation tells about an array."""
+
+    def seen(self) -> None:
+        """Called before somebody outside the engine room may reach the array."""
 
 
-def attach(array: Array, note: Any) -> None:
-    """Pin a note to an array, in place of an earlier one, for as long as the array lives."""
-    key = id(array)
-    _notes[key] = (weakref.ref(array, lambda _: _notes.pop(key, None)), note)
+class Kept(Note):
+    """An array that an operation needs later as it is now, though a tensor shows it."""
+
+    def __init__(self, array: Array):
+        self.array = array
+
+    def seen(self) -> None:
+        self.array = self.array.copy()
 
 
-def find(array: Array, kind: type[T]) -> T | None:
-    """Return the array's note if it has one of this kind."""
-    reference, note = _notes.get(id(array), (None, None))
-    return note if isinstance(note, kind) and reference is not None and reference() is array else None
+class Informed(Function):
+    """An operation that hears what others told about its inputs, and tells about its output.
+
+    It keeps no view of an input in its output, and hands its arrays to nobody.
+    """
+
+    heard: tuple[list[Note] | None, ...] = ()  # the notes on each input while `forward` runs; None: others can reach it
+    said: list[Note] | None = None
+
+    def run(self, forward: Callable[..., Array], tensors: tuple[Tensor | None, ...], options: dict[str, Any]) -> Tensor:
+        self.heard, self.said = tuple(None if t is None else t._notes for t in tensors), []
+        try:
+            y = Tensor._of(forward(*(None if t is None else t._array for t in tensors), **options))
+            y._notes = self.said
+        finally:
+            del self.heard, self.said
+        return y
+
+    def told(self, i: int, kind: type[T]) -> T | None:
+        """The note of this kind on input i, if there is one; for `forward`."""
+        notes = self.heard[i] if i < len(self.heard) else None
+        return next((note for note in notes or () if isinstance(note, kind)), None)
+
+    def tell(self, note: Note) -> None:
+        """Pin a note to the output; for `forward`."""
+        if self.said is not None:
+            self.said.append(note)
+
+    def keep(self, i: int, x: Array, memory: Array) -> Kept:
+        """Keep `memory`, which may be input i's (x); a copy where others can reach it already. For `forward`."""
+        notes = self.heard[i] if i < len(self.heard) else None
+        if notes is None:
+            shared = array_module(x).may_share_memory(memory, x)
+            return Kept(memory.copy() if shared else memory)
+        kept = Kept(memory)
+        notes.append(kept)
+        return kept

@@ -112,7 +112,7 @@ def test_a_timed_step_on_a_gpu_is_a_replay_and_all_its_memory_counts(monkeypatch
             calls.append(arrays)
 
     pool = SimpleNamespace(total_bytes=lambda: 3)
-    monkeypatch.setattr(graph, "Graph", FakeGraph)
+    monkeypatch.setattr(graph, "CudaGraph", FakeGraph)
     for name, value in (
         ("Tensor", lambda array, **options: SimpleNamespace(data=array)),
         ("to_device", lambda array, device: array),

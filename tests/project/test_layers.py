@@ -22,6 +22,7 @@ ROAD_BUDGET, TOOLS_BUDGET, CHECKS_BUDGET = 1250, 400, 150
 LAYERS = [
     ("diagnosis", {"cupy", "cupy_backends"}),
     ("backend", {"numpy", "cupy", "ml_dtypes"}),
+    ("registry", set()),
     ("tensor", {"numpy"}),
     ("ops.arguments", {"numpy"}),
     ("ops.basic", {"numpy"}),

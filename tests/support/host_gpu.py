@@ -1,4 +1,4 @@
-"""A GPU made of the CPU: minigrad/fast/cuda/conv.py's own Python on NumPy arrays, its kernels in the host shim.
+"""A GPU made of the CPU: the Python of minigrad/fast/cuda on NumPy arrays, its kernels in the host shim.
 
 `install` replaces what reaches for a GPU: launching a kernel, asking for the device's properties, an array's address,
 and cuBLAS's product, which becomes a column-major product on raw memory, written from cuBLAS's documentation.
@@ -12,7 +12,6 @@ import ml_dtypes
 import numpy as np
 from numpy.lib.array_utils import byte_bounds
 
-from minigrad.fast.cuda import conv as cuda
 from minigrad.fast.cuda import cublas, gpu
 from support.cuda_shim import compile_host
 
@@ -81,11 +80,10 @@ def install(monkeypatch) -> list[str]:
         addressed.clear()
 
     for module, name, value in (
-        (cuda, "launch", launch),
-        (cuda, "properties", lambda: HOPPER),
+        (gpu, "launch", launch),
+        (gpu, "properties", lambda: HOPPER),
+        (gpu, "address", address),
         (cublas, "product", product),
-        (cublas, "address", address),
-        (cuda, "address", address),
     ):
         monkeypatch.setattr(module, name, value)
     return launches

@@ -70,7 +70,6 @@ EQUIVALENT = {
     "dp = dy * self.y * xp.log(xp.where(a == 0, one, a)) if self.needs[1] else None": CAST,
     "da = dy * p * a ** xp.where(p == 0, one, p - 1) if self.needs[0] else None": CAST,
     "xp.add.at(dx, self.index, dy)": CAST,
-    "add = faster_add.get(device_of(a).partition(':')[1]) if faster_add else None": "for the engine room",
     "if isinstance(parent, Tensor):": COPY,
     "if dx is dy or dx.base is not None or any((dx is d for _, d in checked)):": COPY,
     "if self.broadcasts:": "sums over no axis, or over axes of size 1",

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 import minigrad
+from minigrad import registry
 from minigrad.backend import cupy
 
 
@@ -27,7 +28,7 @@ def hardware(args: argparse.Namespace) -> str:
         name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         pass
-    threads = args.threads or (minigrad.fast.cpu.threads() if hasattr(minigrad, "fast") else os.cpu_count())
+    threads = args.threads or (minigrad.fast.cpu.threads() if registry.fast("cpu") else os.cpu_count())
     return f"{name}, {threads} threads"
 
 
@@ -50,7 +51,7 @@ def blas() -> dict[str, str]:
     from threadpoolctl import ThreadpoolController
 
     # threadpoolctl remembers the kernels that it saw first; the engine room may have chosen others.
-    fast = hasattr(minigrad, "fast")
+    fast = registry.fast("cpu")
     found = (
         minigrad.fast.process.libraries() if fast else ThreadpoolController().select(user_api="blas").lib_controllers
     )

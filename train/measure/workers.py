@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 import minigrad
-from minigrad import Tensor, no_grad, optim
+from minigrad import Tensor, no_grad, optim, registry
 from minigrad import functional as F
 from minigrad.backend import cupy, synchronize, to_device
 from resnext import create
@@ -47,7 +47,7 @@ class Minigrad:
     """The network in minigrad: `train()` and `forward()` do `in_a_row` steps and return when the work is done."""
 
     def __init__(self, args: argparse.Namespace):
-        if args.device == "cpu" and args.threads and hasattr(minigrad, "fast"):
+        if args.device == "cpu" and args.threads and registry.fast("cpu"):
             minigrad.fast.cpu.set_threads(args.threads)
         minigrad.manual_seed(0)
         self.device, self.dtype = args.device, args.dtype
@@ -62,8 +62,8 @@ class Minigrad:
         self.labels = to_device(labels, self.device)
         self.step: Callable[..., Any] = self.update
         self.graph: Any = None
-        if self.device != "cpu" and self.dtype != "float64" and hasattr(minigrad, "fast"):
-            self.step = self.graph = minigrad.fast.graph.Graph(self.update)  # as in train.cifar
+        if self.device != "cpu" and self.dtype != "float64" and registry.fast("cuda"):
+            self.step = self.graph = minigrad.fast.cuda.graph.CudaGraph(self.update)  # as in train.cifar
             self.train()  # the first steps are eager and one is captured: what is timed later are replays
 
     def update(self, images: Any, labels: Any) -> tuple[Any]:

@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 import minigrad
-from minigrad import Parameter, Tensor, optim
+from minigrad import Parameter, Tensor, optim, registry
 from minigrad import functional as F
 from minigrad.backend import Array, float_dtype, is_float, synchronize, to_device, to_numpy
 from minigrad.nn import Module
@@ -73,8 +73,8 @@ class Run:
         if r.average:
             run.average = {name: t.data.copy() for name, t in model.named_tensors()}
         # Only the engine room's operations read nothing back; and MPI is not to be found in a graph.
-        if config.device != "cpu" and config.dtype != "float64" and ranks.size == 1 and minigrad.tensor.faster:
-            run.graph = minigrad.fast.graph.Graph(partial(update, run))
+        if config.device != "cpu" and config.dtype != "float64" and ranks.size == 1 and registry.fast("cuda"):
+            run.graph = minigrad.fast.cuda.graph.CudaGraph(partial(update, run))
         return run
 
     def state(self) -> tuple[dict[str, np.ndarray], checkpoint.State]:

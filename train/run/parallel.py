@@ -24,6 +24,8 @@ from typing import Any, TypeVar
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+import minigrad
+from minigrad import registry
 from minigrad.backend import Array, array_module, cupy
 
 T = TypeVar("T")
@@ -200,8 +202,8 @@ def use_threads(count: int | None) -> None:
     """Compute with `count` CPU threads from now on, in BLAS and in minigrad's engine room; None leaves it to them."""
     if count is not None:
         threadpool_limits(count)
-        if "minigrad.fast.cpu.threads" in sys.modules:  # not so under MINIGRAD_FAST=0
-            sys.modules["minigrad.fast.cpu.threads"].set_threads(count)
+        if registry.fast("cpu"):
+            minigrad.fast.cpu.set_threads(count)
 
 
 def start() -> Ranks:

@@ -1,12 +1,13 @@
 """Batch norm with ReLU and shortcut on a CPU: two sweeps over the memory each way, or one where a note saves the other.
 
-Forward: the statistics (which the convolution before may have noted already), then y = max(scale (x - μ) + bias + s, 0)
+Forward: the statistics (which the convolution before may have told already), then y = max(scale (x - μ) + bias + s, 0)
 with scale = weight / √(σ² + ε). Backward: first dz = dy where y > 0, with Σ dz and Σ dz x (which the convolution after
-may have noted already), hence Σ dz (x - μ), then
+may have taken already), hence Σ dz (x - μ) = Σ dz x - μ Σ dz, then
 
     dx = scale · (dz - Σ dz / m - (x - μ) / (σ² + ε) · Σ dz (x - μ) / m)
 
-which is a number per channel times dz, plus one times x, plus one.
+which is a number per channel times dz, plus one times x, plus one. Where μ is large against σ these differences would
+cancel: then x - μ takes the place of x everywhere.
 
 Neither x̂ nor the mask is kept: x is, and both are made again block by block in the cache. Each sweep handles a block of
 256 KB at a time, so that its five or six passes read memory once.
@@ -20,43 +21,45 @@ import numpy as np
 
 from ...backend import Array
 from ...ops.norm import BatchNorm, BatchNormReLU, update_running
-from .. import handover
-from .layout import Affine, Moments, blocks, column_sums, pixels, relu, repeat_for, to_nchw, to_nhwc
-from .threads import parts_for, pool, scratch, spans
+from ..handover import Informed, Kept, Note
+from .layout import Affine, Moments, blocks, column_sums, relu, repeat_for, rows_of, to_nchw, to_nhwc
+from .memory import scratch
+from .threads import Span, parts_for, pool, spans
+
+FAR = 8  # a mean of so many deviations is subtracted first: float32 loses three of its 24 bits at most otherwise
 
 
-class Recipe:
-    """How to make a batch norm's output again, a = max(scale x + shift, 0), for whoever would otherwise keep a."""
+class Remake(Note):
+    """How to make a batch norm's output again, a = max(affine(x), 0), for whoever would otherwise keep a."""
 
-    def __init__(self, x: np.ndarray, affine: Affine, node: BatchNorm):
+    def __init__(self, x: Kept, affine: Affine, node: _FastNorm):
         self.x, self.affine, self.node = x, affine, node
 
 
-class ReLUSums:
-    """A note on a gradient that a convolution made for `node`: masked already, with Σ dz and Σ dz x in float64.
-
-    The gradient was made for nobody else, so `node` may overwrite it.
-    """
-
-    def __init__(self, node: BatchNorm, sums: np.ndarray):
-        self.node, self.sums = node, sums
-
-
-def masked_sums(dz: np.ndarray, a: np.ndarray | None, x: np.ndarray, sums: np.ndarray) -> None:
-    """dz ← dz where a > 0 (a is None: everywhere), in place; add Σ dz and Σ dz x over the rows to `sums` (2, C)."""
+def masked_sums(
+    dz: np.ndarray, a: np.ndarray | None, x: np.ndarray, sums: np.ndarray, centre: np.ndarray | None
+) -> None:
+    """dz ← dz where a > 0 (a is None: everywhere), in place; add Σ dz and Σ dz (x - centre) over the rows to `sums`."""
     if a is not None:
         mask = np.greater(a, 0, out=scratch("mask", a.shape, np.dtype(bool)))
         np.multiply(dz, mask, out=dz)
     pair = np.empty(sums.shape, dz.dtype)
     column_sums(dz, pair[0])
-    column_sums(np.multiply(dz, x, out=scratch("product", x.shape, x.dtype)), pair[1])
+    product = scratch("product", x.shape, x.dtype)
+    if centre is not None:
+        x = np.subtract(x, centre, out=product)
+    column_sums(np.multiply(dz, x, out=product), pair[1])
     sums += pair
 
 
-class _FastNorm(BatchNorm):
+class _FastNorm(Informed, BatchNorm):
     """What both operations share; `rectified` says whether ReLU follows."""
 
     rectified = False
+
+    # From the convolution that took this one's output, the only one who did: the gradient, masked already and for this
+    # one to overwrite, and its two sums in float64.
+    received: tuple[np.ndarray, np.ndarray] | None = None
 
     @classmethod
     def accepts(cls, *arrays: Array | None, **options: Any) -> bool:
@@ -77,10 +80,10 @@ class _FastNorm(BatchNorm):
         eps: float,
     ) -> Array:
         self.training, self.weight = training, weight
-        self.x = to_nhwc(x)
+        rows = to_nhwc(x)
         self.m = x.size // x.shape[1]
         if training:
-            moments = handover.find(x, Moments) or self.measure()
+            moments = self.told(0, Moments) or measure(rows)
             _, mean, deviations = moments.join()
             update_running(running_mean, mean.astype(x.dtype), momentum)
             update_running(running_var, (deviations / (self.m - 1)).astype(x.dtype), momentum)
@@ -88,35 +91,30 @@ class _FastNorm(BatchNorm):
         else:
             mean, var = running_mean.astype(np.float64), running_var.astype(np.float64)
         self.inv_std = 1 / np.sqrt(var + eps)
-        self.mean = mean
+        # Rounded to x's dtype, in which it is subtracted.
+        centre = mean.astype(x.dtype) if (np.abs(mean) * self.inv_std > FAR).any() else None
+        self.beyond = mean - centre if centre is not None else mean  # what is left of the mean in x - centre
         scale = weight * self.inv_std
-        self.affine = Affine(scale.astype(x.dtype), (bias - scale * mean).astype(x.dtype))
+        self.affine = Affine(scale.astype(x.dtype), (bias - scale * self.beyond).astype(x.dtype), centre)
 
-        y = np.empty_like(self.x)
-        self.apply_to(y, None if shortcut is None else to_nhwc(shortcut))
-        out = to_nchw(y)
-        self.y = y if shortcut is not None else None
-        if self.rectified and shortcut is None:
-            handover.attach(out, Recipe(self.x, self.affine, self))
-        return out
+        y = np.empty_like(rows)
+        self.apply_to(rows, y, None if shortcut is None else to_nhwc(shortcut))
+        self.y = None
+        if any(self.needs):
+            self.x = self.keep(0, x, rows)
+            if self.rectified and shortcut is None:
+                self.tell(Remake(self.x, self.affine, self))
+            elif self.rectified:
+                self.y = Kept(y)  # its sign is the mask; the shortcut is not kept
+                self.tell(self.y)
+        return to_nchw(y)
 
-    def measure(self) -> Moments:
-        """Sweep over x for its statistics."""
-        rows, moments = pixels(self.x), Moments(self.x.shape[-1])
+    def apply_to(self, x: np.ndarray, y: np.ndarray, shortcut: np.ndarray | None) -> None:
+        """y ← affine(x), plus the shortcut, rectified."""
+        rows, out = rows_of(x), rows_of(y)
+        added = None if shortcut is None else rows_of(shortcut)
 
-        def work(part: tuple[int, tuple[int, int]]) -> None:
-            i, (start, stop) = part
-            moments.measure(rows[start:stop], i)
-
-        pool().run(work, list(enumerate(spans(len(rows), parts_for(rows.size)))))
-        return moments
-
-    def apply_to(self, y: np.ndarray, shortcut: np.ndarray | None) -> None:
-        """y ← scale x + shift, plus the shortcut, rectified."""
-        rows, out = pixels(self.x), pixels(y)
-        added = None if shortcut is None else pixels(shortcut)
-
-        def work(span: tuple[int, int]) -> None:
+        def work(span: Span) -> None:
             for start, stop in blocks(*span, rows.shape[1]):
                 a = out[start:stop]
                 self.affine.apply(rows[start:stop], a)
@@ -128,13 +126,12 @@ class _FastNorm(BatchNorm):
         pool().run(work, spans(len(rows), parts_for(rows.size), 8))
 
     def backward(self, dy: Array) -> tuple[Array | None, ...]:  # type: ignore[override]
-        note = handover.find(dy, ReLUSums)
-        if note is not None and note.node is self:
-            dz, sums, owned = to_nhwc(dy), note.sums, True
+        if self.received is not None and self.received[0] is dy:
+            dz, sums, owned = to_nhwc(dy), self.received[1], True
         else:
             dz, sums = self.sweep_sums(to_nhwc(dy))
             owned = self.rectified and not self.needs[-1]
-        dbias, dweight = sums[0], (sums[1] - self.mean * sums[0]) * self.inv_std
+        dbias, dweight = sums[0], (sums[1] - self.beyond * sums[0]) * self.inv_std
         dx = None
         if self.needs[0]:
             dx = to_nchw(self.sweep_dx(dz, dbias, dweight, owned))
@@ -145,13 +142,13 @@ class _FastNorm(BatchNorm):
     def sweep_sums(self, dy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return dz (a new array, or dy itself where no ReLU follows) and its sums (2, C)."""
         dz = np.empty_like(dy) if self.rectified else dy
-        x, dy_rows, dz_rows = pixels(self.x), pixels(dy), pixels(dz)
-        kept = None if self.y is None else pixels(self.y)
+        x, dy_rows, dz_rows = rows_of(self.x.array), rows_of(dy), rows_of(dz)
+        kept = None if self.y is None else rows_of(self.y.array)
         C = x.shape[1]
         parts = spans(len(x), parts_for(x.size), 8)
         sums = np.zeros((len(parts), 2, C))
 
-        def work(part: tuple[int, tuple[int, int]]) -> None:
+        def work(part: tuple[int, Span]) -> None:
             i, span = part
             for start, stop in blocks(*span, C):
                 block, mask = x[start:stop], None
@@ -162,23 +159,25 @@ class _FastNorm(BatchNorm):
                         self.affine.apply(block, mask)
                     else:
                         mask = kept[start:stop]
-                masked_sums(dz_rows[start:stop], mask, block, sums[i])
+                masked_sums(dz_rows[start:stop], mask, block, sums[i], self.affine.centre)
 
         pool().run(work, list(enumerate(parts)))
         return dz, sums.sum(axis=0)
 
     def sweep_dx(self, dz: np.ndarray, dbias: np.ndarray, dweight: np.ndarray, owned: bool) -> np.ndarray:
-        """dx = scale dz + (slope x + offset), over dz itself if it is `owned`."""
+        """dx = scale dz + (slope (x - centre) + offset), over dz itself if it is `owned`."""
         scale = self.weight * self.inv_std
         share = scale / self.m if self.training else np.zeros_like(scale)
         slope = -share * dweight * self.inv_std
-        back = Affine(slope.astype(dz.dtype), (-share * dbias - slope * self.mean).astype(dz.dtype))
+        back = Affine(
+            slope.astype(dz.dtype), (-share * dbias - slope * self.beyond).astype(dz.dtype), self.affine.centre
+        )
         dx = dz if owned else np.empty_like(dz)
-        x, dz_rows, dx_rows = pixels(self.x), pixels(dz), pixels(dx)
+        x, dz_rows, dx_rows = rows_of(self.x.array), rows_of(dz), rows_of(dx)
         C = x.shape[1]
         scale = scale.astype(dz.dtype)
 
-        def work(span: tuple[int, int]) -> None:
+        def work(span: Span) -> None:
             for start, stop in blocks(*span, C):
                 repeat = repeat_for(stop - start, C)
                 shape = ((stop - start) // repeat, C * repeat)
@@ -191,6 +190,18 @@ class _FastNorm(BatchNorm):
 
         pool().run(work, spans(len(x), parts_for(x.size), 8))
         return dx
+
+
+def measure(x: np.ndarray) -> Moments:
+    """Sweep over x (N, H, W, C) for its statistics."""
+    rows, moments = rows_of(x), Moments(x.shape[-1])
+
+    def work(part: tuple[int, Span]) -> None:
+        i, (start, stop) = part
+        moments.measure(rows[start:stop], i)
+
+    pool().run(work, list(enumerate(spans(len(rows), parts_for(rows.size)))))
+    return moments
 
 
 class FastBatchNorm(_FastNorm):

@@ -15,7 +15,8 @@ from ...backend import Array
 from ...ops.conv import Pair, output_size, tap
 from ...ops.pool import AvgPool2d, MaxPool2d
 from .layout import to_nchw, to_nhwc
-from .threads import Span, parts_for, pool, scratch, spans
+from .memory import scratch
+from .threads import Span, parts_for, pool, spans
 
 
 class _FastPool:

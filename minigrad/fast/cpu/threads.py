@@ -1,45 +1,26 @@
-"""Threads, scratch memory and the heap: what the CPU's fast operations stand on.
+"""Threads, and how an operation's work is cut up for them.
 
 An operation cuts its work into one part per thread before it starts, always in the same way, so two runs with the same
 number of threads add the same numbers in the same order and agree to the last bit. While the parts run, BLAS is held to
-one thread each: a matrix product of one image is too small to be worth splitting again. NumPy lets go of Python's lock
-inside copies, arithmetic and products, so plain Python threads keep all cores busy.
+one thread each (../process.py): a matrix product of one image is too small to be worth splitting again. NumPy lets go
+of Python's lock inside copies, arithmetic and products, so plain Python threads keep all cores busy.
 """
 
 from __future__ import annotations
 
 import contextvars
-import ctypes
 import os
-import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from itertools import pairwise
-from math import prod
 from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
 
-from ..process import one_blas_thread
+from ..process import parallel_section
 
 Span = tuple[int, int]
-
-_local = threading.local()
-
-
-def scratch(name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Return uninitialised memory that this thread keeps under `name`; the next call with that name reuses it.
-
-    A buffer that stays the same stays in the cache; a fresh one would be cold and cost a page fault every 4 KB.
-    """
-    buffers: dict[str, np.ndarray] = _local.__dict__
-    size = prod(shape) * dtype.itemsize
-    buffer = buffers.get(name)
-    if buffer is None or buffer.nbytes < size:
-        buffer = buffers[name] = np.empty(size, np.uint8)
-    return buffer[:size].view(dtype).reshape(shape)
 
 
 def spans(total: int, parts: int, unit: int = 1) -> list[Span]:
@@ -85,18 +66,22 @@ class Pool:
         An exception in one part is raised here after the others have finished, because they share arrays.
         """
         done: SimpleQueue = SimpleQueue()
-        with self.lock, one_blas_thread(), short_turns(), small_buffers():
+        errors: list[BaseException | None] = []
+
+        def section() -> None:
             for i in range(len(self.inboxes), len(parts) - 1):
                 self._start(i)
             for inbox, part in zip(self.inboxes, parts[1:], strict=False):
                 # NumPy keeps `errstate` in the context, and a context can be entered by one thread only.
                 inbox.put((contextvars.copy_context(), work, part, done))
-            errors: list[BaseException | None] = []
             try:
                 work(parts[0])
             except BaseException as error:
                 errors.append(error)
-            errors += [done.get() for _ in parts[1:]]
+            errors.extend([done.get() for _ in parts[1:]])
+
+        with self.lock:
+            parallel_section(section)
         for failure in errors:
             if failure is not None:
                 raise failure
@@ -137,7 +122,6 @@ def pool() -> Pool:
     if _pool is None:
         wanted = os.environ.get("MINIGRAD_THREADS", "")
         _pool = Pool(int(wanted) if wanted.isdecimal() and int(wanted) > 0 else usable_cores())
-        keep_heap()
     return _pool
 
 
@@ -166,51 +150,6 @@ def _after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
-
-
-@contextmanager
-def short_turns() -> Iterator[None]:
-    """Let a thread that waits for Python's lock have it after 0.1 ms instead of 5, for the whole process.
-
-    Between two calls of NumPy a worker holds the lock for some microseconds. One that asks for it while another takes
-    it again and again may be overlooked until the interval is over.
-    """
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-4)
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(before)
-
-
-@contextmanager
-def small_buffers() -> Iterator[None]:
-    """Let NumPy's arithmetic run over rows of 512 numbers where they lie.
-
-    The rows of a slice are not one run of memory. Where they are shorter than NumPy's buffer, 8,192 numbers by default,
-    it copies them into the buffer, computes there, and copies the result out.
-    """
-    before = np.setbufsize(512)
-    try:
-        yield
-    finally:
-        np.setbufsize(before)
-
-
-def keep_heap() -> None:
-    """Tell glibc to keep freed memory instead of returning it to the kernel.
-
-    A training step frees and allocates the same sizes over and over. By default every large block is mapped anew and
-    each of its pages is faulted in and zeroed again, which costs more than many an operation on it.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):  # not glibc
-        return
-    M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
-    mallopt(M_MMAP_MAX, 0)
-    mallopt(M_TRIM_THRESHOLD, -1)
-    mallopt(M_TOP_PAD, 64 << 20)
 
 
 def parts_for(operations: int) -> int:

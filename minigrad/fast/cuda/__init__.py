@@ -1,1 +1,43 @@
-"""The GPU's fast operations; the kernels are in kernels/."""
+"""The GPU's fast operations: the same functions as in the book, on kernels and cuBLAS products.
+
+    conv.py       convolution: tensor cores, or columns and products
+    norm.py       batch norm with ReLU and shortcut inside
+    linear.py     matrix products: cuBLAS, float32 sums
+    loss.py       cross-entropy and its gradient in one launch
+    add.py        the gradients of a residual block's two ways, where they meet
+    sgd.py        all parameters in one launch
+
+They stand on arrays.py (which arrays, and how they lie), gpu.py (launching a kernel), tiles.py (how a convolution is
+cut up), cublas.py and kernels/ (CUDA C++); graph.py makes one launch of a whole training step.
+
+Each accepts float32 and bfloat16 on compute capability 8.0 and later; float64 and everything odd is left to the book.
+No kernel uses atomics, and cuBLAS has a workspace for each stream: on one GPU the same input gives the same bits, so
+`--deterministic` costs nothing.
+"""
+
+from __future__ import annotations
+
+from ...ops import conv as book_conv
+from ...ops import loss as book_loss
+from ...ops import matmul as book_matmul
+from ...ops import norm as book_norm
+from ...optim import sgd_step
+from ...registry import register as stand_in
+from ...tensor import add_gradients
+from . import add, sgd
+from . import graph as graph
+from .conv import Products, TensorCores
+from .linear import MatMul
+from .loss import CrossEntropy
+from .norm import BatchNorm, BatchNormReLU
+
+
+def register(kind: str = "cuda") -> None:
+    """Let them stand in for the book's operations on a GPU; a test that plays the GPU names its own kind of device."""
+    stand_in(book_conv.Conv2d, kind, TensorCores, Products)
+    stand_in(book_norm.BatchNorm, kind, BatchNorm)
+    stand_in(book_norm.BatchNormReLU, kind, BatchNormReLU)
+    stand_in(book_matmul.MatMul, kind, MatMul)
+    stand_in(book_loss.CrossEntropy, kind, CrossEntropy)
+    stand_in(sgd_step, kind, sgd.sgd_step)
+    stand_in(add_gradients, kind, add.add_gradients)

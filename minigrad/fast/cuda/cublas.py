@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from ... import backend
 from ...diagnosis import GPUError
-from .gpu import address
+from . import gpu
 
 WORKSPACE_BYTES = (
     32 << 20
@@ -93,7 +93,7 @@ def rows_or_columns(a: Any) -> bool:
 def _matrix(a: Any) -> Matrix:
     rows, columns = (n // a.itemsize for n in a.strides)
     transposed = columns != 1
-    return Matrix(address(a), a.dtype.name, columns if transposed else rows, 0, transposed)
+    return Matrix(gpu.address(a), a.dtype.name, columns if transposed else rows, 0, transposed)
 
 
 @cache

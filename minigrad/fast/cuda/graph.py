@@ -26,10 +26,10 @@ from ...backend import Array
 EAGER_CALLS = 3  # compilation, then velocities and pool in their final state, then one more for certainty
 
 
-class Graph:
+class CudaGraph:
     """`step`, run eagerly three times and as a captured graph from then on.
 
-        graph = Graph(step)
+        graph = CudaGraph(step)
         loss, logits = graph(batch, labels, lr)
 
     Arrays of the first call fix shapes and dtypes; later calls copy theirs (from the host or the device) into the same

@@ -1,4 +1,4 @@
-"""Convolution as im2col and one product per group, image by image, in buffers that stay in the cache."""
+"""Convolution as im2col and one product per pack of groups, image by image, in buffers that stay in the cache."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ from collections.abc import Iterator
 import numpy as np
 
 from ....ops.conv import Pair, tap
-from ..layout import Moments, pixels
-from ..threads import Span, pool, scratch
-from .geometry import ROWS, Geometry, Gradient, Source, add_weight_gradients, zero_parts
+from ..layout import Moments, rows_of
+from ..memory import scratch
+from ..threads import Span, pool
+from .base import FastConv2d
+from .geometry import ROWS, Cell, Geometry
+from .source import Gradient, Source, add_weight_gradients, zero_parts
 
 
 class Windows:
-    """The windows of one group's images as the rows of a matrix, in two buffers laid out once for a part of the work.
+    """The windows of one pack's images as the rows of a matrix, in two buffers laid out once for a part of the work.
 
     `load` copies images into a buffer with a border of zeros, `unfold` copies its windows. What lies side by side in
     memory is copied as one item of so many bytes, a pixel's channels or a row of a window: NumPy spends its time on
@@ -69,7 +72,7 @@ def as_items(x: np.ndarray) -> np.ndarray:
 
 def input_windows(s: Geometry, images: Span, dtype: np.dtype) -> Windows:
     """The windows of a convolution's input, for a part of its images."""
-    return Windows(s.most(images), (s.H, s.W), s.c, (s.KH, s.KW), s.OW, s.stride, s.padding, s.dilation, dtype)
+    return Windows(s.most(images), (s.H, s.W), s.CI, (s.KH, s.KW), s.OW, s.stride, s.padding, s.dilation, dtype)
 
 
 def bands(images: Span, H: int, W: int) -> Iterator[Span]:
@@ -80,17 +83,17 @@ def bands(images: Span, H: int, W: int) -> Iterator[Span]:
 
 
 def merged_filters(s: Geometry, w: np.ndarray) -> np.ndarray:
-    """The weights (O, C/groups, KH, KW) as (G, KH, KW, c, o): block-diagonal where groups are merged."""
-    c, o = s.c // s.merge, s.o // s.merge
-    matrices = np.zeros((s.G, s.KH, s.KW, s.merge, c, s.merge, o), w.dtype)
-    filters = w.reshape(s.G, s.merge, o, c, s.KH, s.KW)
+    """The weights (O, C/groups, KH, KW) as (packs, KH, KW, CI, CO): block-diagonal where groups are merged."""
+    c, o = s.CI // s.merge, s.CO // s.merge
+    matrices = np.zeros((s.packs, s.KH, s.KW, s.merge, c, s.merge, o), w.dtype)
+    filters = w.reshape(s.packs, s.merge, o, c, s.KH, s.KW)
     for j in range(s.merge):
         matrices[:, :, :, j, :, j] = filters[:, j].transpose(0, 3, 4, 2, 1)
-    return matrices.reshape(s.G, s.KH, s.KW, s.c, s.o)
+    return matrices.reshape(s.packs, s.KH, s.KW, s.CI, s.CO)
 
 
-class Columns:
-    """im2col and one product per merged group.
+class Columns(FastConv2d):
+    """im2col and one product per pack.
 
     The backward pass of a stride-1 convolution needs the columns of dy only. With dy padded by D (K - 1) - P zeros and
     the taps in reverse order,
@@ -101,26 +104,30 @@ class Columns:
     columns' gradient is added back into the image.
     """
 
-    def forward(self, s: Geometry, x: Source, w: np.ndarray, y: np.ndarray, moments: Moments | None) -> None:
-        matrices = merged_filters(s, w).reshape(s.G, -1, s.o)
-        out = pixels(y)
+    @staticmethod
+    def suits(s: Geometry) -> bool:
+        return True
 
-        def work(cell: tuple[int, Span, Span]) -> None:
-            i, groups, images = cell
+    def convolve(self, s: Geometry, x: Source, w: np.ndarray, y: np.ndarray, moments: Moments | None) -> None:
+        matrices = merged_filters(s, w).reshape(s.packs, -1, s.CO)
+        out = rows_of(y)
+
+        def work(cell: Cell) -> None:
+            i, packs, images = cell
             windows = input_windows(s, images, w.dtype)
             for n in s.images(images):
-                for g in range(*groups):
-                    windows.load(x.x[slice(*n), :, :, g * s.c : (g + 1) * s.c])
+                for g in range(*packs):
+                    windows.load(x.x[slice(*n), :, :, g * s.CI : (g + 1) * s.CI])
                     for h in bands(n, s.OH, s.OW):
                         columns = windows.unfold(h)
-                        np.matmul(columns, matrices[g], out=out[s.rows(n, h, s.OH, s.OW), g * s.o : (g + 1) * s.o])
+                        np.matmul(columns, matrices[g], out=out[s.rows(n, h, s.OH, s.OW), g * s.CO : (g + 1) * s.CO])
                 if moments is not None:
-                    mine = slice(groups[0] * s.o, groups[1] * s.o)
+                    mine = slice(packs[0] * s.CO, packs[1] * s.CO)
                     moments.measure(out[s.rows(n, (0, s.OH), s.OH, s.OW), mine], i, mine.start)
 
         pool().run(work, s.grid())
 
-    def backward(
+    def pull_back(
         self, s: Geometry, x: Source, w: np.ndarray, dy: np.ndarray, grad: Gradient | None, dw: np.ndarray | None
     ) -> None:
         reach = (s.dilation[0] * (s.KH - 1) - s.padding[0], s.dilation[1] * (s.KW - 1) - s.padding[1])
@@ -139,79 +146,81 @@ class Columns:
         dw: np.ndarray | None,
         padding: Pair,
     ) -> None:
-        flipped = merged_filters(s, w)[:, ::-1, ::-1].transpose(0, 1, 2, 4, 3).reshape(s.G, -1, s.c)
+        flipped = merged_filters(s, w)[:, ::-1, ::-1].transpose(0, 1, 2, 4, 3).reshape(s.packs, -1, s.CI)
         cells = s.grid()
-        parts = zero_parts(cells, (s.c, s.KH * s.KW * s.o), dw)
+        parts = zero_parts(cells, (s.CI, s.KH * s.KW * s.CO), dw)
 
-        def work(cell: tuple[int, Span, Span]) -> None:
-            i, groups, images = cell
-            mine = slice(groups[0] * s.c, groups[1] * s.c)
+        def work(cell: Cell) -> None:
+            i, packs, images = cell
+            mine = slice(packs[0] * s.CI, packs[1] * s.CI)
             kernel, size = (s.KH, s.KW), (s.OH, s.OW)
-            windows = Windows(s.most(images), size, s.o, kernel, s.W, (1, 1), padding, s.dilation, w.dtype)
+            windows = Windows(s.most(images), size, s.CO, kernel, s.W, (1, 1), padding, s.dilation, w.dtype)
             for n in s.images(images):
                 a = x.images(n, mine)
                 a = a.reshape(-1, a.shape[-1])
-                for g in range(*groups):
-                    windows.load(dy[slice(*n), :, :, g * s.o : (g + 1) * s.o])
-                    j = g - groups[0]
+                for g in range(*packs):
+                    windows.load(dy[slice(*n), :, :, g * s.CO : (g + 1) * s.CO])
+                    j = g - packs[0]
                     for band in bands(n, s.H, s.W):
                         columns = windows.unfold(band)
                         if grad is not None:
                             rows = s.rows(n, band, s.H, s.W)
-                            np.matmul(columns, flipped[g], out=pixels(grad.dx)[rows, g * s.c : (g + 1) * s.c])
+                            np.matmul(columns, flipped[g], out=rows_of(grad.dx)[rows, g * s.CI : (g + 1) * s.CI])
                         if dw is not None:
                             local = s.rows((0, n[1] - n[0]), band, s.H, s.W)
-                            mine_t = a[local, j * s.c : (j + 1) * s.c].T
+                            mine_t = a[local, j * s.CI : (j + 1) * s.CI].T
                             parts[i][j] += np.matmul(mine_t, columns, out=scratch("dw", parts[i][j].shape, w.dtype))
                 if grad is not None:
                     grad.finish(i, s.rows(n, (0, s.H), s.H, s.W), a, mine)
 
         pool().run(work, cells)
         if dw is not None:
-            shape = (-1, s.c, s.KH, s.KW, s.o)
-            add_weight_gradients(s, parts, dw, lambda d: d.reshape(shape)[:, :, ::-1, ::-1].transpose(0, 2, 3, 1, 4))
+            shape = (-1, s.CI, s.KH, s.KW, s.CO)
+            add_weight_gradients(
+                s, cells, parts, dw, lambda d: d.reshape(shape)[:, :, ::-1, ::-1].transpose(0, 2, 3, 1, 4)
+            )
 
     def backward_from_x(
         self, s: Geometry, x: Source, w: np.ndarray, dy: np.ndarray, grad: Gradient | None, dw: np.ndarray | None
     ) -> None:
-        matrices = merged_filters(s, w).reshape(s.G, -1, s.o)
+        matrices = merged_filters(s, w).reshape(s.packs, -1, s.CO)
         cells = s.grid()
-        parts = zero_parts(cells, (s.KH * s.KW * s.c, s.o), dw)
-        dy_rows = pixels(dy)
+        parts = zero_parts(cells, (s.KH * s.KW * s.CI, s.CO), dw)
+        dy_rows = rows_of(dy)
 
-        def work(cell: tuple[int, Span, Span]) -> None:
-            i, groups, images = cell
-            mine = slice(groups[0] * s.c, groups[1] * s.c)
+        def work(cell: Cell) -> None:
+            i, packs, images = cell
+            mine = slice(packs[0] * s.CI, packs[1] * s.CI)
             windows = input_windows(s, images, w.dtype)
             for n in s.images(images):
                 a = x.images(n, mine)
-                for g in range(*groups):
-                    j = g - groups[0]
-                    windows.load(a[..., j * s.c : (j + 1) * s.c])
+                for g in range(*packs):
+                    j = g - packs[0]
+                    windows.load(a[..., j * s.CI : (j + 1) * s.CI])
                     dpadded = scratch("dpadded", (len(a), *windows.padded.shape[1:]), dy.dtype)
                     dpadded.fill(0)
                     for band in bands(n, s.OH, s.OW):
-                        d = dy_rows[s.rows(n, band, s.OH, s.OW), g * s.o : (g + 1) * s.o]
+                        d = dy_rows[s.rows(n, band, s.OH, s.OW), g * s.CO : (g + 1) * s.CO]
                         if dw is not None:
                             columns = windows.unfold(band)
                             parts[i][j] += np.matmul(columns.T, d, out=scratch("dw", parts[i][j].shape, w.dtype))
                         if grad is not None:
                             self.col2im(s, d, matrices[g], band, dpadded)
                     if grad is not None:
-                        (PH, PW), to = s.padding, slice(g * s.c, (g + 1) * s.c)
+                        (PH, PW), to = s.padding, slice(g * s.CI, (g + 1) * s.CI)
                         np.copyto(grad.dx[slice(*n), :, :, to], dpadded[:, PH : PH + s.H, PW : PW + s.W])
                 if grad is not None:
                     grad.finish(i, s.rows(n, (0, s.H), s.H, s.W), a.reshape(-1, a.shape[-1]), mine)
 
         pool().run(work, cells)
         if dw is not None:
-            add_weight_gradients(s, parts, dw, lambda d: d.reshape(-1, s.KH, s.KW, s.c, s.o))
+            add_weight_gradients(s, cells, parts, dw, lambda d: d.reshape(-1, s.KH, s.KW, s.CI, s.CO))
 
     @staticmethod
     def col2im(s: Geometry, d: np.ndarray, matrix: np.ndarray, band: Span, dpadded: np.ndarray) -> None:
         """Add the gradient of a band's columns, d (R, o) @ matrixᵀ (o, KH·KW·c), into the padded images."""
         n = dpadded.shape[0]
-        shape = (n, band[1] - band[0], s.OW, s.KH, s.KW, s.c)
+        shape = (n, band[1] - band[0], s.OW, s.KH, s.KW, s.CI)
         dcolumns = scratch("dcolumns", shape, d.dtype)
         np.matmul(d, matrix.T, out=dcolumns.reshape(len(d), -1))
         lower = dpadded[:, band[0] * s.stride[0] :]

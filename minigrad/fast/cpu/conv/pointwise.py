@@ -1,89 +1,22 @@
-"""Convolution on a CPU: four ways to make matrix products of it, all on channels-last memory.
-
-    Pointwise   1x1: the image already is the matrix; rows (N·OH·OW, C) @ (C, O)
-    Winograd    3x3, stride 1, wide groups: winograd.py; 2.25 times fewer multiplications
-    Narrow      3x3, stride 1, narrow groups: narrow.py; im2col with a third of the copies
-    Columns     everything else: im2col into a buffer that stays in the cache, then one product per group
-
-Narrow groups are merged first: a product 4 columns wide runs at a few per cent of a core's speed, so neighbouring
-groups become one product with a block-diagonal matrix. Its zeros are multiplied too, and it is still far faster.
-
-The work is cut over threads by groups where their number allows (then every thread owns its part of dw), and by images
-otherwise (then the parts' dw are added in order). A thread walks over its images a few at a time, so that a product has
-several hundred rows and everything it touches fits in the cache.
-"""
+"""1x1 convolution on a CPU: the image already is the matrix."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from ....backend import Array
-from ....ops.conv import Conv2d, Pair
-from ... import handover
-from ..layout import Moments, pixels, to_nchw, to_nhwc
-from ..norm import Recipe
-from ..threads import Span, parts_for, pool, scratch, spans, steps
-from .columns import Columns
-from .geometry import Geometry, Gradient, Source, geometry
-from .stacks import Narrow
-from .winograd import Winograd
+from ....ops.conv import Pair
+from ..layout import Moments, rows_of, to_nchw
+from ..memory import scratch
+from ..norm import Remake
+from ..threads import Span, parts_for, pool, spans, steps
+from .base import FastConv2d
+from .geometry import Geometry
+from .source import Gradient, Source
 
 ROWS = 512  # rows of a product that needs no columns: input, output and its statistics then share the cache
 NUMBERS = 1 << 17  # of input and output together; few channels take more rows, for each product costs Python time too
-
-
-class Method(Protocol):
-    """One way to compute a convolution; `x`, `y` and `dy` are channels-last."""
-
-    def forward(self, s: Geometry, x: Source, w: np.ndarray, y: np.ndarray, moments: Moments | None) -> None: ...
-
-    def backward(
-        self, s: Geometry, x: Source, w: np.ndarray, dy: np.ndarray, grad: Gradient | None, dw: np.ndarray | None
-    ) -> None: ...
-
-
-class FastConv2d(Conv2d):
-    """Conv2d, fast."""
-
-    @classmethod
-    def accepts(cls, *arrays: Array | None, **options: Any) -> bool:
-        x, w = arrays[:2]
-        return x.dtype == w.dtype and x.dtype in (np.float32, np.float64)  # type: ignore[union-attr]
-
-    def forward(
-        self, x: Array, w: Array, bias: Array | None = None, *, stride: Pair, padding: Pair, dilation: Pair, groups: int
-    ) -> Array:
-        self.geometry = s = geometry(x.shape, w.shape, stride, padding, dilation, groups)
-        self.w = w
-        recipe = None if s.pointwise and s.stride != (1, 1) else handover.find(x, Recipe)
-        y = np.empty((s.N, s.OH, s.OW, s.O), x.dtype)
-        # A batch norm that trains will want the statistics; without a tape there is nobody to want them.
-        moments = Moments(s.O) if bias is None and any(self.needs) else None
-        method(s).forward(s, Source(x, None), w, y, moments)
-        if any(self.needs):
-            self.x = Source(x, recipe)
-        if bias is not None:
-            y += bias
-        out = to_nchw(y)
-        if moments is not None:
-            handover.attach(out, moments)
-        return out
-
-    def backward(self, dy: Array) -> tuple[Array | None, Array | None, Array | None]:
-        s, dy = self.geometry, to_nhwc(dy)
-        grad = None
-        if self.needs[0]:
-            recipe = self.x.recipe
-            # Only the batch norm itself may be handed a masked gradient, not a leaf that shares its array.
-            direct = recipe is not None and self.parents is not None and self.parents[0] is recipe.node
-            grad = Gradient(self.x.x.shape, dy.dtype, recipe if direct else None, parts_for(s.operations))
-        dw = np.empty(self.w.shape, self.w.dtype) if self.needs[1] else None
-        if grad is not None or dw is not None:
-            method(s).backward(s, self.x, self.w, dy, grad, dw)
-        dbias = pixels(dy).sum(axis=0) if self.needs[2] else None
-        return (None if grad is None else grad.result()), dw, dbias
 
 
 def add_parts(parts: list[np.ndarray]) -> np.ndarray:
@@ -131,42 +64,50 @@ def transposed(w: np.ndarray) -> np.ndarray:
     return turned
 
 
-class Pointwise:
+def at_once(s: Geometry) -> int:
+    """How many rows to multiply at a time."""
+    return max(ROWS, NUMBERS // (s.C + s.O))
+
+
+class Pointwise(FastConv2d):
     """y = x w with rows of pixels; dx = dy wᵀ, dw = xᵀ dy. A stride takes every SH-th row and SW-th column."""
 
     @staticmethod
-    def rows(s: Geometry) -> int:
-        """How many rows to multiply at a time."""
-        return max(ROWS, NUMBERS // (s.C + s.O))
+    def suits(s: Geometry) -> bool:
+        return (s.KH, s.KW, s.padding, s.groups) == (1, 1, (0, 0), 1)
 
-    def forward(self, s: Geometry, x: Source, w: np.ndarray, y: np.ndarray, moments: Moments | None) -> None:
+    def remake(self) -> Remake | None:
+        """As for all; but what a stride takes of x is copied, not made again."""
+        return super().remake() if self.geometry.stride == (1, 1) else None
+
+    def convolve(self, s: Geometry, x: Source, w: np.ndarray, y: np.ndarray, moments: Moments | None) -> None:
         matrix = transposed(w.reshape(s.O, s.C))
-        taken = pixels(every(x.x, s.stride))
-        out = pixels(y)
+        taken = rows_of(every(x.x, s.stride))
+        out = rows_of(y)
 
         def work(part: tuple[int, Span]) -> None:
             i, span = part
-            for start, stop in steps(span, self.rows(s)):
+            for start, stop in steps(span, at_once(s)):
                 np.dot(taken[start:stop], matrix, out=out[start:stop])
                 if moments is not None:
                     moments.measure(out[start:stop], i)
 
         pool().run(work, list(enumerate(spans(len(out), parts_for(s.operations), 16))))
 
-    def backward(
+    def pull_back(
         self, s: Geometry, x: Source, w: np.ndarray, dy: np.ndarray, grad: Gradient | None, dw: np.ndarray | None
     ) -> None:
-        matrix, dy_rows = w.reshape(s.O, s.C), pixels(dy)
+        matrix, dy_rows = w.reshape(s.O, s.C), rows_of(dy)
         strided = s.stride != (1, 1)
         if strided:
             x = Source(to_nchw(every(x.x, s.stride)), None)
-        dx = None if grad is None else np.empty((len(dy_rows), s.C), dy.dtype) if strided else pixels(grad.dx)
+        dx = None if grad is None else np.empty((len(dy_rows), s.C), dy.dtype) if strided else rows_of(grad.dx)
         parts = spans(len(dy_rows), parts_for(s.operations), 16)
         sums: list[Any] = [None] * len(parts)
 
         def work(part: tuple[int, Span]) -> None:
             i, span = part
-            for start, stop in steps(span, self.rows(s)):
+            for start, stop in steps(span, at_once(s)):
                 d = dy_rows[start:stop]
                 a = x.rows(start, stop)
                 if dw is not None:
@@ -183,8 +124,3 @@ class Pointwise:
             dw.reshape(s.O, s.C)[:] = add_parts(sums)
         if strided and grad is not None and dx is not None:
             spread(dx.reshape(s.N, s.OH, s.OW, s.C), grad.dx, s.stride)
-
-
-def method(s: Geometry) -> Method:
-    """The fastest way to compute a convolution of this geometry."""
-    return Pointwise() if s.pointwise else Winograd() if s.winograd else Narrow() if s.narrow else Columns()

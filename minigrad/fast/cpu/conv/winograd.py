@@ -25,9 +25,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..layout import Moments, pixels
-from ..threads import Span, pool, scratch
-from .geometry import Geometry, Gradient, Source, add_weight_gradients, zero_parts
+from ..layout import Moments, rows_of
+from ..memory import scratch
+from ..threads import Span, pool
+from .base import FastConv2d
+from .geometry import Cell, Geometry
+from .source import Gradient, Source, add_weight_gradients, zero_parts
 
 FILTER_SIDE = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
 # U[j, i] = Σ G[i, kh] G[j, kw] w[kh, kw]: one product with a 16 x 9 matrix.
@@ -119,60 +122,64 @@ def overlap(dv: np.ndarray, axis: int, name: str) -> tuple[np.ndarray, np.ndarra
 
 def transformed_filters(s: Geometry, w: np.ndarray, groups: Span, transposed: bool = False) -> np.ndarray:
     """U = G g Gᵀ for a span of groups: (groups, 16, c, o), or `transposed`, (groups, 16, o, c)."""
-    filters = w.reshape(s.G, s.o, s.c, 9)[slice(*groups)]
+    filters = w.reshape(s.packs, s.CO, s.CI, 9)[slice(*groups)]
     taps = np.ascontiguousarray(filters.transpose(0, 3, 1, 2) if transposed else filters.transpose(0, 3, 2, 1))
     count, _, *matrix = taps.shape
     return np.matmul(FILTER.astype(w.dtype), taps.reshape(count, 9, -1)).reshape(count, 16, *matrix)
 
 
-class Winograd:
-    """3x3 convolution, stride 1, padding 1, images of even height and width; a method of cpu_conv.py."""
+class Winograd(FastConv2d):
+    """3x3 convolution, stride 1, padding 1, images of even height and width."""
 
-    def forward(self, s: Geometry, x: Source, w: np.ndarray, y: np.ndarray, moments: Moments | None) -> None:
-        def work(cell: tuple[int, Span, Span]) -> None:
+    @staticmethod
+    def suits(s: Geometry) -> bool:
+        return s.plain3x3 and s.H % 2 == s.W % 2 == 0 and s.merge == 1 and min(s.CI, s.CO) >= 48
+
+    def convolve(self, s: Geometry, x: Source, w: np.ndarray, y: np.ndarray, moments: Moments | None) -> None:
+        def work(cell: Cell) -> None:
             i, groups, images = cell
             u = transformed_filters(s, w, groups)
             for n in s.images(images):
                 for g in range(*groups):
-                    v = input_transform(x.x[slice(*n), :, :, g * s.c : (g + 1) * s.c])
-                    m = scratch("m", (*v.shape[:5], s.o), v.dtype)
-                    np.matmul(v.reshape(16, -1, s.c), u[g - groups[0]], out=m.reshape(16, -1, s.o))
-                    output_transform(m, y[slice(*n), :, :, g * s.o : (g + 1) * s.o])
+                    v = input_transform(x.x[slice(*n), :, :, g * s.CI : (g + 1) * s.CI])
+                    m = scratch("m", (*v.shape[:5], s.CO), v.dtype)
+                    np.matmul(v.reshape(16, -1, s.CI), u[g - groups[0]], out=m.reshape(16, -1, s.CO))
+                    output_transform(m, y[slice(*n), :, :, g * s.CO : (g + 1) * s.CO])
                 if moments is not None:
-                    mine = slice(groups[0] * s.o, groups[1] * s.o)
-                    moments.measure(pixels(y)[s.rows(n, (0, s.H), s.H, s.W), mine], i, mine.start)
+                    mine = slice(groups[0] * s.CO, groups[1] * s.CO)
+                    moments.measure(rows_of(y)[s.rows(n, (0, s.H), s.H, s.W), mine], i, mine.start)
 
         pool().run(work, s.grid())
 
-    def backward(
+    def pull_back(
         self, s: Geometry, x: Source, w: np.ndarray, dy: np.ndarray, grad: Gradient | None, dw: np.ndarray | None
     ) -> None:
         cells = s.grid()
-        parts = zero_parts(cells, (16, s.c, s.o), dw)
+        parts = zero_parts(cells, (16, s.CI, s.CO), dw)
 
-        def work(cell: tuple[int, Span, Span]) -> None:
+        def work(cell: Cell) -> None:
             i, groups, images = cell
             u = transformed_filters(s, w, groups, transposed=True) if grad is not None else None
-            mine = slice(groups[0] * s.c, groups[1] * s.c)
+            mine = slice(groups[0] * s.CI, groups[1] * s.CI)
             for n in s.images(images):
                 a = x.images(n, mine)
                 for g in range(*groups):
                     j = g - groups[0]
-                    dm = output_transposed(dy[slice(*n), :, :, g * s.o : (g + 1) * s.o]).reshape(16, -1, s.o)
+                    dm = output_transposed(dy[slice(*n), :, :, g * s.CO : (g + 1) * s.CO]).reshape(16, -1, s.CO)
                     if dw is not None:
-                        v = input_transform(a[..., j * s.c : (j + 1) * s.c]).reshape(16, -1, s.c)
-                        parts[i][j] += np.matmul(v.transpose(0, 2, 1), dm, out=scratch("du", (16, s.c, s.o), w.dtype))
+                        v = input_transform(a[..., j * s.CI : (j + 1) * s.CI]).reshape(16, -1, s.CI)
+                        parts[i][j] += np.matmul(v.transpose(0, 2, 1), dm, out=scratch("du", (16, s.CI, s.CO), w.dtype))
                     if grad is not None and u is not None:
                         # V has done its work: dV may take its place.
-                        dv = scratch("v", (4, 4, n[1] - n[0], s.H // 2, s.W // 2, s.c), dy.dtype)
-                        np.matmul(dm, u[j], out=dv.reshape(16, -1, s.c))
-                        input_transposed(dv, grad.dx[slice(*n), :, :, g * s.c : (g + 1) * s.c])
+                        dv = scratch("v", (4, 4, n[1] - n[0], s.H // 2, s.W // 2, s.CI), dy.dtype)
+                        np.matmul(dm, u[j], out=dv.reshape(16, -1, s.CI))
+                        input_transposed(dv, grad.dx[slice(*n), :, :, g * s.CI : (g + 1) * s.CI])
                 if grad is not None:
                     grad.finish(i, s.rows(n, (0, s.H), s.H, s.W), a.reshape(-1, a.shape[-1]), mine)
 
         pool().run(work, cells)
         if dw is not None:
-            add_weight_gradients(s, parts, dw, filter_gradients)
+            add_weight_gradients(s, cells, parts, dw, filter_gradients)
 
 
 def filter_gradients(du: np.ndarray) -> np.ndarray:

@@ -9,8 +9,8 @@
 // Tile: threads stride over the arrays, 16 bytes at a time.
 // Bytes: 3Y, with Y the bytes of an array: reads two, writes one.
 // Operations: 1 a value, in float32, rounded once, so memory decides.
-// Held to the book by tests/minigrad/fast/test_cuda_shim.py::test_add_is_the_books (CPU) and
-// tests/minigrad/fast/test_fast_cuda.py::test_gradients_that_meet_on_the_gpu (GPU).
+// Held to the book by tests/minigrad/fast/cuda/test_cuda_shim.py::test_add_is_the_books (CPU) and
+// tests/minigrad/fast/cuda/test_cuda_gpu.py::test_gradients_that_meet_on_the_gpu (GPU).
 
 #include "ptx.cuh"
 #include "device.cuh"

@@ -22,8 +22,8 @@
 // Where a batch norm follows, its sums leave with y, 8 bytes a filter and tile, and y is not read again for them.
 // Operations: 2 * 9 * min(CI, DIAGONAL) * CO a pixel and pack, the zeros within the blocks on the diagonal included.
 // No atomics anywhere: the same input gives the same bits.
-// Held to the book by tests/minigrad/fast/test_cuda_shim.py::test_conv3x3_is_the_books (CPU, with mma.sync, ldmatrix and cp.async
-// imitated) and tests/minigrad/fast/test_fast_cuda.py::test_convolution_on_the_gpu (GPU).
+// Held to the book by tests/minigrad/fast/cuda/test_cuda_shim.py::test_conv3x3_is_the_books (CPU, with mma.sync, ldmatrix and cp.async
+// imitated) and tests/minigrad/fast/cuda/test_cuda_gpu.py::test_convolution_on_the_gpu (GPU).
 
 #include "ptx.cuh"
 #include "device.cuh"

@@ -10,8 +10,8 @@
 // Tile: a thread for each value of dw, in partial's order, where most of the reading is.
 // Bytes: 4 for each share and sizeof(T) for each value of dw.
 // Operations: one addition for each share, in their order, so the same input gives the same bits; memory decides.
-// Held to the book by tests/minigrad/fast/test_cuda_shim.py::test_weight_gradients_are_put_together (CPU) and
-// tests/minigrad/fast/test_fast_cuda.py::test_convolution_on_the_gpu (GPU).
+// Held to the book by tests/minigrad/fast/cuda/test_cuda_shim.py::test_weight_gradients_are_put_together (CPU) and
+// tests/minigrad/fast/cuda/test_cuda_gpu.py::test_convolution_on_the_gpu (GPU).
 
 #include "ptx.cuh"
 #include "device.cuh"

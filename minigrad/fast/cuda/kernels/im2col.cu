@@ -16,8 +16,8 @@
 // the pixels: what a piece is (group, tap, channel) is worked out once. Neighbouring threads write neighbouring pieces.
 // Bytes: im2col reads x once from memory (its repeats hit the cache) and writes KH KW times its size; col2im reverses.
 // Operations: col2im KH KW / (SH SW) additions a value; memory decides.
-// Held to the book by tests/minigrad/fast/test_cuda_shim.py::test_im2col_is_the_books (CPU) and
-// tests/minigrad/fast/test_fast_cuda.py::test_convolution_on_the_gpu (GPU).
+// Held to the book by tests/minigrad/fast/cuda/test_cuda_shim.py::test_im2col_is_the_books (CPU) and
+// tests/minigrad/fast/cuda/test_cuda_gpu.py::test_convolution_on_the_gpu (GPU).
 
 #include "ptx.cuh"
 #include "device.cuh"

@@ -9,8 +9,8 @@
 // The warps' sums are added in a fixed order, so the loss is the same bits every time.
 // Bytes: reads the logits three times (once from memory, then from the cache) and writes the gradient once.
 // Operations: one exponential a logit and pass; with 128 rows of 10 classes the launch itself takes longest.
-// Held to the book by tests/minigrad/fast/test_cuda_shim.py::test_cross_entropy_is_the_books (CPU) and
-// tests/minigrad/fast/test_fast_cuda.py::test_cross_entropy_on_the_gpu (GPU).
+// Held to the book by tests/minigrad/fast/cuda/test_cuda_shim.py::test_cross_entropy_is_the_books (CPU) and
+// tests/minigrad/fast/cuda/test_cuda_gpu.py::test_cross_entropy_on_the_gpu (GPU).
 
 #include "ptx.cuh"
 #include "device.cuh"

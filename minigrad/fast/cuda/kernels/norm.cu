@@ -16,8 +16,8 @@
 // before has left the sums (see conv3x3.cu). Backward without shortcut 5Y (sums 2, apply 3, the mask recomputed from
 // x); with it 7Y (sums read dy, x, y, write g; apply reads g, x, writes dx).
 // Operations: about 4 a value forward, 8 backward, so memory decides.
-// Held to the book by tests/minigrad/fast/test_cuda_shim.py::test_batch_norm_is_the_books (CPU) and
-// tests/minigrad/fast/test_fast_cuda.py::test_batch_norm_on_the_gpu (GPU).
+// Held to the book by tests/minigrad/fast/cuda/test_cuda_shim.py::test_batch_norm_is_the_books (CPU) and
+// tests/minigrad/fast/cuda/test_cuda_gpu.py::test_batch_norm_on_the_gpu (GPU).
 
 #include "ptx.cuh"
 #include "device.cuh"

@@ -13,8 +13,8 @@
 // are aligned.
 // Bytes: 20 a parameter with momentum (reads w, dw, velocity; writes w, velocity), 12 without.
 // Operations: 6 a parameter, so memory decides; a launch for each of a network's hundred parameters would cost more.
-// Held to the book by tests/minigrad/fast/test_cuda_shim.py::test_sgd_is_the_books (CPU) and
-// tests/minigrad/fast/test_fast_cuda.py::test_sgd_on_the_gpu (GPU).
+// Held to the book by tests/minigrad/fast/cuda/test_cuda_shim.py::test_sgd_is_the_books (CPU) and
+// tests/minigrad/fast/cuda/test_cuda_gpu.py::test_sgd_on_the_gpu (GPU).
 
 #include "ptx.cuh"
 #include "device.cuh"

@@ -51,9 +51,9 @@ def test_tensor_cores_are_what_older_gpus_lack(nvrtc):
 def test_every_file_states_what_it_computes(name):
     """The head of each .cu file: formula, tile, bytes, operations, and tests that exist."""
     head = (FOLDER / name).read_text().split("\n\n#include")[0]
-    for word in ("Tile", "Bytes", "Operations", "test_cuda_shim.py::", "test_fast_cuda.py::"):
+    for word in ("Tile", "Bytes", "Operations", "test_cuda_shim.py::", "test_cuda_gpu.py::"):
         assert word in head, f"{name} does not state its {word!r}"
-    for file in ("test_cuda_shim.py", "test_fast_cuda.py"):
+    for file in ("test_cuda_shim.py", "test_cuda_gpu.py"):
         text = (Path(__file__).parent / file).read_text()
         named = head.split(f"{file}::")[1].split()[0].rstrip("*.,;)")
         assert f"def {named}" in text, f"{name} names the test {named}, which {file} lacks"

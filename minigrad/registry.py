@@ -1,0 +1,63 @@
+"""What stands in for what: from the book's operations to the engine room's faster ones, and back.
+
+    register(Conv2d, "cpu", Winograd, Columns)      on a CPU ask Winograd, then Columns, in place of the book's Conv2d
+    choose(Conv2d, "cpu", x, w, None, stride=...)   the first whose `accepts` says that it can compute these inputs
+
+Where nothing is registered, or all decline, `choose` returns the book's own. What is registered is a subclass of the
+book's Function or, for the functions beside the tape (`tensor.add_gradients`, `optim.sgd_step`), another function,
+which accepts everything unless `accepting` says what.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+_stand_ins: dict[tuple[Any, str], tuple[Any, ...]] = {}  # by the book's operation and the kind of device
+
+
+def register(book: Any, kind: str, *stand_ins: Any) -> None:
+    """Let others compute `book` on a kind of device, "cpu" or "cuda", in place of all before; none: the book again."""
+    _stand_ins[book, kind] = stand_ins
+
+
+def choose(book: Any, device: str, /, *arguments: Any, **options: Any) -> Any:
+    """Return what computes `book` for these arguments on a device: the first that accepts them, or the book's own."""
+    for candidate in _stand_ins.get((book, device.partition(":")[0]), ()):
+        accepts = getattr(candidate, "accepts", None)
+        if accepts is None or accepts(*arguments, **options):
+            return candidate
+    return book
+
+
+def accepting(accepts: Callable[..., bool]) -> Callable[[Callable], Callable]:
+    """Decorate a function that stands in for another: it computes where `accepts(*arguments)` is true."""
+
+    def mark(function: Callable) -> Callable:
+        function.accepts = accepts  # type: ignore[attr-defined]
+        return function
+
+    return mark
+
+
+def book_of(operation: Any) -> Any:
+    """Return the book's operation that this one stands in for; the book's own are their own."""
+    return next((book for (book, _), candidates in _stand_ins.items() if operation in candidates), operation)
+
+
+def fast(kind: str) -> bool:
+    """Whether the engine room computes on this kind of device; `MINIGRAD_FAST=0` leaves it out."""
+    return any(candidates for (_, k), candidates in _stand_ins.items() if k == kind.partition(":")[0])
+
+
+@contextmanager
+def book_only() -> Iterator[None]:
+    """Compute by the book's formulas alone, in all threads: to compare the two."""
+    saved = dict(_stand_ins)
+    _stand_ins.clear()
+    try:
+        yield
+    finally:
+        _stand_ins.clear()
+        _stand_ins.update(saved)

@@ -1,0 +1,215 @@
+"""Convolution and pooling in the CPU's engine room, each held to its formula over drawn shapes."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.engine import assert_same, both
+from support.strategies import conv_cases, normal, seeds
+
+from minigrad import Tensor
+from minigrad import functional as F
+from minigrad.fast.cpu.conv import pointwise, stacks
+from minigrad.fast.cpu.conv.columns import Windows
+from minigrad.fast.cpu.conv.geometry import geometry
+from minigrad.fast.cpu.conv.winograd import (
+    FILTER,
+    filter_gradients,
+    input_transform,
+    input_transposed,
+    output_transform,
+)
+from minigrad.fast.cpu.conv.winograd import output_transposed as transposed
+from minigrad.fast.cpu.pooling import FastMaxPool2d
+from minigrad.ops.conv import im2col, output_size, pad_image
+from minigrad.ops.norm import batch_norm_relu
+
+
+@pytest.mark.usefixtures("threads", "eager")
+def test_convolution_matches_the_book():
+    @given(conv_cases())
+    def check(case):
+        assert_same(lambda x, w, b: F.conv2d(x, w, b, **case.options), [case.x, case.w, case.bias])
+
+    check()
+
+
+@st.composite
+def wide_cases(draw):
+    """3x3 convolutions with enough channels a group for Winograd, images of even and odd sizes, and pointwise ones."""
+    groups, kernel = draw(st.integers(1, 3)), draw(st.sampled_from([1, 3]))
+    c, o = draw(st.sampled_from([(48, 48), (48, 64), (64, 50)]))
+    groups = groups if kernel == 3 else 1
+    size = draw(st.integers(1, 4)), draw(st.integers(2, 8)), draw(st.integers(2, 8))
+    seed = draw(seeds)
+    x, w = normal(seed, size[0], groups * c, *size[1:]), normal(seed + 1, groups * o, c, kernel, kernel)
+    return x, w, {"padding": kernel // 2, "groups": groups, "stride": draw(st.sampled_from([1, 1, 2]))}
+
+
+@pytest.mark.usefixtures("threads", "eager")
+def test_wide_convolution_matches_the_book():
+    @given(wide_cases())
+    def check(case):
+        x, w, options = case
+        assert_same(lambda x, w: F.conv2d(x, w, **options), [x, w])
+
+    check()
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 40, 44), (1, 3, 70, 66), (18, 4, 16, 16)])
+def test_convolution_of_many_rows_matches_the_book(shape):
+    """Images larger than one product has rows, and more small images than fit one product."""
+    w = normal(1, 8, shape[1], 7, 7)
+    assert_same(lambda x, w: F.conv2d(x, w, padding=3), [normal(0, *shape), w])
+    assert_same(lambda x, w: F.conv2d(x, w, padding=3, stride=2), [normal(0, *shape), w])
+
+
+def test_narrow_groups_match_the_book():
+    x, w = normal(0, 3, 32, 8, 8), normal(1, 32, 1, 3, 3)
+    assert geometry(x.shape, w.shape, (1, 1), (1, 1), (1, 1), 32).merge == 8
+    assert_same(lambda x, w: F.conv2d(x, w, padding=1, groups=32), [x, w])
+    assert_same(lambda x, w: F.conv2d(x, w, padding=1, groups=32, stride=2), [x, w])
+
+
+@st.composite
+def narrow_cases(draw):
+    """3x3 convolutions of many groups of at most 8 channels, on images of 16 pixels a row or more."""
+    groups, c, o = draw(st.integers(8, 11)), draw(st.integers(5, 8)), draw(st.integers(5, 8))
+    n, H, W, seed = draw(st.integers(1, 4)), draw(st.integers(1, 9)), draw(st.integers(16, 21)), draw(seeds)
+    return normal(seed, n, groups * c, H, W), normal(seed + 1, groups * o, c, 3, 3), groups
+
+
+@pytest.mark.usefixtures("threads", "eager")
+@pytest.mark.parametrize(("most_pixels", "most_channels"), [(1024, 128), (60, 9)])
+def test_narrow_groups_of_wide_images_match_the_book(monkeypatch, most_pixels, most_channels):
+    """All at once, and in bands of a few rows and chunks of a few groups."""
+    monkeypatch.setattr(stacks, "PIXELS", most_pixels)
+    monkeypatch.setattr(stacks, "CHANNELS", most_channels)
+
+    @given(narrow_cases())
+    def check(case):
+        x, w, groups = case
+        s = geometry(x.shape, w.shape, (1, 1), (1, 1), (1, 1), groups)
+        assert stacks.Stacks.suits(s)
+        assert_same(lambda x, w: F.conv2d(x, w, padding=1, groups=groups), [x, w])
+
+    check()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("band", [(0, 7), (0, 2), (3, 5), (5, 7)])
+def test_three_neighbouring_stacks_are_a_window(dtype, band):
+    x, groups, (H, W) = normal(0, 2, 7, 16, 6).astype(dtype), 2, (7, 16)
+    book = im2col(pad_image(x.transpose(0, 3, 1, 2), (1, 1)), (3, 3), (H, W), (1, 1), (1, 1))
+    book = book.reshape(2, groups, 3, 3, 3, H, W).transpose(1, 0, 5, 6, 4, 3, 2)  # (G, n, H, W, KW, KH, c)
+    rows = band[1] - band[0]
+    windows = np.full((groups, 2 * rows * (W + 2), 27), np.nan, dtype)
+    for which, matrix in stacks.thirds(stacks.stacked(x, groups, band)):
+        windows[:, which] = matrix
+    found = windows.reshape(groups, 2, rows, W + 2, 27)[:, :, :, :W]
+    np.testing.assert_array_equal(found, book[:, :, slice(*band)].reshape(found.shape))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("dilation", [(1, 1), (2, 1), (1, 2)])
+def test_windows_are_unfolded_as_the_book_unfolds_them(dtype, dilation):
+    """Bytes are moved as they are, a band at a time, from fewer images than the buffer holds and from a slice."""
+    x = normal(0, 3, 7, 8, 10).astype(dtype)
+    kernel, stride, padding = (3, 2), (2, 1), (1, 2)
+    OH, OW = output_size((7, 8), kernel, stride, padding, dilation)
+    windows = Windows(3, (7, 8), 4, kernel, OW, stride, padding, dilation, x.dtype)
+    for images in (x[..., 2:6], x[:2, ..., 6:]):
+        windows.load(images)
+        book = im2col(pad_image(images.transpose(0, 3, 1, 2), padding), kernel, (OH, OW), stride, dilation)
+        book = book.transpose(0, 4, 5, 2, 3, 1)  # (n, OH, OW, KH, KW, c)
+        for band in ((0, 1), (1, OH)):
+            np.testing.assert_array_equal(windows.unfold(band), book[:, slice(*band)].reshape(-1, 3 * 2 * 4))
+
+
+def test_float32_convolution_is_as_exact_as_float32_allows():
+    """Winograd's additions cost a digit at most: it is held to the book in float64, not to the book in float32."""
+    x, w = normal(0, 2, 128, 16, 16), normal(1, 128, 64, 3, 3)
+    exact = both(lambda x, w: F.conv2d(x, w, padding=1, groups=2), [x, w])[1]
+    fast = both(lambda x, w: F.conv2d(x, w, padding=1, groups=2), [x.astype(np.float32), w.astype(np.float32)])[0]
+    for a, b in zip(fast, exact, strict=True):
+        assert a.dtype == np.float32
+        assert np.abs(a - b).max() < 3e-6 * np.abs(b).max()
+
+
+def test_winograd_transforms_are_transposes_of_each_other():
+    """⟨Bᵀ d B, v⟩ = ⟨d, B v Bᵀ⟩ and so on: what the backward pass rests on."""
+    x, v = normal(0, 2, 6, 4, 3), normal(1, 4, 4, 2, 3, 2, 3)
+    forward = (input_transform(x) * v).sum()
+    dx = np.empty_like(x)
+    input_transposed(v.copy(), dx)
+    assert forward == pytest.approx((x * dx).sum())
+
+    y, dy = np.empty((2, 6, 4, 3)), normal(2, 2, 6, 4, 3)
+    output_transform(v.copy(), y)
+    assert (y * dy).sum() == pytest.approx((v * transposed(dy)).sum())
+
+    g, u = normal(3, 9, 6), normal(4, 16, 6)
+    assert (FILTER @ g * u).sum() == pytest.approx((g * filter_gradients(u.reshape(1, 16, 2, 3)).reshape(9, 6)).sum())
+
+
+def test_views_and_odd_layouts_are_read_correctly():
+    x, w = normal(0, 4, 6, 8, 8), normal(1, 5, 6, 3, 3)
+    for view in (x[::-1], x[:, ::-1, :, ::-1], x.transpose(0, 1, 3, 2), np.broadcast_to(x[:1], x.shape)):
+        inputs = Tensor._of(view), Tensor(w)
+        np.testing.assert_allclose(
+            F.conv2d(*inputs, padding=1).data, F.conv2d(Tensor(view), Tensor(w), padding=1).data, atol=1e-12
+        )
+
+
+# ---------------------------------------------------------------------------------------------------- pooling
+
+
+@st.composite
+def pool_cases(draw):
+    """Images with equal values and NaN among them, and windows that fit."""
+    kernel = draw(st.integers(1, 4)), draw(st.integers(1, 4))
+    padding = draw(st.integers(0, kernel[0] // 2)), draw(st.integers(0, kernel[1] // 2))
+    stride = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    H, W = draw(st.integers(kernel[0], 9)), draw(st.integers(kernel[1], 9))
+    x = normal(draw(seeds), draw(st.integers(1, 4)), draw(st.integers(1, 5)), H, W)
+    if draw(st.booleans()):
+        x = np.round(x)
+    if draw(st.booleans()):
+        x[..., 0, 0] = np.nan
+    return x, kernel, stride, padding
+
+
+@pytest.mark.usefixtures("threads", "eager")
+@pytest.mark.parametrize("function", [F.max_pool2d, F.avg_pool2d])
+def test_pooling_matches_the_book(function):
+    @given(pool_cases())
+    def check(case):
+        x, *window = case
+        for a, b in zip(*both(lambda x: function(x, *window), [x]), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
+
+    check()
+
+
+def test_pooling_leaves_large_windows_to_the_book():
+    x = normal(0, 1, 2, 17, 17)
+    assert not FastMaxPool2d.accepts(x, kernel=(17, 17))  # a tap's number would not fit
+    assert_same(lambda x: F.max_pool2d(x, 17), [x])
+
+
+# ------------------------------------------------------------------------------------------------- batch norm
+
+
+def test_strided_pointwise_after_relu():
+    def function(x, w):
+        return F.conv2d(batch_norm_relu(x, Tensor(np.ones(4)), Tensor(np.zeros(4)), None, None, True), w, stride=2)
+
+    assert_same(function, [normal(0, 2, 4, 6, 7), normal(1, 5, 4, 1, 1)], 1e-11)
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.sampled_from([np.float32, np.float64]))
+def test_transposed(O, C, dtype):
+    w = np.arange(O * C, dtype=dtype).reshape(O, C)
+    turned = pointwise.transposed(w)
+    assert turned.flags.c_contiguous and turned.dtype == dtype
+    np.testing.assert_array_equal(turned, w.T)
