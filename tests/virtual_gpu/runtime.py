@@ -1,0 +1,519 @@
+"""The CUDA runtime and driver as CuPy calls them: the device's memory is the host's, everything runs at once, in order.
+
+Each function here takes the place of the C function of its name. Work that is submitted to a stream is done before the
+call returns, unless the stream is being captured: then it is kept, and done whenever the graph is launched.
+"""
+
+import ctypes
+import mmap
+import sys
+import traceback
+from collections.abc import Callable
+from itertools import count
+from typing import Any
+
+from .counters import COUNTERS
+from .device import Kernel, Module
+
+P, I, U, SIZE, FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_uint, ctypes.c_size_t, ctypes.c_float
+
+INVALID_VALUE, OUT_OF_MEMORY, INVALID_DEVICE, INVALID_HANDLE, NOT_FOUND = 1, 2, 101, 400, 500
+LAUNCH_FAILED, INVALID_CONFIGURATION, CAPTURE_UNSUPPORTED, CAPTURE_INVALIDATED = 719, 9, 900, 901
+HOST_TO_DEVICE, DEVICE_TO_HOST = 1, 2
+
+
+class CudaError(Exception):
+    """An error code to return to the caller."""
+
+
+FUNCTIONS: dict[str, Any] = {}  # by name: the callback, which must not be garbage-collected
+
+
+def imitates(name: str, *types: Any) -> Callable:
+    """Make a Python function the C function `name`: what it raises becomes an error code, otherwise it returns 0."""
+
+    def wrap(function: Callable) -> Callable:
+        finishing = sys.is_finalizing  # kept here: CuPy gives things back when modules are already gone
+
+        def call(*arguments: Any) -> int:
+            try:
+                if not finishing():
+                    function(*arguments)
+                return 0
+            except CudaError as error:
+                return error.args[0]
+            except BaseException:
+                traceback.print_exc(file=sys.stderr)
+                return LAUNCH_FAILED
+
+        FUNCTIONS[name] = ctypes.CFUNCTYPE(I, *types)(call)
+        return function
+
+    return wrap
+
+
+def put(pointer: int, value: Any, kind: Any) -> None:
+    """*pointer = value"""
+    ctypes.cast(pointer, ctypes.POINTER(kind))[0] = value
+
+
+# ---- the device ----
+
+
+class Device:
+    """What the virtual GPU says it is: an H100 with few processors, so that small cases are cut into few parts."""
+
+    name = b"Virtual GPU"
+    compute = (9, 0)
+    memory = 8 << 30
+    attributes = {  # cudaDeviceAttr's numbers (driver_types.h)
+        1: 1024, 2: 1024, 3: 1024, 4: 64, 5: 2**31 - 1, 6: 65535, 7: 65535, 8: 48 << 10, 9: 64 << 10, 10: 32,
+        12: 65536, 13: 1755000, 16: 8, 31: 1, 36: 2619000, 37: 5120, 38: 50 << 20, 39: 2048, 41: 1, 75: 9, 76: 0,
+        81: 228 << 10, 82: 65536, 97: 227 << 10, 106: 32, 111: 1024,
+    }  # fmt: skip
+
+
+class Properties(ctypes.Structure):
+    """The beginning of cudaDeviceProp; what follows is left as the caller has it."""
+
+    _fields_ = (
+        ("name", ctypes.c_char * 256), ("uuid", ctypes.c_char * 16), ("luid", ctypes.c_char * 8), ("nodes", U),
+        ("totalGlobalMem", SIZE), ("sharedMemPerBlock", SIZE), ("regsPerBlock", I), ("warpSize", I),
+        ("memPitch", SIZE), ("maxThreadsPerBlock", I), ("maxThreadsDim", I * 3), ("maxGridSize", I * 3),
+        ("totalConstMem", SIZE), ("major", I), ("minor", I), ("textureAlignment", SIZE * 2),
+        ("multiProcessorCount", I),
+    )  # fmt: skip
+
+
+@imitates("cudaGetDeviceCount", P)
+def get_device_count(out):
+    put(out, 1, I)
+
+
+@imitates("cudaGetDevice", P)
+def get_device(out):
+    put(out, 0, I)
+
+
+@imitates("cuCtxGetDevice", P)
+def get_context_device(out):
+    put(out, 0, I)
+
+
+@imitates("cudaSetDevice", I)
+def set_device(device):
+    if device != 0:
+        raise CudaError(INVALID_DEVICE)
+
+
+@imitates("cudaDriverGetVersion", P)
+def driver_version(out):
+    put(out, 13000, I)
+
+
+@imitates("cudaDeviceGetAttribute", P, I, I)
+def device_attribute(out, attribute, device):
+    put(out, Device.attributes.get(attribute, 0), I)
+
+
+@imitates("cudaGetDeviceProperties", P, I)
+def device_properties(out, device):
+    a = Device.attributes
+    p = Properties.from_address(out)
+    p.name, p.uuid, p.totalGlobalMem, p.sharedMemPerBlock = Device.name, b"virtual", Device.memory, a[8]
+    p.regsPerBlock, p.warpSize, p.maxThreadsPerBlock, p.multiProcessorCount = a[12], a[10], a[1], a[16]
+    p.maxThreadsDim[:], p.maxGridSize[:], (p.major, p.minor) = (a[2], a[3], a[4]), (a[5], a[6], a[7]), Device.compute
+
+
+@imitates("cudaDeviceGetPCIBusId", P, I, I)
+def device_bus(out, length, device):
+    ctypes.memmove(out, b"0000:00:00.0\0", 13)
+
+
+@imitates("cudaGetLastError")
+def last_error():
+    pass  # every error has been returned
+
+
+@imitates("cuCtxGetCurrent", P)
+def current_context(out):
+    put(out, 1, SIZE)
+
+
+# ---- memory ----
+
+ALLOCATIONS: dict[int, mmap.mmap | Any] = {}
+
+
+def _allocate(size: int) -> int:
+    """Host memory on a page of its own, filled with bytes that make a NaN of every float type."""
+    block = mmap.mmap(-1, max(size, 1))
+    address = ctypes.addressof(ctypes.c_char.from_buffer(block))
+    ctypes.memset(address, 0xFF, size)
+    ALLOCATIONS[address] = block
+    return address
+
+
+@imitates("cudaMalloc", P, SIZE)
+def malloc(out, size):
+    if COUNTERS.allocated + size > Device.memory:
+        raise CudaError(OUT_OF_MEMORY)
+    address = _allocate(size)
+    COUNTERS.allocate(len(ALLOCATIONS[address]))
+    put(out, address, SIZE)
+
+
+@imitates("cudaFree", P)
+def free(address):
+    if address:
+        if address not in ALLOCATIONS:
+            raise CudaError(INVALID_VALUE)
+        COUNTERS.allocate(-len(ALLOCATIONS.pop(address)))
+
+
+@imitates("cudaHostAlloc", P, SIZE, U)
+def host_allocate(out, size, flags):
+    put(out, _allocate(size), SIZE)
+
+
+@imitates("cudaFreeHost", P)
+def host_free(address):
+    ALLOCATIONS.pop(address, None)
+
+
+@imitates("cudaMemGetInfo", P, P)
+def memory_info(free, total):
+    put(free, Device.memory - COUNTERS.allocated, SIZE)
+    put(total, Device.memory, SIZE)
+
+
+class PointerAttributes(ctypes.Structure):
+    _fields_ = (("type", I), ("device", I), ("device_pointer", P), ("host_pointer", P))
+
+
+@imitates("cudaPointerGetAttributes", P, P)
+def pointer_attributes(out, address):
+    device = any(start <= address < start + len(block) for start, block in ALLOCATIONS.items())
+    a = PointerAttributes.from_address(out)
+    a.type, a.device, a.device_pointer, a.host_pointer = (2, 0, address, None) if device else (0, -1, None, address)
+
+
+def _copy(to: int, source: int, size: int, kind: int, stream: int, waits: bool) -> None:
+    if not size:
+        return
+    if kind == DEVICE_TO_HOST or waits:
+        COUNTERS.wait("copy to the host" if kind == DEVICE_TO_HOST else "copy that waits", _stream(stream))
+    submit(stream, "copy", lambda: ctypes.memmove(to, source, size), size)
+
+
+@imitates("cudaMemcpy", P, P, SIZE, I)
+def memcpy(to, source, size, kind):
+    _copy(to, source, size, kind, 0, kind != 3)
+
+
+@imitates("cudaMemcpyAsync", P, P, SIZE, I, P)
+def memcpy_async(to, source, size, kind, stream):
+    _copy(to, source, size, kind, stream or 0, False)
+
+
+@imitates("cudaMemset", P, I, SIZE)
+def memset(address, value, size):
+    submit(0, "memset", lambda: ctypes.memset(address, value, size), size)
+
+
+@imitates("cudaMemsetAsync", P, I, SIZE, P)
+def memset_async(address, value, size, stream):
+    submit(stream or 0, "memset", lambda: ctypes.memset(address, value, size), size)
+
+
+# ---- streams, events, graphs ----
+
+
+class Capture:
+    """The work of the streams that are being captured together."""
+
+    def __init__(self, origin: int):
+        self.origin, self.work, self.spoilt = origin, [], False
+
+
+class Stream:
+    """A queue that is always empty; `capture` while it is recorded."""
+
+    def __init__(self, flags: int = 0):
+        self.flags, self.capture = flags, None
+
+
+HANDLES = count(0x1000, 16)
+STREAMS: dict[int, Stream] = {0: Stream(), 1: Stream(), 2: Stream()}
+EVENTS: dict[int, Capture | None] = {}  # the capture that an event was recorded in
+GRAPHS: dict[int, list] = {}
+
+
+def _stream(handle: int | None) -> Stream:
+    try:
+        return STREAMS[handle or 0]
+    except KeyError:
+        raise CudaError(INVALID_HANDLE) from None
+
+
+def submit(stream: int | None, kind: str, action: Callable[[], Any], size: int = 0) -> None:
+    """Do the work now, or keep it if the stream is being captured."""
+
+    def work() -> None:
+        COUNTERS.did(kind, size)
+        action()
+
+    capture = _stream(stream).capture
+    if capture is None:
+        work()
+    elif capture.spoilt:
+        raise CudaError(CAPTURE_INVALIDATED)
+    else:
+        capture.work.append(work)
+
+
+def _wait(what: str, stream: Stream) -> None:
+    """The host waits: not allowed for a stream that is being captured."""
+    if stream.capture is not None:
+        stream.capture.spoilt = True
+        raise CudaError(CAPTURE_UNSUPPORTED)
+    COUNTERS.wait(what, stream)
+
+
+@imitates("cudaStreamCreate", P)
+def stream_create(out):
+    stream_create_with_priority(out, 0, 0)
+
+
+@imitates("cudaStreamCreateWithFlags", P, U)
+def stream_create_with_flags(out, flags):
+    stream_create_with_priority(out, flags, 0)
+
+
+@imitates("cudaStreamCreateWithPriority", P, U, I)
+def stream_create_with_priority(out, flags, priority):
+    handle = next(HANDLES)
+    STREAMS[handle] = Stream(flags)
+    put(out, handle, SIZE)
+
+
+@imitates("cudaStreamDestroy", P)
+def stream_destroy(handle):
+    STREAMS.pop(handle, None)
+
+
+@imitates("cudaStreamGetFlags", P, P)
+def stream_flags(handle, out):
+    put(out, _stream(handle).flags, U)
+
+
+@imitates("cudaStreamGetPriority", P, P)
+def stream_priority(handle, out):
+    put(out, 0, I)
+
+
+@imitates("cudaStreamSynchronize", P)
+def stream_synchronize(handle):
+    _wait("stream synchronised", _stream(handle))
+
+
+@imitates("cudaDeviceSynchronize")
+def device_synchronize():
+    for stream in STREAMS.values():
+        if stream.capture is not None:
+            _wait("", stream)
+    COUNTERS.wait("device synchronised", STREAMS[0])
+
+
+@imitates("cudaStreamQuery", P)
+def stream_query(handle):
+    _stream(handle)
+
+
+@imitates("cudaStreamIsCapturing", P, P)
+def stream_is_capturing(handle, out):
+    capture = _stream(handle).capture
+    put(out, 0 if capture is None else 2 if capture.spoilt else 1, I)
+
+
+@imitates("cudaStreamWaitEvent", P, P, U)
+def stream_wait_event(handle, event, flags):
+    """A stream that waits for an event of a capture joins the capture."""
+    if EVENTS[event] is not None:
+        _stream(handle).capture = EVENTS[event]
+
+
+@imitates("cudaLaunchHostFunc", P, P, P)
+def launch_host_function(stream, function, data):
+    submit(stream, "host function", lambda: ctypes.CFUNCTYPE(None, P)(function)(data))
+
+
+@imitates("cudaStreamAddCallback", P, P, P, U)
+def stream_add_callback(stream, function, data, flags):
+    ctypes.CFUNCTYPE(None, P, I, P)(function)(stream, 0, data)
+
+
+@imitates("cudaEventCreateWithFlags", P, U)
+def event_create(out, flags):
+    handle = next(HANDLES)
+    EVENTS[handle] = None
+    put(out, handle, SIZE)
+
+
+@imitates("cudaEventCreate", P)
+def event_create_plain(out):
+    event_create(out, 0)
+
+
+@imitates("cudaEventDestroy", P)
+def event_destroy(handle):
+    EVENTS.pop(handle, None)
+
+
+@imitates("cudaEventRecord", P, P)
+def event_record(event, stream):
+    EVENTS[event] = _stream(stream).capture
+
+
+@imitates("cudaEventQuery", P)
+def event_query(event):
+    pass
+
+
+@imitates("cudaEventSynchronize", P)
+def event_synchronize(event):
+    if EVENTS[event] is not None:
+        EVENTS[event].spoilt = True
+        raise CudaError(CAPTURE_UNSUPPORTED)
+    COUNTERS.wait("event synchronised", STREAMS[0])
+
+
+@imitates("cudaEventElapsedTime", P, P, P)
+def event_elapsed(out, start, end):
+    put(out, 1.0, FLOAT)  # no clock: everything takes a millisecond
+
+
+@imitates("cudaStreamBeginCapture", P, I)
+def begin_capture(handle, mode):
+    if not handle or _stream(handle).capture is not None:
+        raise CudaError(CAPTURE_UNSUPPORTED)
+    _stream(handle).capture = Capture(handle)
+
+
+@imitates("cudaStreamEndCapture", P, P)
+def end_capture(handle, out):
+    capture = _stream(handle).capture
+    if capture is None or capture.origin != handle:
+        raise CudaError(INVALID_VALUE)
+    for stream in STREAMS.values():
+        if stream.capture is capture:
+            stream.capture = None
+    if capture.spoilt:
+        raise CudaError(CAPTURE_INVALIDATED)
+    graph = next(HANDLES)
+    GRAPHS[graph] = capture.work
+    put(out, graph, SIZE)
+
+
+@imitates("cudaGraphInstantiate", P, P, ctypes.c_ulonglong)
+def graph_instantiate(out, graph, flags):
+    executable = next(HANDLES)
+    GRAPHS[executable] = list(GRAPHS[graph])
+    put(out, executable, SIZE)
+
+
+@imitates("cudaGraphLaunch", P, P)
+def graph_launch(executable, stream):
+    submit(stream, "graph", lambda: [work() for work in GRAPHS[executable]])
+
+
+@imitates("cudaGraphUpload", P, P)
+def graph_upload(executable, stream):
+    pass
+
+
+@imitates("cudaGraphDestroy", P)
+def graph_destroy(graph):
+    GRAPHS.pop(graph, None)
+
+
+@imitates("cudaGraphExecDestroy", P)
+def executable_destroy(executable):
+    GRAPHS.pop(executable, None)
+
+
+# ---- modules and kernels (the driver) ----
+
+MODULES: dict[int, Module] = {}
+KERNELS: dict[int, Kernel] = {}
+
+
+@imitates("cuModuleLoadData", P, P)
+def module_load(out, image):
+    handle = next(HANDLES)
+    MODULES[handle] = Module(ctypes.string_at(image).decode())
+    put(out, handle, SIZE)
+
+
+@imitates("cuModuleUnload", P)
+def module_unload(module):
+    MODULES.pop(module, None)  # its library stays loaded: a graph may hold its kernels
+
+
+@imitates("cuModuleGetFunction", P, P, ctypes.c_char_p)
+def module_function(out, module, name):
+    kernel = MODULES[module].kernels.get(name.decode())
+    if kernel is None:
+        raise CudaError(NOT_FOUND)
+    handle = next(HANDLES)
+    KERNELS[handle] = kernel
+    put(out, handle, SIZE)
+
+
+@imitates("cuFuncGetAttribute", P, I, P)
+def function_attribute(out, attribute, function):
+    kernel = KERNELS[function]
+    put(out, {0: 1024, 1: kernel.shared, 5: 90, 6: 90, 8: kernel.dynamic_limit}.get(attribute, 0), I)
+
+
+@imitates("cuFuncSetAttribute", P, I, I)
+def function_set_attribute(function, attribute, value):
+    kernel = KERNELS[function]
+    if attribute == 8:
+        if value + kernel.shared > Device.attributes[97]:
+            raise CudaError(INVALID_VALUE)
+        kernel.dynamic_limit = value
+
+
+@imitates("cuLaunchKernel", P, *[U] * 7, P, P, P)
+def launch_kernel(function, gx, gy, gz, bx, by, bz, shared, stream, parameters, extra):
+    kernel = KERNELS[function]
+    a = Device.attributes
+    too_many = bx * by * bz > a[1] or bx > a[2] or by > a[3] or bz > a[4] or gy > a[6] or gz > a[7]
+    if not gx * gy * gz * bx * by * bz or too_many or shared > kernel.dynamic_limit:
+        raise CudaError(INVALID_VALUE)
+    values = kernel.pack(parameters)
+    submit(stream, "launch", lambda: kernel.launch((gx, gy, gz), (bx, by, bz), shared, values))
+
+
+@imitates("cuOccupancyMaxActiveBlocksPerMultiprocessor", P, P, I, SIZE)
+def occupancy(out, function, threads, shared):
+    put(out, max(1, 2048 // max(threads, 1)), I)
+
+
+@imitates("cuStreamGetCtx", P, P)
+def stream_context(stream, out):
+    put(out, 1, SIZE)
+
+
+MESSAGE = ctypes.create_string_buffer(b"the virtual GPU refused this call")
+
+
+@imitates("cuGetErrorName", I, P)
+def error_name(code, out):
+    put(out, ctypes.addressof(MESSAGE), SIZE)
+
+
+@imitates("cuGetErrorString", I, P)
+def error_string(code, out):
+    put(out, ctypes.addressof(MESSAGE), SIZE)
