@@ -44,11 +44,12 @@ def install() -> None:
     addresses = {name: ctypes.cast(f, ctypes.c_void_p).value or 0 for name, f in runtime.FUNCTIONS.items()}
     spec = importlib.util.find_spec("cupy")
     assert spec is not None and spec.origin is not None
-    (library,) = (Path(spec.origin).parents[1] / "cupy_backends/cuda/api").glob("runtime.*.so")
+    backends = Path(spec.origin).parents[1] / "cupy_backends/cuda"
+    (library,), (binding,) = backends.glob("api/runtime.*.so"), backends.glob("libs/cublas.*.so")
     unknown = redirect.redirect(library, {n: a for n, a in addresses.items() if n.startswith("cuda")})
     if unknown:
         raise RuntimeError(f"this CuPy's CUDA runtime has no {', '.join(unknown)}: the virtual GPU knows CuPy 14")
-    cublas.install()
+    cublas.install(binding)
     _answer_for_the_driver(runtime.FUNCTIONS)
 
 

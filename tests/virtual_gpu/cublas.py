@@ -4,9 +4,8 @@ Matrices are column-major, as in cuBLAS's documentation: element (i, j) lies at 
 """
 
 import ctypes
-import os
-import sys
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ import numpy as np
 from . import runtime
 from .counters import COUNTERS
 from .device import CACHE, compile_library
+from .redirect import wanted
 from .runtime import FLOAT, CudaError, I, P, imitates, put
 
 LL, DOUBLE = ctypes.c_longlong, ctypes.c_double
@@ -30,13 +30,14 @@ __asm__(".text\\n"
 JUMP = '".globl {name}\\n.type {name}, @function\\n{name}: mov functions@GOTPCREL(%rip), %r11\\njmp *{at}(%r11)\\n"'
 
 
-def install() -> None:
-    """Load a library that is called libcublas.so.13, whose functions are these."""
-    names = [name for name in runtime.FUNCTIONS if name.startswith("cublas")]
-    jumps = "\n".join(JUMP.format(name=name, at=8 * i) for i, name in enumerate(names))
+def install(binding: Path) -> None:
+    """Load a library that is called libcublas.so.13, whose functions are these; `binding` is CuPy's, which uses it."""
     # Whoever loads CUDA's cuBLAS asks for its second library first; nothing here calls it.
     companion = compile_library("int nothing;", "-O1", "-Wl,-soname,libcublasLt.so.13")
     KEPT.append(ctypes.CDLL(str(companion), mode=ctypes.RTLD_GLOBAL))
+    imitated = {name: f for name, f in runtime.FUNCTIONS.items() if name.startswith("cublas")}
+    names = sorted(imitated.keys() | set(wanted(binding, "cublas")))
+    jumps = "\n".join(JUMP.format(name=name, at=8 * i) for i, name in enumerate(names))
     versions = CACHE / "cublas.versions"  # CuPy's binding asks for each function in this version
     versions.write_text("libcublas.so.13 { global: *; };\n")
     options = ("-Wl,-soname,libcublas.so.13", f"-Wl,--version-script={versions}")
@@ -44,9 +45,12 @@ def install() -> None:
     library = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
     table = (ctypes.c_void_p * len(names)).in_dll(library, "functions")
     for i, name in enumerate(names):
-        table[i] = ctypes.cast(runtime.FUNCTIONS[name], ctypes.c_void_p)
-    # CuPy's binding names many more functions. Found when they are called, they need not exist.
-    sys.setdlopenflags(sys.getdlopenflags() & ~os.RTLD_NOW | os.RTLD_LAZY)
+        table[i] = ctypes.cast(imitated.get(name, _not_supported), ctypes.c_void_p)
+
+
+@ctypes.CFUNCTYPE(I)
+def _not_supported() -> int:
+    return NOT_SUPPORTED
 
 
 def _dtype(number: int) -> np.dtype:
@@ -124,6 +128,11 @@ def get_stream(handle, out):
 def set_workspace(handle, address, size):
     if address % 256:
         raise CudaError(INVALID_VALUE)
+
+
+@imitates("cublasGetMathMode", P, P)
+def get_math_mode(handle, out):
+    put(out, 0, I)
 
 
 @imitates("cublasSetMathMode", P, I)

@@ -7,31 +7,39 @@ table says where each of the runtime's functions begins, so a jump can be writte
 import ctypes
 import mmap
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 PAGE = mmap.PAGESIZE
-SYMTAB = 2  # a section's type
+SYMTAB, DYNSYM = 2, 11  # types of a section: the symbols of the library's own, and those it shares with others
 FUNCTION = 2  # a symbol's type
 
 
-def functions(path: Path) -> dict[str, int]:
-    """Return the addresses, relative to where the library is loaded, of all functions in an ELF file's symbol table."""
+def _symbols(path: Path, table: int) -> Iterator[tuple[str, int, int, int]]:
+    """Yield (name, type, section, address relative to where the library is loaded) of an ELF file's symbols."""
     data = path.read_bytes()
     if data[:6] != b"\x7fELF\x02\x01":
         raise OSError(f"{path.name} is not a 64-bit little-endian ELF file")
     (headers,) = struct.unpack_from("<Q", data, 0x28)
     size, count = struct.unpack_from("<HH", data, 0x3A)
     sections = [struct.unpack_from("<IIQQQQIIQQ", data, headers + i * size) for i in range(count)]
-    result = {}
     for _, kind, _, _, offset, length, link, _, _, entry in sections:
-        if kind != SYMTAB:
+        if kind != table:
             continue
         names = sections[link][4]
         for at in range(offset, offset + length, entry):
             name, info, _, section, value, _ = struct.unpack_from("<IBBHQQ", data, at)
-            if info & 15 == FUNCTION and section:
-                result[data[names + name : data.index(b"\0", names + name)].decode()] = value
-    return result
+            yield data[names + name : data.index(b"\0", names + name)].decode(), info & 15, section, value
+
+
+def functions(path: Path) -> dict[str, int]:
+    """Return the functions in a library and their addresses relative to where it is loaded."""
+    return {name: value for name, kind, section, value in _symbols(path, SYMTAB) if kind == FUNCTION and section}
+
+
+def wanted(path: Path, prefix: str) -> list[str]:
+    """Return the names that a library expects others to define."""
+    return [name for name, _, section, _ in _symbols(path, DYNSYM) if not section and name.startswith(prefix)]
 
 
 def redirect(path: Path, targets: dict[str, int]) -> list[str]:
