@@ -202,7 +202,7 @@ def _copy(to: int, source: int, size: int, kind: int, stream: int, waits: bool) 
     if not size:
         return
     if kind == DEVICE_TO_HOST or waits:
-        COUNTERS.wait("copy to the host" if kind == DEVICE_TO_HOST else "copy that waits", _stream(stream))
+        COUNTERS.wait("copy to the host" if kind == DEVICE_TO_HOST else "copy that waits")
     submit(stream, "copy", lambda: ctypes.memmove(to, source, size), size)
 
 
@@ -277,7 +277,7 @@ def _wait(what: str, stream: Stream) -> None:
     if stream.capture is not None:
         stream.capture.spoilt = True
         raise CudaError(CAPTURE_UNSUPPORTED)
-    COUNTERS.wait(what, stream)
+    COUNTERS.wait(what)
 
 
 @imitates("cudaStreamCreate", P)
@@ -322,7 +322,7 @@ def device_synchronize():
     for stream in STREAMS.values():
         if stream.capture is not None:
             _wait("", stream)
-    COUNTERS.wait("device synchronised", STREAMS[0])
+    COUNTERS.wait("device synchronised")
 
 
 @imitates("cudaStreamQuery", P)
@@ -385,7 +385,7 @@ def event_synchronize(event):
     if EVENTS[event] is not None:
         EVENTS[event].spoilt = True
         raise CudaError(CAPTURE_UNSUPPORTED)
-    COUNTERS.wait("event synchronised", STREAMS[0])
+    COUNTERS.wait("event synchronised")
 
 
 @imitates("cudaEventElapsedTime", P, P, P)
