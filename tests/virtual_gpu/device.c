@@ -274,7 +274,7 @@ void launch_grid(Kernel kernel, int together, int workers, const uint32_t *grid,
 
 // ---- rounding that C's operators do not have ----
 
-float fmaf_down(float a, float b, float c) {
+__attribute__((optimize("rounding-math"))) float fmaf_down(float a, float b, float c) {
     int mode = fegetround();
     fesetround(FE_DOWNWARD);
     volatile float x = a, y = b, z = c, result = fmaf(x, y, z);

@@ -47,7 +47,7 @@ def compile_library(code: str, optimise: str, *options: str) -> Path:
 @cache
 def _runner() -> Any:
     """The library that runs grids; its functions are visible to the kernels that are loaded later."""
-    path = compile_library((HERE / "device.c").read_text(), "-O3", "-frounding-math", "-pthread")
+    path = compile_library((HERE / "device.c").read_text(), "-O3", "-pthread")
     return ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL).launch_grid
 
 
