@@ -37,11 +37,11 @@ def install() -> None:
     """Put the virtual GPU in the driver's place for this process; CuPy must not have been imported yet."""
     if "cupy" in sys.modules:
         raise RuntimeError("the virtual GPU must be installed before CuPy is imported")
-    from . import cublas, device, redirect, runtime
+    from . import calls, cublas, device, driver, redirect  # noqa: F401 (imported, the driver's functions are there)
 
     os.environ.update(SETTINGS)
     os.environ.setdefault("CUPY_CACHE_DIR", str(device.CACHE / "cupy"))
-    addresses = {name: ctypes.cast(f, ctypes.c_void_p).value or 0 for name, f in runtime.FUNCTIONS.items()}
+    addresses = {name: ctypes.cast(f, ctypes.c_void_p).value or 0 for name, f in calls.FUNCTIONS.items()}
     spec = importlib.util.find_spec("cupy")
     assert spec is not None and spec.origin is not None
     backends = Path(spec.origin).parents[1] / "cupy_backends/cuda"
@@ -50,7 +50,7 @@ def install() -> None:
     if unknown:
         raise RuntimeError(f"this CuPy's CUDA runtime has no {', '.join(unknown)}: the virtual GPU knows CuPy 14")
     cublas.install(binding)
-    _answer_for_the_driver(runtime.FUNCTIONS)
+    _answer_for_the_driver(calls.FUNCTIONS)
 
 
 def _answer_for_the_driver(functions: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ Takes the options of train.cifar, and: --steps N (of one epoch; the last is coun
 import argparse
 import json
 import sys
-from pathlib import Path
+from itertools import pairwise
 from typing import Any
 
 from . import install, missing
@@ -39,7 +39,7 @@ def train(options: list[str], steps: int, eager: bool, after_step: Any = None) -
             after_step()
 
     loop.train_epoch(run, note)
-    return [(b - a) / config.batch_size for a, b in zip(totals, totals[1:], strict=False)]
+    return [(b - a) / config.batch_size for a, b in pairwise(totals)]
 
 
 def main(argv: list[str]) -> int:
@@ -68,5 +68,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parents[2]))
     raise SystemExit(main(sys.argv[1:]))

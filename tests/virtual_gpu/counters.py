@@ -83,7 +83,10 @@ class Counters:
         lines.append(f"{'all kernels':48} " + " ".join(f"{value:12,}" for value in total.values()))
         lines += [
             "",
-            *(f"{report['products'][t]} products of {t}: {n:,} multiply-adds" for t, n in report["multiplications"].items()),
+            *(
+                f"{report['products'][t]} products of {t}: {n:,} multiply-adds"
+                for t, n in report["multiplications"].items()
+            ),
             f"submitted: {', '.join(f'{n} x {kind}' for kind, n in report['work'].items())}",
             f"copied: {report['copied']:,} bytes",
             f"the host waited: {', '.join(f'{n} x {what}' for what, n in report['waits'].items()) or 'never'}",

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from . import runtime
+from .calls import FLOAT, FUNCTIONS, CudaError, I, P, imitates, put
 from .counters import COUNTERS
 from .device import CACHE, compile_library
 from .redirect import wanted
-from .runtime import FLOAT, CudaError, I, P, imitates, put
 
 LL, DOUBLE = ctypes.c_longlong, ctypes.c_double
 NOT_INITIALISED, INVALID_VALUE, NOT_SUPPORTED = 1, 7, 15
@@ -35,7 +35,7 @@ def install(binding: Path) -> None:
     # Whoever loads CUDA's cuBLAS asks for its second library first; nothing here calls it.
     companion = compile_library("int nothing;", "-O1", "-Wl,-soname,libcublasLt.so.13")
     KEPT.append(ctypes.CDLL(str(companion), mode=ctypes.RTLD_GLOBAL))
-    imitated = {name: f for name, f in runtime.FUNCTIONS.items() if name.startswith("cublas")}
+    imitated = {name: f for name, f in FUNCTIONS.items() if name.startswith("cublas")}
     names = sorted(imitated.keys() | set(wanted(binding, "cublas")))
     jumps = "\n".join(JUMP.format(name=name, at=8 * i) for i, name in enumerate(names))
     versions = CACHE / "cublas.versions"  # CuPy's binding asks for each function in this version

@@ -11,18 +11,30 @@ from pathlib import Path
 from typing import Any
 
 from .counters import COUNTERS, Work
+from .operands import c_name
 from .ptx import Entry, Parameter, translate
 
 HERE = Path(__file__).parent
 CACHE = Path(os.environ.get("MINIGRAD_VIRTUAL_GPU_CACHE") or Path(tempfile.gettempdir()) / f"virtual-gpu-{os.getuid()}")
-COMPILE = ("cc", "-std=gnu11", "-march=native", "-fwrapv", "-fno-strict-aliasing", "-ffp-contract=off", "-w", "-shared", "-fPIC")
+COMPILE = (
+    "cc",
+    "-std=gnu11",
+    "-march=native",
+    "-fwrapv",
+    "-fno-strict-aliasing",
+    "-ffp-contract=off",
+    "-w",
+    "-shared",
+    "-fPIC",
+)
 WORKERS = min(len(os.sched_getaffinity(0)), 16)
 
 
 @cache
 def _salt() -> str:
     """What a compiled kernel depends on besides its text: these files and the processor."""
-    files = b"".join(path.read_bytes() for path in sorted(HERE.glob("*.[hc]")) + [HERE / "ptx.py", HERE / "instructions.py"])
+    translation = [HERE / f"{name}.py" for name in ("ptx", "operands", "instructions", "effects")]
+    files = b"".join(path.read_bytes() for path in [*sorted(HERE.glob("*.[hc]")), *translation])
     flags = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")), "")
     return hashlib.sha256(files + flags.encode()).hexdigest()
 
@@ -55,8 +67,6 @@ class Kernel:
     """A kernel of a module."""
 
     def __init__(self, library: ctypes.CDLL, entry: Entry):
-        from .instructions import c_name
-
         self.name, self.parameters, self.shared, self.together = entry
         self.function = getattr(library, c_name(entry.name))
         self.dynamic_limit = (48 << 10) - self.shared

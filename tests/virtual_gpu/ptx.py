@@ -5,10 +5,10 @@ What threads do together (barriers, shuffles, tensor cores) is in device.h.
 """
 
 import re
-from collections import Counter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from .instructions import UnknownInstruction, Writer, c_name, size_of
+from .effects import Writer
+from .operands import UnknownInstruction, c_name, size_of
 
 # What makes threads of a block wait for one another; a kernel without any of it runs one thread after the other.
 TOGETHER = re.compile(r"\b(bar|barrier|shfl|vote|ldmatrix|mma|activemask|match|redux|elect|call)\b")
@@ -207,9 +207,3 @@ def _declare(statement: str, writer: Writer, shared: int) -> int:
     writer.lines.append(f"_Alignas(16) uint8_t {name}[{max(variable.bytes, 1)}];")
     writer.symbols[variable.name] = f"(uint64_t){name}"
     return shared
-
-
-def histogram(ptx: str) -> Counter[str]:
-    """How often each instruction stands in a module."""
-    found: Any = re.findall(r"^\s*(?:@!?%\w+\s+)?([a-z]\w*(?:\.\w+)*)\s", ptx, re.MULTILINE)
-    return Counter(found)

@@ -1,4 +1,4 @@
-"""The CUDA runtime and driver as CuPy calls them: the device's memory is the host's, everything runs at once, in order.
+"""The CUDA runtime as CuPy calls it: the device's memory is the host's, everything runs at once, in order.
 
 Each function here takes the place of the C function of its name. Work that is submitted to a stream is done before the
 call returns, unless the stream is being captured: then it is kept, and done whenever the graph is launched.
@@ -6,139 +6,28 @@ call returns, unless the stream is being captured: then it is kept, and done whe
 
 import ctypes
 import mmap
-import sys
-import traceback
 from collections.abc import Callable
-from itertools import count
 from typing import Any
 
+from .calls import (
+    CAPTURE_INVALIDATED,
+    CAPTURE_UNSUPPORTED,
+    DEVICE_TO_HOST,
+    FLOAT,
+    HANDLES,
+    INVALID_HANDLE,
+    INVALID_VALUE,
+    OUT_OF_MEMORY,
+    SIZE,
+    CudaError,
+    I,
+    P,
+    U,
+    imitates,
+    put,
+)  # fmt: skip
 from .counters import COUNTERS
-from .device import Kernel, Module
-
-P, I, U, SIZE, FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_uint, ctypes.c_size_t, ctypes.c_float
-
-INVALID_VALUE, OUT_OF_MEMORY, INVALID_DEVICE, INVALID_HANDLE, NOT_FOUND = 1, 2, 101, 400, 500
-LAUNCH_FAILED, INVALID_CONFIGURATION, CAPTURE_UNSUPPORTED, CAPTURE_INVALIDATED = 719, 9, 900, 901
-HOST_TO_DEVICE, DEVICE_TO_HOST = 1, 2
-
-
-class CudaError(Exception):
-    """An error code to return to the caller."""
-
-
-FUNCTIONS: dict[str, Any] = {}  # by name: the callback, which must not be garbage-collected
-
-
-def imitates(name: str, *types: Any) -> Callable:
-    """Make a Python function the C function `name`: what it raises becomes an error code, otherwise it returns 0."""
-
-    def wrap(function: Callable) -> Callable:
-        finishing = sys.is_finalizing  # kept here: CuPy gives things back when modules are already gone
-
-        def call(*arguments: Any) -> int:
-            try:
-                if not finishing():
-                    function(*arguments)
-                return 0
-            except CudaError as error:
-                return error.args[0]
-            except BaseException:
-                traceback.print_exc(file=sys.stderr)
-                return LAUNCH_FAILED
-
-        FUNCTIONS[name] = ctypes.CFUNCTYPE(I, *types)(call)
-        return function
-
-    return wrap
-
-
-def put(pointer: int, value: Any, kind: Any) -> None:
-    """*pointer = value"""
-    ctypes.cast(pointer, ctypes.POINTER(kind))[0] = value
-
-
-# ---- the device ----
-
-
-class Device:
-    """What the virtual GPU says it is: an H100 with few processors, so that small cases are cut into few parts."""
-
-    name = b"Virtual GPU"
-    compute = (9, 0)
-    memory = 8 << 30
-    attributes = {  # cudaDeviceAttr's numbers (driver_types.h)
-        1: 1024, 2: 1024, 3: 1024, 4: 64, 5: 2**31 - 1, 6: 65535, 7: 65535, 8: 48 << 10, 9: 64 << 10, 10: 32,
-        12: 65536, 13: 1755000, 16: 8, 31: 1, 36: 2619000, 37: 5120, 38: 50 << 20, 39: 2048, 41: 1, 75: 9, 76: 0,
-        81: 228 << 10, 82: 65536, 97: 227 << 10, 106: 32, 111: 1024,
-    }  # fmt: skip
-
-
-class Properties(ctypes.Structure):
-    """The beginning of cudaDeviceProp; what follows is left as the caller has it."""
-
-    _fields_ = (
-        ("name", ctypes.c_char * 256), ("uuid", ctypes.c_char * 16), ("luid", ctypes.c_char * 8), ("nodes", U),
-        ("totalGlobalMem", SIZE), ("sharedMemPerBlock", SIZE), ("regsPerBlock", I), ("warpSize", I),
-        ("memPitch", SIZE), ("maxThreadsPerBlock", I), ("maxThreadsDim", I * 3), ("maxGridSize", I * 3),
-        ("totalConstMem", SIZE), ("major", I), ("minor", I), ("textureAlignment", SIZE * 2),
-        ("multiProcessorCount", I),
-    )  # fmt: skip
-
-
-@imitates("cudaGetDeviceCount", P)
-def get_device_count(out):
-    put(out, 1, I)
-
-
-@imitates("cudaGetDevice", P)
-def get_device(out):
-    put(out, 0, I)
-
-
-@imitates("cuCtxGetDevice", P)
-def get_context_device(out):
-    put(out, 0, I)
-
-
-@imitates("cudaSetDevice", I)
-def set_device(device):
-    if device != 0:
-        raise CudaError(INVALID_DEVICE)
-
-
-@imitates("cudaDriverGetVersion", P)
-def driver_version(out):
-    put(out, 13000, I)
-
-
-@imitates("cudaDeviceGetAttribute", P, I, I)
-def device_attribute(out, attribute, device):
-    put(out, Device.attributes.get(attribute, 0), I)
-
-
-@imitates("cudaGetDeviceProperties", P, I)
-def device_properties(out, device):
-    a = Device.attributes
-    p = Properties.from_address(out)
-    p.name, p.uuid, p.totalGlobalMem, p.sharedMemPerBlock = Device.name, b"virtual", Device.memory, a[8]
-    p.regsPerBlock, p.warpSize, p.maxThreadsPerBlock, p.multiProcessorCount = a[12], a[10], a[1], a[16]
-    p.maxThreadsDim[:], p.maxGridSize[:], (p.major, p.minor) = (a[2], a[3], a[4]), (a[5], a[6], a[7]), Device.compute
-
-
-@imitates("cudaDeviceGetPCIBusId", P, I, I)
-def device_bus(out, length, device):
-    ctypes.memmove(out, b"0000:00:00.0\0", 13)
-
-
-@imitates("cudaGetLastError")
-def last_error():
-    pass  # every error has been returned
-
-
-@imitates("cuCtxGetCurrent", P)
-def current_context(out):
-    put(out, 1, SIZE)
-
+from .properties import Device
 
 # ---- memory ----
 
@@ -243,7 +132,6 @@ class Stream:
         self.flags, self.capture = flags, None
 
 
-HANDLES = count(0x1000, 16)
 STREAMS: dict[int, Stream] = {0: Stream(), 1: Stream(), 2: Stream()}
 EVENTS: dict[int, Capture | None] = {}  # the capture that an event was recorded in
 GRAPHS: dict[int, list] = {}
@@ -440,80 +328,3 @@ def graph_destroy(graph):
 @imitates("cudaGraphExecDestroy", P)
 def executable_destroy(executable):
     GRAPHS.pop(executable, None)
-
-
-# ---- modules and kernels (the driver) ----
-
-MODULES: dict[int, Module] = {}
-KERNELS: dict[int, Kernel] = {}
-
-
-@imitates("cuModuleLoadData", P, P)
-def module_load(out, image):
-    handle = next(HANDLES)
-    MODULES[handle] = Module(ctypes.string_at(image).decode())
-    put(out, handle, SIZE)
-
-
-@imitates("cuModuleUnload", P)
-def module_unload(module):
-    MODULES.pop(module, None)  # its library stays loaded: a graph may hold its kernels
-
-
-@imitates("cuModuleGetFunction", P, P, ctypes.c_char_p)
-def module_function(out, module, name):
-    kernel = MODULES[module].kernels.get(name.decode())
-    if kernel is None:
-        raise CudaError(NOT_FOUND)
-    handle = next(HANDLES)
-    KERNELS[handle] = kernel
-    put(out, handle, SIZE)
-
-
-@imitates("cuFuncGetAttribute", P, I, P)
-def function_attribute(out, attribute, function):
-    kernel = KERNELS[function]
-    put(out, {0: 1024, 1: kernel.shared, 5: 90, 6: 90, 8: kernel.dynamic_limit}.get(attribute, 0), I)
-
-
-@imitates("cuFuncSetAttribute", P, I, I)
-def function_set_attribute(function, attribute, value):
-    kernel = KERNELS[function]
-    if attribute == 8:
-        if value + kernel.shared > Device.attributes[97]:
-            raise CudaError(INVALID_VALUE)
-        kernel.dynamic_limit = value
-
-
-@imitates("cuLaunchKernel", P, *[U] * 7, P, P, P)
-def launch_kernel(function, gx, gy, gz, bx, by, bz, shared, stream, parameters, extra):
-    kernel = KERNELS[function]
-    a = Device.attributes
-    too_many = bx * by * bz > a[1] or bx > a[2] or by > a[3] or bz > a[4] or gy > a[6] or gz > a[7]
-    if not gx * gy * gz * bx * by * bz or too_many or shared > kernel.dynamic_limit:
-        raise CudaError(INVALID_VALUE)
-    values = kernel.pack(parameters)
-    submit(stream, "launch", lambda: kernel.launch((gx, gy, gz), (bx, by, bz), shared, values))
-
-
-@imitates("cuOccupancyMaxActiveBlocksPerMultiprocessor", P, P, I, SIZE)
-def occupancy(out, function, threads, shared):
-    put(out, max(1, 2048 // max(threads, 1)), I)
-
-
-@imitates("cuStreamGetCtx", P, P)
-def stream_context(stream, out):
-    put(out, 1, SIZE)
-
-
-MESSAGE = ctypes.create_string_buffer(b"the virtual GPU refused this call")
-
-
-@imitates("cuGetErrorName", I, P)
-def error_name(code, out):
-    put(out, ctypes.addressof(MESSAGE), SIZE)
-
-
-@imitates("cuGetErrorString", I, P)
-def error_string(code, out):
-    put(out, ctypes.addressof(MESSAGE), SIZE)
