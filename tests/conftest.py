@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from support.web import serving
 
-# A GPU imitated on the CPU (docs/virtual-gpu.md), for the tests marked `cuda`. It must be there before CuPy is imported.
+# A GPU imitated on the CPU (docs/virtual-gpu.md) for the tests marked `cuda`, there before CuPy is imported.
 if os.environ.get("MINIGRAD_VIRTUAL_GPU") == "1":
     from virtual_gpu import install
 
