@@ -17,12 +17,17 @@ from typing import Any
 SETTINGS = {"CUPY_COMPILE_WITH_PTX": "1", "CUPY_ACCELERATORS": ""}
 
 
-def missing() -> str | None:
-    """Say what the virtual GPU lacks on this machine, or None."""
+def no_compiler() -> str | None:
+    """Say why this machine cannot run translated kernels, or None."""
     if sys.platform != "linux" or platform.machine() != "x86_64":
         return "the virtual GPU needs Linux on x86-64"
-    if shutil.which("cc") is None:
-        return "the virtual GPU needs a C compiler"
+    return None if shutil.which("cc") else "the virtual GPU needs a C compiler"
+
+
+def missing() -> str | None:
+    """Say what the virtual GPU lacks on this machine, or None."""
+    if reason := no_compiler():
+        return reason
     for module in ("cupy", "nvidia.cu13", "ml_dtypes"):
         try:
             found = importlib.util.find_spec(module)

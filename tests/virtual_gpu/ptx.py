@@ -82,7 +82,7 @@ class Variable(NamedTuple):
     align: int
     type: str
     name: str
-    count: int | None  # None for a scalar, 0 for an array of unknown length
+    length: int | None  # None for a scalar, 0 for an array of unknown length
     values: str
 
     @classmethod
@@ -102,11 +102,11 @@ class Variable(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        return size_of(self.type) * (1 if self.count is None else self.count)
+        return size_of(self.type) * (1 if self.length is None else self.length)
 
     def place(self, start: int, symbols: dict[str, str]) -> int:
         """Give a shared variable its offset; return where the next one may begin. The dynamic array has no length."""
-        if self.count == 0:
+        if self.length == 0:
             symbols[self.name] = "B->static_shared"
             return start
         offset = -(-start // self.align) * self.align
@@ -117,7 +117,7 @@ class Variable(NamedTuple):
         """A C array with the variable's values."""
         bits = {1: "uint8_t", 2: "uint16_t", 4: "uint32_t", 8: "uint64_t"}[size_of(self.type)]
         values = re.sub(r"\b0[fd]([0-9A-Fa-f]+)", r"0x\1", self.values).strip("{} \n")
-        count = 1 if self.count is None else self.count
+        count = 1 if self.length is None else self.length
         return (
             f"static {bits} {c_name(self.name)}[{count}] __attribute__((aligned({max(self.align, 1)})))"
             f" = {{{values}}};\n"

@@ -129,7 +129,8 @@ class Stream:
     """A queue that is always empty; `capture` while it is recorded."""
 
     def __init__(self, flags: int = 0):
-        self.flags, self.capture = flags, None
+        self.flags = flags
+        self.capture: Capture | None = None
 
 
 STREAMS: dict[int, Stream] = {0: Stream(), 1: Stream(), 2: Stream()}

@@ -1,5 +1,7 @@
 """The CUDA engine room against the book where CuPy finds a GPU: the same cases, and the layers of the paper."""
 
+import os
+
 import numpy as np
 import pytest
 from support.cuda_cases import (
@@ -151,7 +153,8 @@ def training_step(cp, dtype):
     """A small network, a step as CudaGraph wants it, and three batches on the device."""
     minigrad.manual_seed(0)
     rng = np.random.default_rng(15)
-    network = cifar(11, cardinality=8, width=64).to("cuda")
+    small = os.environ.get("MINIGRAD_VIRTUAL_GPU") == "1"
+    network = cifar(11, cardinality=2 if small else 8, width=8 if small else 64).to("cuda")
     optimizer = optim.SGD(network.parameters(), 0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
     batches = [
         (cp.asarray(rng.standard_normal((16, 3, 32, 32)).astype(dtype)), cp.asarray(rng.integers(0, 10, 16)))
