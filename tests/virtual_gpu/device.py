@@ -49,7 +49,7 @@ def compile_library(code: str, optimise: str, *options: str) -> Path:
             source, made = Path(folder, "kernel.c"), Path(folder, "kernel.so")
             source.write_text(code)
             command = [*COMPILE, optimise, f"-I{HERE}", str(source), "-o", str(made), *options, "-lm"]
-            result = subprocess.run(command, capture_output=True, text=True)
+            result = subprocess.run(command, capture_output=True, text=True, timeout=600)
             if result.returncode:
                 raise RuntimeError(f"the C compiler refuses a translated kernel:\n{result.stderr[:2000]}")
             made.replace(library)
