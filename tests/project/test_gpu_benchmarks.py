@@ -38,6 +38,7 @@ def test_the_script_stays_within_ten_minutes(monkeypatch, tmp_path):
         assert (BENCHMARKS / file).exists()
 
 
+@pytest.mark.slow
 def test_the_sanitizers_find_tests():
     """What gpu.sh selects by markers exists: small arrays for memcheck, the racing kernels among them for racecheck."""
     script = (BENCHMARKS / "gpu.sh").read_text()

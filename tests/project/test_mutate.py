@@ -2,6 +2,7 @@
 
 import ast
 
+import pytest
 from tools import mutate
 
 
@@ -30,6 +31,7 @@ def test_what_counts_as_equivalent_still_exists():
     assert set(mutate.EQUIVALENT) <= set().union(*(m.new_lines() for m in mutate.mutants()))
 
 
+@pytest.mark.slow
 def test_a_sample_is_caught(capsys):
     assert mutate.main(["--file", "loss", "--sample", "1"]) == 0
     assert "1 of    1 caught, 100.0 %" in capsys.readouterr().out

@@ -45,7 +45,7 @@ def signal_at_import(folder, module, number, condition="True"):
     )
 
 
-def wait_until(condition, seconds=60):
+def wait_until(condition, seconds=120):
     """Look again and again until a condition holds; fail where it does not within this time."""
     end = time.monotonic() + seconds
     while not condition():

@@ -34,7 +34,7 @@ def run(tmp_path_factory):
     """A finished run, and what its command printed."""
     out = tmp_path_factory.mktemp("run") / "with" / "folders"
     process = tiny.start(*tiny.OPTIONS, "--out", out)
-    printed, error = process.communicate(timeout=120)
+    printed, error = process.communicate(timeout=300)
     assert (process.returncode, error) == (0, "")
     return out, printed
 
@@ -83,7 +83,7 @@ def test_it_shows_a_bar_on_a_terminal(tmp_path):
     except OSError:  # the other end is closed
         pass
     os.close(terminal)
-    printed, _ = process.communicate(timeout=120)
+    printed, _ = process.communicate(timeout=300)
     assert process.returncode == 0
     assert re.search(rb"epoch 1/1: .* \d+/25 .*loss \d\.\d+, error \d+\.\d %, \d+ images/s", shown)
     assert printed.startswith("epoch   1/1")
@@ -424,7 +424,7 @@ def test_a_reader_that_leaves_and_closed_streams(tmp_path):
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run(
-        [*command, tmp_path / "a"], env=environment, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=120
+        [*command, tmp_path / "a"], env=environment, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=300
     )
     os.close(writer)
     assert done.returncode == cifar.FAILED
@@ -433,7 +433,7 @@ def test_a_reader_that_leaves_and_closed_streams(tmp_path):
         "after epoch 1, step 0\n"
     )
     shell = 'exec "$@" >&- 2>&-'
-    closed = subprocess.run(["sh", "-c", shell, "sh", *command, tmp_path / "b"], env=environment, timeout=120)
+    closed = subprocess.run(["sh", "-c", shell, "sh", *command, tmp_path / "b"], env=environment, timeout=300)
     assert closed.returncode == 0
     assert len((tmp_path / "b" / "metrics.jsonl").read_text().splitlines()) == tiny.EPOCHS
 
@@ -475,6 +475,7 @@ def test_threads():
 # ---- real images ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("MINIGRAD_CIFAR10" not in os.environ, reason="MINIGRAD_CIFAR10 names no folder with real images")
 def test_real_images_from_the_command_to_the_evaluation(tmp_path, capsys):
     process = tiny.start(
@@ -482,7 +483,7 @@ def test_real_images_from_the_command_to_the_evaluation(tmp_path, capsys):
         *("--limit-train", "600", "--limit-test", "300", "--batch-size", "32", "--epochs", "3", "--lr", "0.05"),
         *("--schedule", "cosine", "--out", tmp_path),
     )
-    printed, error = process.communicate(timeout=120)
+    printed, error = process.communicate(timeout=300)
     assert (process.returncode, error) == (0, "")
     assert printed.count("\n") == 3
     assert {path.name for path in tmp_path.iterdir()} >= {

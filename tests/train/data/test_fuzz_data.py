@@ -229,6 +229,7 @@ def with_crcs(png: bytes) -> bytes:
     return out + png[at:]
 
 
+@pytest.mark.slow
 @MANY
 @given(data=st.data(), kind=st.sampled_from(sorted(IMAGES)), believed=st.booleans())
 def test_damaged_images(folder: Path, data: st.DataObject, kind: str, believed: bool) -> None:

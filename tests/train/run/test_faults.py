@@ -182,6 +182,7 @@ def test_signals_reach_a_process_of_its_own(tmp_path):
     assert checkpoint.read(tmp_path / LAST)[1]["epoch"] >= 1
 
 
+@pytest.mark.slow
 def test_killed_runs_go_on_as_if_nothing_had_been(tmp_path):
     result = kill_runs.trial(5, 0, tmp_path)
     assert (result.kills, result.lost, result.different) == (5, 0, 0)
@@ -234,6 +235,7 @@ def test_a_disk_that_is_full_for_a_picture_is_told_with_what_is_kept(tmp_path, c
     assert tiny.train(tmp_path, "--resume") == 0
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_in_the_middle_of_a_file(tmp_path):
     """The system refuses to let a file grow beyond a limit, as a full disk does: half of it is written by then."""
     assert tiny.train(tmp_path, "--epochs", "1") == 0

@@ -37,7 +37,7 @@ def start(ranks, *options):
 def train(ranks, *options):
     """A run of several ranks; return the exit code and what it printed."""
     process = start(ranks, *options)
-    printed, error = process.communicate(timeout=120)
+    printed, error = process.communicate(timeout=300)
     return process.returncode, printed, error
 
 
@@ -146,9 +146,9 @@ def test_ranks_with_their_shares_equal_one_rank_with_the_whole(tmp_path, size):
     script.write_text(STEPS)
     path = os.pathsep.join([str(tiny.ROOT), str(tiny.ROOT / "tests")])
     environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, script, tmp_path / "one"], env=environment, check=True, timeout=120)
+    subprocess.run([sys.executable, script, tmp_path / "one"], env=environment, check=True, timeout=300)
     together = [MPIEXEC, "-n", str(size), sys.executable, "-m", "mpi4py", script, tmp_path / "many"]
-    subprocess.run(together, env=environment, check=True, timeout=120)
+    subprocess.run(together, env=environment, check=True, timeout=300)
     one = np.load(tmp_path / "one-0.npz")
     many = [np.load(tmp_path / f"many-{rank}.npz") for rank in range(size)]
     for name in one:
@@ -167,7 +167,7 @@ def test_two_ranks_train_and_rank_0_alone_speaks(tmp_path):
     # but for rounding, for which it matters how many rows a product has.
     for mpi in ((), (MPIEXEC, "-n", "3")):
         done = tiny.start("--evaluate", tmp_path / "two" / LAST, mpi=mpi, env=ENVIRONMENT)
-        _, found_error, _, found_loss = done.communicate(timeout=120)[0].split()
+        _, found_error, _, found_loss = done.communicate(timeout=300)[0].split()
         assert float(found_error) == line["test_error"]
         assert float(found_loss) == pytest.approx(line["test_loss"], rel=1e-6)
 

@@ -212,6 +212,7 @@ def one_backward(dtype, rooms, monkeypatch):
     return {name: p.grad.astype(np.float64) for name, p in network.named_parameters()}, network
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
 def test_a_whole_network_learns_as_with_the_book(gpu, monkeypatch, dtype):

@@ -536,6 +536,7 @@ EXERCISES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXERCISES)
 def test_the_shim_notices_every_barrier_that_is_taken_away(name):
     """Run a file's kernels once for each of their barriers and waits, without it: the shim must name a race."""
