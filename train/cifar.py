@@ -18,7 +18,7 @@ if __name__ == "__main__":
 
 from minigrad import diagnosis
 
-from .options import DONE, FAILED, USAGE, UsageError, said, warn
+from .options import DONE, FAILED, USAGE, UsageError, prepare_process, said, warn
 from .run import faults, parallel
 from .run.config import BATCH_SIZE, parser
 from .run.evaluation import evaluate_file
@@ -30,6 +30,7 @@ from .run.training import train_command
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     args = parser().parse_args(argv)
+    prepare_process()
     try:
         ranks = parallel.start()
     except ValueError as error:

@@ -29,7 +29,7 @@ from tqdm import tqdm
 from resnext import zoo
 
 from . import cifar
-from .options import DONE, FAILED, USAGE, Parser, said
+from .options import DONE, FAILED, USAGE, Parser, prepare_process, said
 from .run.jobs import train_side_by_side
 from .run.series import Cell, Result, Stopped, System, mean_and_error, plan, read_metrics, summarise, train_in_turn
 from .show.figures import STYLES, draw_curves, draw_road, draw_sweep
@@ -213,6 +213,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     own = [option for option in options if option.split("=")[0] in OWN]
     if own or (options and args.command == "curves"):
         p.error(f"{args.command} does not take {' '.join(own or options)}")
+    prepare_process()
     try:
         for name in ("seeds", "jobs"):
             if getattr(args, name, 1) < 1:

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
+import minigrad
+from minigrad import registry
 from minigrad.backend import cupy, float_dtype
 
 # The exit codes of all commands. A command that a signal n ends returns 128 + n.
@@ -93,3 +95,11 @@ def check_dtype(name: str, device: str) -> None:
             f"bfloat16 needs a GPU of compute capability 8.0 or later (A100, RTX 30 and newer), {device} has "
             f"{found / 10}: use --dtype float32"
         )
+
+
+def prepare_process() -> list[str]:
+    """Let this process, which is minigrad's own, compute as fast as it can; return what was switched in it.
+
+    See minigrad/fast/process.py; a library's import leaves all of that alone.
+    """
+    return minigrad.fast.process.prepare() if registry.fast("cpu") else []

@@ -20,7 +20,7 @@ import numpy as np
 
 from minigrad.backend import to_device
 
-from .options import DONE, FAILED, USAGE, Parser, UsageError, printable, said, say
+from .options import DONE, FAILED, USAGE, Parser, UsageError, prepare_process, printable, said, say
 from .run.predictor import load_predictor
 
 
@@ -36,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = p.parse_args(argv)
     if args.top < 1:
         p.error(f"--top must be at least 1, got {args.top}")
+    prepare_process()
     try:
         to_device(np.zeros(1), args.device)  # says what is missing before anything else is done
     except ValueError as error:

@@ -14,7 +14,7 @@ from .run.signals import end_at_once
 if __name__ == "__main__":
     end_at_once("python -m train.report")  # the page is written whole or not at all
 
-from .options import DONE, FAILED, USAGE, Parser, said
+from .options import DONE, FAILED, USAGE, Parser, prepare_process, said
 from .show.report import write_report
 
 
@@ -24,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("run", type=Path, metavar="RUN", help="a run's folder, the --out of train.cifar")
     p.add_argument("--data-root", type=Path, default=Path("data"), metavar="DIR", help="where data is (default: data)")
     args = p.parse_args(argv)
+    prepare_process()
     try:
         print(f"{write_report(args.run, args.data_root)} is written")
         return DONE

@@ -132,20 +132,19 @@ def parallel_section(work: Callable[[], None]) -> None:
     """
     setters = [setter for _, setter in blas_threads()]
     counts = [count() for count, _ in blas_threads()]
-    ones = [1] * len(counts)
     interval = sys.getswitchinterval()
-    call, apply = operator.call, map
+    put_back = map(operator.call, setters, counts)  # what it calls is called when a list is made of it
 
     def section() -> None:
         np.setbufsize(BUFFER)
         work()
 
     try:
-        list(apply(call, setters, ones))
+        list(map(operator.call, setters, [1] * len(counts)))
         try:
             sys.setswitchinterval(SWITCH_INTERVAL)
             contextvars.copy_context().run(section)
         finally:
             sys.setswitchinterval(interval)
     finally:
-        list(apply(call, setters, counts))
+        list(put_back)

@@ -24,6 +24,7 @@ from minigrad import functional as F
 from minigrad.backend import cupy, synchronize, to_device
 from resnext import create
 
+from ..options import prepare_process
 from .environment import blas, peak_memory
 from .layers import times_of_step
 
@@ -47,6 +48,7 @@ class Minigrad:
     """The network in minigrad: `train()` and `forward()` do `in_a_row` steps and return when the work is done."""
 
     def __init__(self, args: argparse.Namespace):
+        self.switched = prepare_process()
         if args.device == "cpu" and args.threads and registry.fast("cpu"):
             minigrad.fast.cpu.set_threads(args.threads)
         minigrad.manual_seed(0)
@@ -95,7 +97,8 @@ class Minigrad:
         return sum(pool.total_bytes() for pool in pools)
 
     def describe(self) -> dict[str, Any]:
-        return {"minigrad": minigrad.__version__, "numpy": np.__version__, **blas()}
+        switched = {"switched": "; ".join(self.switched)} if self.switched else {}
+        return {"minigrad": minigrad.__version__, "numpy": np.__version__, **blas(), **switched}
 
     def layers(self) -> dict[str, float]:
         """Seconds of one eager training step by kind of layer, forward and backward."""
