@@ -51,6 +51,12 @@ def fast(kind: str) -> bool:
     return any(candidates for (_, k), candidates in _stand_ins.items() if k == kind.partition(":")[0])
 
 
+def leave_out(operation: Any) -> None:
+    """Do without an operation that stands in for the book's: from now on the next in line is asked."""
+    for key, candidates in _stand_ins.items():
+        _stand_ins[key] = tuple(candidate for candidate in candidates if candidate is not operation)
+
+
 @contextmanager
 def book_only() -> Iterator[None]:
     """Compute by the book's formulas alone, in all threads: to compare the two."""

@@ -20,6 +20,7 @@ from ..data import Dataset, augment
 from ..options import UsageError, say, usage_errors
 from . import checkpoint, parallel
 from .config import Config, configure
+from .faults import leave_out_kernels
 from .loading import load_data
 from .loop import Run, on_device
 from .parallel import ALONE, Ranks
@@ -96,6 +97,7 @@ def evaluate_file(args: argparse.Namespace, ranks: Ranks) -> None:
         config = configure(args, base)
         config = replace(config, device=ranks.device(config.device))
     parallel.use_threads(args.threads or ranks.threads())
+    leave_out_kernels(config.device, ranks)
     # A run's state knows how its images were normalised: the training images are not needed.
     train_set, test_set = ranks.in_turn(
         lambda: load_data(args, config, limit_train=1 if state else None, progress=ranks.rank == 0)

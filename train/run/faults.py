@@ -22,7 +22,9 @@ import numpy as np
 
 from minigrad import diagnosis
 from minigrad.backend import cupy
+from minigrad.check import leave_out_what_fails
 
+from ..options import warn
 from . import checkpoint
 from .parallel import ALONE, Ranks
 from .signals import Interrupted, Signals
@@ -99,3 +101,8 @@ def gpu_failed(error: Exception, out: Path) -> str:
     """What to tell a user whose GPU, driver or kernel compiler failed in the middle of a run."""
     kept = f"; {out} holds the run's last saved state" if (out / checkpoint.LAST).exists() else ""
     return f"the GPU failed: {diagnosis.in_words(error)}{kept}; `python -m minigrad.check --device cuda` tests it"
+
+
+def leave_out_kernels(device: str, ranks: Ranks) -> None:
+    """Do without the kernels that compute wrong on this GPU; the first rank checks, the others read its answer."""
+    ranks.in_turn(lambda: leave_out_what_fails(device, warn if ranks.rank == 0 else lambda sentence: None))

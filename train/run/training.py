@@ -23,7 +23,7 @@ from ..show.report import write_report
 from . import checkpoint, folder, parallel
 from .config import Config, configure, save_interval
 from .evaluation import evaluate_run
-from .faults import Guard, TrainingError
+from .faults import Guard, TrainingError, leave_out_kernels
 from .loading import load_data
 from .loop import Run, fingerprint, prepare, train_epoch
 from .parallel import Ranks
@@ -101,6 +101,7 @@ def train_command(args: argparse.Namespace, ranks: Ranks, signals: Signals) -> N
             config = replace(config, device=ranks.device(config.device))
             interval = save_interval(args.save_every)
         parallel.use_threads(args.threads or ranks.threads())
+        leave_out_kernels(config.device, ranks)
         train_set, test_set = ranks.in_turn(lambda: load_data(args, config, progress=ranks.rank == 0))
         with usage_errors():
             run = Run.start(config, train_set, test_set, ranks)

@@ -26,6 +26,15 @@ from ...backend import Array
 EAGER_CALLS = 3  # compilation, then velocities and pool in their final state, then one more for certainty
 
 
+CAPTURING = True
+
+
+def avoid() -> None:
+    """Run every step eagerly from now on: the check has found that replays go wrong on this machine."""
+    global CAPTURING
+    CAPTURING = False
+
+
 class CudaGraph:
     """`step`, run eagerly three times and as a captured graph from then on.
 
@@ -47,7 +56,7 @@ class CudaGraph:
         self.inputs: list[Array] | None = None
         self.outputs: Sequence[Array] = ()
         self.graph: Any = None
-        self.capturable = True  # until a capture has failed
+        self.capturable = CAPTURING  # until a capture has failed
         self.calls = 0
 
     def __call__(self, *arrays: Array) -> Sequence[Array]:
