@@ -95,7 +95,7 @@ def window() -> None:
     size, line, pixels = 22, 19, 6
     panels = (
         ("stride 1", 1, 0, 1, ""),
-        ("stride 2", 2, 0, 1, "5 lies in none"),
+        ("stride 2", 2, 0, 1, "pixel 5 is unseen"),
         ("padding 1", 1, 1, 1, "the border is 0"),
         ("dilation 2", 1, 0, 2, "every second pixel"),
     )
