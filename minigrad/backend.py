@@ -68,7 +68,7 @@ def device_of(array: Array) -> str:
 
 def _cuda_index(device: str) -> int:
     """Return i of "cuda:i" (0 for plain "cuda"); raise `DeviceError` for a name that is no device."""
-    name, _, index = device.partition(":")
+    name, _, index = str(device).partition(":")
     if name != "cuda" or not (index.isdecimal() or device == "cuda"):
         raise DeviceError(f"unknown device {device!r}: use 'cpu', 'cuda' or 'cuda:<index>'")
     return int(index or 0)
@@ -79,7 +79,7 @@ def to_device(array: Array, device: str) -> Array:
 
     A GPU becomes the current one: kernels run on the current device, wherever their arrays are.
     """
-    if device == "cpu":
+    if isinstance(device, str) and device == "cpu":
         return to_numpy(array)
     index = _cuda_index(device)
     cp = cupy()
@@ -113,7 +113,7 @@ def capturing(array: Array) -> bool:
 def float_dtype(name: Any, device: str = "cpu") -> np.dtype:
     """Return the NumPy dtype of "float32", "float64" or, on CUDA only, "bfloat16"; raise ValueError otherwise."""
     if str(name) == "bfloat16":
-        if device == "cpu":
+        if str(device) == "cpu":
             raise ValueError("bfloat16 is computed on CUDA devices only: use float32 or float64 on the CPU")
         return np.dtype(wanted("ml_dtypes", "bfloat16", "ml_dtypes").bfloat16)
     dtype = np.dtype(name)

@@ -14,6 +14,7 @@ import subprocess
 from collections.abc import Mapping
 
 from .nn import Module
+from .ops.arguments import check_kind, check_tensors
 from .registry import book_of
 from .tensor import Function, Tensor
 
@@ -31,6 +32,8 @@ def graph(y: Tensor, names: Module | Mapping[str, Tensor] | None = None) -> str:
     are named as in the book (minigrad/ops), whichever implementation ran. Raises ValueError for a tensor that no
     operation made, and for a graph that `backward()` has freed.
     """
+    check_tensors("graph", y=y)
+    check_kind(names, Module | Mapping | None, "the leaves' names are a module or a dictionary")
     if y.node is None:
         raise ValueError("there is no graph to draw: no recorded operation made this tensor")
     named = dict(names.named_parameters()) if isinstance(names, Module) else dict(names or {})

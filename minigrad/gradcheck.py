@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from .backend import Array, array_module, is_float, to_device, to_numpy
+from .backend import Array, array_module, is_array, is_float, to_device, to_numpy
+from .ops.arguments import as_number, check_kind
 from .registry import book_of
 from .tensor import Function, Tensor, no_grad
 
@@ -50,11 +51,14 @@ def gradcheck(
     ValueError where `fn` is not connected to its inputs or gives two values for the same input, and where it or one of
     its operations changes an array that it was given.
     """
+    check_kind(fn, Callable, "gradcheck checks a function of tensors")
+    numbers = {"eps": eps, "rtol": rtol, "atol": atol}
+    eps, rtol, atol = (as_number(value, f"gradcheck's {name}") for name, value in numbers.items())
     if not eps > 0:
         raise ValueError(f"gradcheck needs a step eps above 0, got {eps}")
     if not (rtol >= 0 and atol >= 0):
         raise ValueError(f"gradcheck needs tolerances of at least 0, got rtol {rtol} and atol {atol}")
-    if max_entries is not None and max_entries < 1:
+    if max_entries is not None and as_number(max_entries, "gradcheck's max_entries") < 1:
         raise ValueError(f"gradcheck needs at least one entry to check, got max_entries {max_entries}")
     arguments = _prepare(list(inputs) if isinstance(inputs, list | tuple) else [inputs])
     mismatch = _compare(fn, arguments, eps, rtol, atol, seed, max_entries)
@@ -188,7 +192,7 @@ def _prepare(inputs: list[Any]) -> list[Any]:
     arguments = []
     for x, wanted in zip(inputs, chosen, strict=True):
         array = x.data if isinstance(x, Tensor) else x
-        checkable = hasattr(array, "dtype") and is_float(array.dtype) and (wanted or not any(chosen))
+        checkable = is_array(array) and is_float(array.dtype) and (wanted or not any(chosen))
         in_place = wanted and array.dtype == np.float64
         if checkable and not in_place:
             arguments.append(Tensor(array_module(array).asarray(array, np.float64), requires_grad=True))

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from . import ops
-from .backend import float_dtype, generator, is_float, to_device
-from .ops.arguments import Pair, as_pair
+from .backend import device_of, float_dtype, generator, is_float, to_device
+from .ops.arguments import Pair, as_pair, as_probability, as_size, check_kind, check_moving, check_tensors
 from .tensor import Tensor
 
 
@@ -86,7 +86,8 @@ class Module:
         for _, t in self.named_tensors():
             if is_float(t.dtype):
                 moved = t.data if device is None else to_device(t.data, device)
-                t.data = moved if dtype is None else moved.astype(float_dtype(dtype, device or t.device), copy=False)
+                wanted = t.dtype if dtype is None else float_dtype(dtype, device_of(moved))
+                t.data = moved.astype(wanted, copy=False)
                 t.grad = None
         return self
 
@@ -101,6 +102,8 @@ class Module:
         unless everything fits: raises ValueError for arrays of another shape and, when `strict`, for missing and
         unexpected names. `num_batches_tracked`, which counts steps and is used by nothing, may be missing.
         """
+        if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
+            raise TypeError(f"load_state_dict takes a dictionary of arrays by name, got {type(state).__name__}")
         if state and all(name.startswith("module.") for name in state):
             state = {name.removeprefix("module."): value for name, value in state.items()}
         own = dict(self.named_tensors())
@@ -133,6 +136,7 @@ class Sequential(Module):
 
     def __init__(self, *modules: Module):
         for i, module in enumerate(modules):
+            check_kind(module, Module, "Sequential takes modules")
             setattr(self, str(i), module)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -158,11 +162,15 @@ def uniform(shape: tuple[int, ...], fan_in: int) -> np.ndarray:
     return generator().uniform(-bound, bound, shape).astype(np.float32)
 
 
-def _positive(**sizes: int) -> None:
-    """Raise ValueError unless every size is a positive integer."""
-    for name, size in sizes.items():
-        if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
-            raise ValueError(f"{name} must be a positive integer, got {size!r}")
+def _cast(layer: Conv2d | Linear, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The layer's weight and bias in the precision of x, which must be a tensor.
+
+    Weights are kept in float32 and meet bfloat16 activations here; the cast is on the tape, so the gradient comes back
+    in float32.
+    """
+    check_tensors(type(layer).__name__, x=x)
+    dtype = x.dtype if is_float(x.dtype) else layer.weight.dtype
+    return layer.weight.to(dtype=dtype), None if layer.bias is None else layer.bias.to(dtype=dtype)
 
 
 class Conv2d(Module):
@@ -183,23 +191,21 @@ class Conv2d(Module):
         groups: int = 1,
         bias: bool = True,
     ):
-        _positive(in_channels=in_channels, out_channels=out_channels, groups=groups)
+        sizes = {"in_channels": in_channels, "out_channels": out_channels, "groups": groups}
+        in_channels, out_channels, groups = (as_size(value, name) for name, value in sizes.items())
         if in_channels % groups or out_channels % groups:
             raise ValueError(
                 f"Conv2d: {in_channels} input and {out_channels} output channels must be divisible by {groups} groups"
             )
         kernel = as_pair(kernel_size, "kernel_size", 1)
-        self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
+        self.stride, self.padding = as_pair(stride, "stride", 1), as_pair(padding, "padding", 0)
+        self.dilation, self.groups = as_pair(dilation, "dilation", 1), groups
         fan_in, fan_out = (in_channels // groups * kernel[0] * kernel[1], out_channels * kernel[0] * kernel[1])
         self.weight = Parameter(he_normal((out_channels, in_channels // groups, *kernel), fan_out))
         self.bias = Parameter(uniform((out_channels,), fan_in)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        # Weights are kept in float32 and meet bfloat16 activations here; the cast is on the tape, so the gradient
-        # comes back in float32.
-        weight = ops.basic.to(self.weight, dtype=x.dtype) if is_float(x.dtype) else self.weight
-        bias = self.bias if self.bias is None else ops.basic.to(self.bias, dtype=weight.dtype)
-        return ops.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        return ops.conv2d(x, *_cast(self, x), self.stride, self.padding, self.dilation, self.groups)
 
 
 class BatchNorm2d(Module):
@@ -209,8 +215,8 @@ class BatchNorm2d(Module):
     """
 
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1):
-        _positive(num_features=num_features)
-        self.eps, self.momentum = eps, momentum
+        num_features = as_size(num_features, "num_features")
+        self.eps, self.momentum = check_moving("BatchNorm2d", momentum, eps)
         self.weight = Parameter(np.ones(num_features, np.float32))
         self.bias = Parameter(np.zeros(num_features, np.float32))
         self.running_mean = Tensor(np.zeros(num_features, np.float32))
@@ -218,6 +224,7 @@ class BatchNorm2d(Module):
         self.num_batches_tracked = Tensor(np.zeros((), np.int64))
 
     def forward(self, x: Tensor, relu: bool = False, shortcut: Tensor | None = None) -> Tensor:
+        check_tensors("BatchNorm2d", x=x, shortcut=shortcut)
         if x.ndim != 4:
             raise ValueError(f"BatchNorm2d expects images of shape (N, C, H, W), got {x.shape}")
         if shortcut is not None and not relu:
@@ -233,14 +240,12 @@ class Linear(Module):
     """y = x weightᵀ + bias with weights (O, I); both start uniform in ±1/√I."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True):
-        _positive(in_features=in_features, out_features=out_features)
+        in_features, out_features = as_size(in_features, "in_features"), as_size(out_features, "out_features")
         self.weight = Parameter(uniform((out_features, in_features), in_features))
         self.bias = Parameter(uniform((out_features,), in_features)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = ops.basic.to(self.weight, dtype=x.dtype) if is_float(x.dtype) else self.weight
-        bias = self.bias if self.bias is None else ops.basic.to(self.bias, dtype=weight.dtype)
-        return ops.linear(x, weight, bias)
+        return ops.linear(x, *_cast(self, x))
 
 
 class ReLU(Module):
@@ -250,21 +255,23 @@ class ReLU(Module):
         return ops.relu(x)
 
 
-class MaxPool2d(Module):
-    """The largest value of each window; see `ops.pool.max_pool2d`."""
+class _Pool(Module):
+    """A window and how it moves; the stride is the window's size unless given."""
 
     def __init__(self, kernel_size: int | Pair, stride: int | Pair | None = None, padding: int | Pair = 0):
-        self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
+        self.kernel_size, self.padding = as_pair(kernel_size, "kernel_size", 1), as_pair(padding, "padding", 0)
+        self.stride = self.kernel_size if stride is None else as_pair(stride, "stride", 1)
+
+
+class MaxPool2d(_Pool):
+    """The largest value of each window; see `ops.pool.max_pool2d`."""
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.max_pool2d(x, self.kernel_size, self.stride, self.padding)
 
 
-class AvgPool2d(Module):
+class AvgPool2d(_Pool):
     """The mean of each window; see `ops.pool.avg_pool2d`."""
-
-    def __init__(self, kernel_size: int | Pair, stride: int | Pair | None = None, padding: int | Pair = 0):
-        self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.avg_pool2d(x, self.kernel_size, self.stride, self.padding)
@@ -281,9 +288,7 @@ class Dropout(Module):
     """Zero each value with probability p in training, pass everything in evaluation; see `ops.activation.dropout`."""
 
     def __init__(self, p: float = 0.5):
-        if not 0 <= p < 1:
-            raise ValueError(f"Dropout needs a probability 0 <= p < 1, got {p}")
-        self.p = p
+        self.p = as_probability(p, "Dropout")
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.dropout(x, self.p, self.training)
@@ -293,6 +298,7 @@ class Flatten(Module):
     """(N, ...) -> (N, everything else)."""
 
     def forward(self, x: Tensor) -> Tensor:
+        check_tensors("Flatten", x=x)
         return x.reshape(x.shape[0], -1)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from .backend import Array, array_module, device_of, to_device
+from .ops.arguments import as_amount, as_list, as_number
 from .registry import choose
 from .tensor import Tensor
 
@@ -58,17 +59,16 @@ class SGD:
         weight_decay: float = 0.0,
         nesterov: bool = False,
     ):
-        self.lr = lr
+        self.lr = as_amount(lr, "SGD: lr")
         defaults = {"params": (), "momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov}
-        items = list(params)
+        items = as_list(params, "parameters")
         groups = items if items and all(isinstance(g, dict) for g in items) else [{"params": items}]
-        self.groups = [{**defaults, **g, "params": list(g.get("params", ()))} for g in groups]
+        self.groups = [{**defaults, **g, "params": as_list(g.get("params", ()), "parameters")} for g in groups]
         for group in self.groups:
             for name in group.keys() - defaults.keys():
                 raise ValueError(f"SGD: {name!r} is not an option that a group of parameters can have")
-            for name, value in {"lr": lr, **group}.items():
-                if name in ("lr", "momentum", "weight_decay") and not (math.isfinite(value) and value >= 0):
-                    raise ValueError(f"SGD: {name} must be a finite number that is not negative, got {value}")
+            for name in ("momentum", "weight_decay"):
+                group[name] = as_amount(group[name], f"SGD: {name}")
             if group["nesterov"] and not group["momentum"]:
                 raise ValueError(f"SGD: Nesterov's rule needs a momentum above 0, got {group['momentum']}")
         every = self.parameters()
@@ -116,16 +116,19 @@ class SGD:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict()`. Raises ValueError where number or shapes of the velocities differ."""
-        velocities, params = state["velocities"], self.parameters()
+        """Go on from `state_dict()`. Raises TypeError or ValueError, and changes nothing, where it does not fit."""
+        if not isinstance(state, Mapping) or not {"lr", "velocities"} <= state.keys():
+            raise ValueError("SGD's state is a dictionary with lr and velocities, as state_dict() returns it")
+        lr, params = as_amount(state["lr"], "SGD's state: lr"), self.parameters()
+        velocities = [None if v is None else np.asarray(v) for v in as_list(state["velocities"], "velocities")]
         if len(velocities) != len(params):
             raise ValueError(
                 f"the state has velocities for {len(velocities)} parameters, the optimizer has {len(params)}"
             )
         for i, (v, p) in enumerate(zip(velocities, params, strict=True)):
-            if v is not None and v.shape != p.shape:
+            if v is not None and (v.shape != p.shape or v.dtype.kind not in "fiu"):
                 raise ValueError(f"velocity {i} has shape {v.shape} in the state, its parameter has {p.shape}")
-        self.lr = state["lr"]
+        self.lr = lr
         self.velocities = [
             None if v is None else to_device(np.array(v, p.dtype), device_of(p.data))
             for v, p in zip(velocities, params, strict=True)
@@ -139,7 +142,9 @@ Schedule = Callable[[float], float]
 
 def multi_step(lr: float, milestones: Sequence[float], gamma: float = 0.1) -> Schedule:
     """lr · gamma^(number of milestones passed): constant in between, the step schedule of the paper (Appendix A)."""
-    return lambda t: lr * gamma ** sum(t >= m for m in milestones)
+    lr, gamma = as_amount(lr, "multi_step's lr"), as_amount(gamma, "multi_step's gamma")
+    passed = [as_number(m, "a milestone of multi_step") for m in as_list(milestones, "milestones")]
+    return lambda t: lr * gamma ** sum(t >= m for m in passed)
 
 
 def cosine(lr: float, total: float, warmup: float = 0.0, final: float = 0.0) -> Schedule:
@@ -154,7 +159,10 @@ def linear(lr: float, total: float, warmup: float = 0.0, final: float = 0.0) -> 
 
 def _decay(lr: float, total: float, warmup: float, final: float, shape: Callable[[float], float]) -> Schedule:
     """Rise linearly to lr over `warmup`, then fall to `final` as `shape` goes from 1 to 0 over the rest of `total`."""
-    if not 0 <= warmup < total:
+    numbers = {"lr": lr, "total": total, "warmup": warmup, "final": final}
+    for name, value in numbers.items():
+        as_amount(value, f"a schedule's {name}")
+    if not warmup < total:
         raise ValueError(f"a schedule needs 0 <= warmup < total, got warmup {warmup} and total {total}")
 
     def schedule(t: float) -> float:

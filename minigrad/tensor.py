@@ -16,13 +16,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ContextDecorator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .backend import Array, array_module, device_of, float_dtype, is_float, to_device, to_numpy, total
+from .backend import Array, array_module, cupy, device_of, float_dtype, is_float, to_device, to_numpy, total
 from .registry import choose
 
 _thread = threading.local()
@@ -33,15 +33,18 @@ def recording() -> bool:
     return getattr(_thread, "recording", True)
 
 
-@contextmanager
-def no_grad() -> Iterator[None]:
+class no_grad(ContextDecorator):
     """Compute without recording, as a context manager or a decorator: for evaluation and for updating weights."""
-    before = recording()
-    _thread.recording = False
-    try:
-        yield
-    finally:
-        _thread.recording = before
+
+    def __init__(self) -> None:
+        self.before: list[bool] = []  # one object may be entered again, inside itself too
+
+    def __enter__(self) -> None:
+        self.before.append(recording())
+        _thread.recording = False
+
+    def __exit__(self, *_: object) -> None:
+        _thread.recording = self.before.pop()
 
 
 class Function:
@@ -167,6 +170,14 @@ def add_gradients(a: Array, b: Array) -> Array:
     return a + b
 
 
+def check_dtype(array: Array) -> Array:
+    """Return the array; TypeError where its numbers are none that a tensor holds."""
+    if array.dtype.kind not in "biu" and not is_float(array.dtype):
+        kinds = "float32, float64, integers or booleans"
+        raise TypeError(f"a Tensor holds {kinds}, not {array.dtype}: convert the data first")
+    return array
+
+
 def consumers(root: Function | Tensor) -> dict[Function | Tensor, int]:
     """Count, for every node below `root`, the edges that lead into it: the gradients it has to wait for."""
     counts: dict[Function | Tensor, int] = {root: 0}
@@ -213,10 +224,9 @@ class Tensor:
         if dtype is None and array.dtype == np.float64 and not hasattr(source, "dtype"):
             dtype = np.float32  # Python's numbers have no precision of their own
         if dtype is not None and (array.dtype.kind in "biuf" or is_float(array.dtype)):
-            array = array.astype(float_dtype(dtype, device or device_of(array)) if "float" in str(dtype) else dtype)
-        if array.dtype.kind not in "biu" and not is_float(array.dtype):
-            kinds = "float32, float64, integers or booleans"
-            raise TypeError(f"a Tensor holds {kinds}, not {array.dtype}: convert the data first")
+            place = device_of(array) if device is None else device
+            array = array.astype(float_dtype(dtype, place) if "float" in str(dtype) else dtype)
+        check_dtype(array)
         self._set(array if device is None else to_device(array, device))
         if requires_grad and not is_float(self.dtype):
             raise TypeError(f"only floating-point tensors can have a gradient, this one is {self.dtype}")
@@ -387,10 +397,11 @@ class Tensor:
 
 
 def from_dlpack(source: Any) -> Tensor:
-    """Wrap the memory of another library's array (PyTorch, JAX, CuPy, NumPy, ...) without a copy, through DLPack."""
-    kind, _ = source.__dlpack_device__()
-    if kind == 2:  # kDLCUDA
-        from .backend import cupy
+    """Wrap the memory of another library's array (PyTorch, JAX, CuPy, NumPy, ...) without a copy, through DLPack.
 
-        return Tensor._of(cupy().from_dlpack(source))
-    return Tensor._of(np.from_dlpack(source))
+    Raises TypeError for what has no such protocol, and for arrays of numbers that a tensor cannot hold.
+    """
+    if not hasattr(source, "__dlpack_device__"):
+        raise TypeError(f"from_dlpack needs an array that knows DLPack, got {type(source).__name__}: try Tensor(...)")
+    on_gpu = source.__dlpack_device__()[0] == 2  # kDLCUDA
+    return Tensor._of(check_dtype((cupy() if on_gpu else np).from_dlpack(source)))

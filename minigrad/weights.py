@@ -14,6 +14,7 @@ from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save
 
 from .nn import Module
+from .ops.arguments import check_kind
 
 # The names that safetensors has for little-endian types, and NumPy's.
 DTYPES = {
@@ -24,6 +25,7 @@ DTYPES = {
 
 def save_weights(module: Module, path: str | os.PathLike[str]) -> None:
     """Write all parameters and buffers to a safetensors file, which appears whole or not at all."""
+    check_kind(module, Module, "save_weights writes the weights of a module")
     write_atomically(Path(path), save(module.state_dict()))
 
 
@@ -33,13 +35,14 @@ def load_weights(module: Module, path: str | os.PathLike[str], strict: bool = Tr
     Raises FileNotFoundError for a missing file, and ValueError for one that is damaged, whose shapes differ or (when
     `strict`) whose names do; the module is unchanged then. Half-precision weights are converted.
     """
+    check_kind(module, Module, "load_weights reads the weights of a module")
     return module.load_state_dict(read_arrays(Path(path)), strict)
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """Return the arrays of a safetensors file by name, bfloat16 as float32; ValueError names the file if it is none."""
     if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
+        raise FileNotFoundError(f"there is no file {path}" + (": it is a folder" if path.is_dir() else ""))
     content = path.read_bytes()
     try:
         entries = dict(deserialize(content))

@@ -23,6 +23,7 @@ import numpy as np
 from minigrad import Tensor
 from minigrad import functional as F
 from minigrad.nn import BatchNorm2d, Conv2d, Identity, Module, Sequential
+from minigrad.ops.arguments import as_size, check_kind
 
 FORMS = ("a", "b", "c")
 EXPANSION = 4  # the block's output has four times its stage's base channels: 64 -> 256 and so on
@@ -62,10 +63,11 @@ class Bottleneck(Module):
         form: str = "c",
         residual: bool = True,
     ):
-        if form not in FORMS:
+        if not isinstance(form, str) or form not in FORMS:
             raise ValueError(f"a block has form 'a', 'b' or 'c', got {form!r}")
-        if cardinality < 1 or d < 1:
-            raise ValueError(f"a block needs at least one path of one channel, got cardinality {cardinality} and d {d}")
+        sizes = {"in_channels": in_channels, "out_channels": out_channels, "cardinality": cardinality, "d": d}
+        in_channels, out_channels, cardinality, d = (as_size(value, name) for name, value in sizes.items())
+        stride = as_size(stride, "stride")
         self.form, self.cardinality, self.residual = form, cardinality, residual
         self.in_channels, self.out_channels, self.d, self.stride = in_channels, out_channels, d, stride
         width = cardinality * d
@@ -110,6 +112,7 @@ class Bottleneck(Module):
 
 def convert(block: Bottleneck, form: str) -> Bottleneck:
     """Return a block of another form that computes the same function: the same weights, split or joined."""
+    check_kind(block, Bottleneck, "convert takes a Bottleneck")
     other = Bottleneck(
         block.in_channels, block.out_channels, block.cardinality, block.d, block.stride, form, block.residual
     )
@@ -121,6 +124,7 @@ def convert(block: Bottleneck, form: str) -> Bottleneck:
 
 def convert_network(network: Module, form: str) -> Module:
     """Replace every block of a network, in place, by its equivalent of another form; return the network."""
+    check_kind(network, Module, "convert_network takes a network")
     for parent in list(network.modules()):
         for name, child in list(parent.children()):
             if isinstance(child, Bottleneck):

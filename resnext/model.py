@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from minigrad import Tensor
 from minigrad import functional as F
 from minigrad.nn import BatchNorm2d, Conv2d, Linear, Module, Sequential
+from minigrad.ops.arguments import as_list, as_size, check_tensors
 
 from .blocks import EXPANSION, Bottleneck
 
@@ -36,8 +37,9 @@ class ResNeXt(Module):
         residual: bool = True,
         stem: int = 64,
     ):
-        if num_classes < 1:
-            raise ValueError(f"a network needs at least one class, got {num_classes}")
+        sizes = {"cardinality": cardinality, "width": width, "num_classes": num_classes, "stem": stem}
+        cardinality, width, num_classes, stem = (as_size(value, name) for name, value in sizes.items())
+        blocks = [as_size(count, "the blocks of a stage") for count in as_list(blocks, "blocks for each stage")]
         self.imagenet = imagenet
         self.input_size = 224 if imagenet else 32
         self.conv1 = (
@@ -59,6 +61,7 @@ class ResNeXt(Module):
         self.fc = Linear(channels, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
+        check_tensors("ResNeXt", x=x)
         if x.ndim == 4 and x.shape[1] != 3:
             raise ValueError(f"the network expects images with 3 channels (N, 3, H, W), got shape {x.shape}")
         x = self.bn1(self.conv1(x), relu=True)

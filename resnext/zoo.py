@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any
 
 from minigrad.nn import Module
+from minigrad.ops.arguments import check_kind
 
 from . import model
 from .hog import HOGLinear
@@ -112,6 +113,7 @@ def create(name: str, num_classes: int | None = None, **options: Any) -> Module:
     `num_classes` is 10 for CIFAR networks and 1000 for ImageNet networks unless given; `options` are the network's own
     (form="a", ...). Raises ValueError for a name that is unknown, with the nearest ones, or whose numbers do not work.
     """
+    check_kind(name, str, "a network is created by its name")
     base = name.removesuffix(NO_RESIDUAL)
     if base != name and base not in ROAD:
         options["residual"] = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..backend import Array, array_module, generator
 from ..tensor import Function, Tensor
-from .arguments import as_number, check_tensors, one_axis
+from .arguments import as_probability, check_tensors, one_axis
 
 
 class ReLU(Function):
@@ -117,7 +117,5 @@ def dropout(x: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
     The mean of y is x (Srivastava et al., JMLR 2014, in its inverted form). Raises ValueError unless 0 <= p < 1.
     """
     check_tensors("dropout", x=x)
-    p = as_number(p, "dropout's p")
-    if not 0 <= p < 1:
-        raise ValueError(f"dropout needs a probability 0 <= p < 1, got {p}")
+    p = as_probability(p, "dropout")
     return Dropout.apply(x, p=p) if training and p > 0 else x

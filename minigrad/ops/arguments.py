@@ -6,6 +6,8 @@ ValueError for the wrong size, in one sentence that names the numbers.
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,12 @@ def check_tensors(operation: str, **arguments: Any) -> None:
         if not isinstance(value, Tensor) and not (value is None and name in ("bias", "shortcut")):
             kind = type(value).__name__
             raise TypeError(f"{operation} takes tensors, got {kind} for its {name}: wrap it in Tensor(...)")
+
+
+def check_kind(value: Any, kind: Any, sentence: str) -> None:
+    """Raise TypeError with the sentence, and what came instead, unless the value is of that kind."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{sentence}, got {type(value).__name__}")
 
 
 def as_tensors(operation: str, a: Any, b: Any) -> tuple[Tensor, Tensor]:
@@ -50,10 +58,31 @@ def is_integer(value: Any) -> bool:
 
 
 def as_number(value: Any, name: str) -> float:
-    """Return a number of Python or NumPy as a float; TypeError for anything else."""
+    """Return a number of Python or NumPy; TypeError for anything else."""
     if not isinstance(value, int | float | np.integer | np.floating) or isinstance(value, bool):
         raise TypeError(f"{name} must be a number, got {value!r}")
+    return value
+
+
+def as_amount(value: Any, name: str) -> float:
+    """Return a finite number that is not negative as a float; ValueError for one that is not."""
+    if not 0 <= as_number(value, name) <= sys.float_info.max:
+        raise ValueError(f"{name} must be a finite number that is not negative, got {value}")
     return float(value)
+
+
+def as_size(value: Any, name: str) -> int:
+    """Return a positive integer; ValueError for anything else, and for what no memory could hold."""
+    if not is_integer(value) or not 0 < value < 1 << 31:
+        limit = " below 2^31" if is_integer(value) and value > 0 else ""
+        raise ValueError(f"{name} must be a positive integer{limit}, got {value!r}")
+    return int(value)
+
+
+def as_list(values: Any, name: str) -> list[Any]:
+    """Return what a loop can run over as a list; TypeError for anything else."""
+    check_kind(None if isinstance(values, str) else values, Iterable, f"a list of {name} is needed")
+    return list(values)
 
 
 def as_pair(value: Any, name: str, minimum: int) -> Pair:
@@ -150,6 +179,21 @@ def check_filters(x: Tensor, weight: Tensor, bias: Tensor | None, groups: Any) -
         raise ValueError(f"conv2d: {O} filters need a bias of shape ({O},), got {bias.shape}")
 
 
+def as_probability(p: Any, operation: str) -> float:
+    """Return p as a float; ValueError unless 0 <= p < 1."""
+    if not 0 <= as_number(p, f"{operation}'s p") < 1:
+        raise ValueError(f"{operation} needs a probability 0 <= p < 1, got {p}")
+    return float(p)
+
+
+def check_moving(operation: str, momentum: Any, eps: Any) -> tuple[float, float]:
+    """Return a batch norm's (eps, momentum) as floats; ValueError where they are out of range."""
+    eps, momentum = as_number(eps, f"{operation}'s eps"), as_number(momentum, f"{operation}'s momentum")
+    if not (0 <= momentum <= 1 and 0 <= eps <= sys.float_info.max):
+        raise ValueError(f"{operation} needs 0 <= momentum <= 1 and eps >= 0, got momentum {momentum} and eps {eps}")
+    return float(eps), float(momentum)
+
+
 def norm_options(
     x: Tensor,
     weight: Tensor,
@@ -178,9 +222,7 @@ def norm_options(
             raise TypeError(f"batch_norm needs a floating-point array or tensor as its {name}, got {kind}")
         if device_of(statistic) != x.device:  # it is changed in place, so never copied
             raise ValueError(f"batch_norm: the input is on {x.device}, {name} on {device_of(statistic)}: move one")
-    momentum, eps = as_number(momentum, "batch_norm's momentum"), as_number(eps, "batch_norm's eps")
-    if not (0 <= momentum <= 1 and eps >= 0):
-        raise ValueError(f"batch_norm needs 0 <= momentum <= 1 and eps >= 0, got momentum {momentum} and eps {eps}")
+    eps, momentum = check_moving("batch_norm", momentum, eps)
     if training and x.size == C:
         raise ValueError(f"batch_norm in training needs more than one value per channel, got shape {x.shape}")
     if not training and (mean is None or var is None):

@@ -334,6 +334,6 @@ def pad(x: Tensor, widths: Sequence[tuple[int, int]]) -> Tensor:
 def to(x: Tensor, device: str | None = None, dtype: Any = None) -> Tensor:
     """The tensor on another device or in another precision, itself if it is so already; gradients travel back."""
     check_tensors("to", x=x)
-    device = device or x.device
+    device = x.device if device is None else str(device)
     dtype = x.dtype if dtype is None else float_dtype(dtype, device)
     return x if (device, dtype) == (x.device, x.dtype) else To.apply(x, device=device, dtype=dtype)

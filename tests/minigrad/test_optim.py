@@ -180,7 +180,11 @@ SHARED = leaf([1.0])
         (lambda: SGD([np.ones(3)], 0.1), TypeError, "parameter 0 is none: ndarray"),
         (lambda: cosine(0.1, total=0), ValueError, "0 <= warmup < total, got warmup 0.0 and total 0"),
         (lambda: linear(0.1, total=5, warmup=5), ValueError, "0 <= warmup < total, got warmup 5 and total 5"),
-        (lambda: linear(0.1, total=5, warmup=-1), ValueError, "got warmup -1 and total 5"),
+        (
+            lambda: linear(0.1, total=5, warmup=-1),
+            ValueError,
+            "warmup must be a finite number that is not negative, got -1",
+        ),
     ],
 )
 def test_bad_options_get_one_sentence(make, error, sentence):

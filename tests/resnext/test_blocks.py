@@ -136,5 +136,5 @@ def test_paths_of_two_layers_are_one_dense_convolution_after_the_other():
 def test_a_block_refuses_what_it_cannot_be():
     with pytest.raises(ValueError, match="form 'a', 'b' or 'c', got 'd'"):
         Bottleneck(8, 8, form="d")
-    with pytest.raises(ValueError, match="cardinality 0 and d 4"):
+    with pytest.raises(ValueError, match="cardinality must be a positive integer, got 0"):
         Bottleneck(8, 8, 0, 4)

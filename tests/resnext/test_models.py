@@ -169,9 +169,9 @@ def test_networks_refuse_images_and_sizes_that_do_not_fit():
         network(Tensor(np.zeros((2, 1, 8, 8), np.float32)))
     with pytest.raises(ValueError, match=r"depth 9n \+ 2 .*, got 30"):
         create("resnext30_8x64d")
-    with pytest.raises(ValueError, match="at least one class, got 0"):
+    with pytest.raises(ValueError, match="num_classes must be a positive integer, got 0"):
         create("resnext29_8x64d", num_classes=0)
-    with pytest.raises(ValueError, match="cardinality 0"):
+    with pytest.raises(ValueError, match="cardinality must be a positive integer, got 0"):
         create("resnext29_0x64d")
 
 
