@@ -57,7 +57,7 @@ def is_integer(value: Any) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
-def as_number(value: Any, name: str) -> float:
+def as_number(value: Any, name: str) -> Any:
     """Return a number of Python or NumPy; TypeError for anything else."""
     if not isinstance(value, int | float | np.integer | np.floating) or isinstance(value, bool):
         raise TypeError(f"{name} must be a number, got {value!r}")
