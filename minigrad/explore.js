@@ -243,6 +243,7 @@ function show() {
     $("sum").style.visibility = "";
     $("output").setAttribute("aria-activedescendant", `y-${o}-${oh}-${ow}`);
   }
+  $("p-sum").classList.toggle("tall", $("p-sum").offsetHeight > .4 * window.innerHeight);
   reveal(p ? "output" : "image", channelsOf(group)[0]);
   product();
 }

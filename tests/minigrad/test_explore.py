@@ -161,6 +161,9 @@ def test_the_sum_stands_above_the_fold_and_stays_in_sight(page, window, layer):
     assert 0 < window.script(bottom) < 600  # which leaves room for the outputs below
     window.script("window.scrollTo(0, 600)")
     assert window.script(bottom) > 0
+    window.open(f"{page.as_uri()}#{layer}", 1400, 400)  # but it never covers half of a low window
+    window.script("window.scrollTo(0, 600)")
+    assert window.script(bottom) <= 0
 
 
 @pytest.mark.parametrize("layer", ["", "C=8,G=2,K=1,P=2,D=1"])
