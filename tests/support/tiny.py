@@ -12,7 +12,7 @@ from unittest import mock
 import numpy as np
 
 from train import cifar
-from train.run import checkpoint, training
+from train.run import checkpoint, rehearsal, training
 
 ROOT = Path(__file__).resolve().parents[2]
 EPOCHS, STEPS = 3, 3  # of a run with these options
@@ -24,7 +24,7 @@ OPTIONS = (
 
 def train(out, *options):
     """Train in this process, without the report that a run ends with; return the exit code."""
-    with mock.patch.object(training, "write_report"):
+    with mock.patch.object(training, "write_report"), mock.patch.object(rehearsal, "render"):
         return cifar.main([*OPTIONS, "--out", str(out), *options])
 
 

@@ -24,6 +24,12 @@ class Dataset:
         return len(self.images)
 
     @property
+    def at_once(self) -> int:
+        """How many images are classified at once: 256, or fewer large ones, so that tests need little memory."""
+        H, W = self.shown
+        return max(1, min(256, 256 * 128**2 // (H * W)))
+
+    @property
     def shown(self) -> tuple[int, int]:
         """Height and width of what the network sees, in pixels."""
         return (self.crop, self.crop) if self.crop else self.images.shape[2:]

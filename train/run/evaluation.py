@@ -46,19 +46,20 @@ def evaluate(
 ) -> Evaluation:
     """Classify a data set, normalised with the mean and deviation of the training images.
 
-    Batches of 256 images are dealt to the ranks in turn; sums are made in the batches' order, so that the result does
-    not depend on the number of ranks. `after_round` is called whenever each rank has done one batch.
+    Batches of `dataset.at_once` images are dealt to the ranks in turn; sums are made in the batches' order, so that the
+    result does not depend on the number of ranks. `after_round` is called whenever each rank has done one batch.
     """
     model.eval()
     K = len(dataset.classes)
-    starts = range(0, len(dataset), 256)
+    size = dataset.at_once
+    starts = range(0, len(dataset), size)
     losses, confusion = np.zeros(len(starts)), np.zeros((K, K), np.int64)
     dtype = float_dtype(config.dtype, config.device)
     with no_grad():
         for i, begin in enumerate(starts):
             if i % ranks.size == ranks.rank:
-                labels = dataset.labels[begin : begin + 256]
-                batch = augment.normalise(dataset.images[begin : begin + 256], mean, std, dtype)
+                labels = dataset.labels[begin : begin + size]
+                batch = augment.normalise(dataset.images[begin : begin + size], mean, std, dtype)
                 logits = model(Tensor._of(batch))
                 losses[i] = F.cross_entropy(logits, labels).item() * len(labels)
                 np.add.at(confusion, (labels, to_numpy(logits.data).argmax(axis=1)), 1)

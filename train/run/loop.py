@@ -77,6 +77,10 @@ class Run:
             run.graph = minigrad.fast.cuda.graph.CudaGraph(partial(update, run))
         return run
 
+    def set_training(self) -> None:
+        """Switch the network to training."""
+        self.model.train()
+
     def state(self) -> tuple[dict[str, np.ndarray], checkpoint.State]:
         """All that changes: arrays by name, and what is no array. Raises TrainingError if a number is not finite."""
         arrays = self.model.state_dict()
@@ -251,7 +255,7 @@ def train_epoch(run: Run, after_step: Callable[[Run], None]) -> dict[str, float]
     order = np.random.default_rng((config.seed, run.epoch)).permutation(len(train_set))
     steps = math.ceil(len(train_set) / config.batch_size)
     schedule = config.schedule()
-    run.model.train()
+    run.set_training()
     title = f"epoch {run.epoch + 1}/{config.recipe.epochs}"
     batches = [order[i : i + config.batch_size] for i in range(0, len(train_set), config.batch_size)]
     batch = prepare(run, batches[run.step], run.step) if run.step < steps else None

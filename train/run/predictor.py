@@ -120,8 +120,8 @@ def predict(predictor: Predictor, dataset: Dataset, device: str) -> Predictions:
     """Classify a data set in evaluation mode."""
     parts = []
     with no_grad():
-        for begin in range(0, len(dataset), 256):
-            images = to_device(dataset.images[begin : begin + 256], device)
+        for begin in range(0, len(dataset), dataset.at_once):
+            images = to_device(dataset.images[begin : begin + dataset.at_once], device)
             logits = predictor.model(Tensor._of(augment.normalise(images, predictor.mean, predictor.std)))
             parts.append(F.softmax(logits).numpy())
     return Predictions(np.concatenate(parts), dataset.labels)

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 
-from minigrad import Tensor, no_grad
 from minigrad.weights import write_atomically
 
 from ..data import Dataset
@@ -25,8 +24,9 @@ from .config import Config, configure, save_interval
 from .evaluation import evaluate_run
 from .faults import Guard, TrainingError, leave_out_kernels
 from .loading import load_data
-from .loop import Run, fingerprint, prepare, train_epoch
+from .loop import Run, fingerprint, train_epoch
 from .parallel import Ranks
+from .rehearsal import try_batches, try_files
 from .signals import Interrupted, Signals
 
 
@@ -107,7 +107,7 @@ def train_command(args: argparse.Namespace, ranks: Ranks, signals: Signals) -> N
             run = Run.start(config, train_set, test_set, ranks)
             if config.recipe.cutout > min(train_set.shown):
                 raise ValueError(f"--cutout {config.recipe.cutout} is larger than the images")
-            try_image(run)
+            tried = try_batches(run)
             if found:
                 try:
                     run.restore(*found)
@@ -129,6 +129,7 @@ def train_command(args: argparse.Namespace, ranks: Ranks, signals: Signals) -> N
             with writing(args.out), signals.postponed(), np.errstate(over="ignore", invalid="ignore"):
                 if ranks.rank == 0:
                     prepare_folder(args.out, config, keep=found is not None)
+                try_files(run, args.out, tried)
                 try:
                     train(run, args.out, guard)
                 except Interrupted as stop:
@@ -145,13 +146,6 @@ def train_command(args: argparse.Namespace, ranks: Ranks, signals: Signals) -> N
             raise TrainingError(f"{error}; {kept}") from error
         if ranks.rank == 0:
             describe(args, (train_set, test_set))
-
-
-def try_image(run: Run) -> None:
-    """Augment a training image and send it through the network. Raises ValueError where its size does not fit."""
-    run.model.eval()
-    with no_grad():
-        run.model(Tensor._of(prepare(run, np.arange(1), 0)))
 
 
 def prepare_folder(out: Path, config: Config, keep: bool) -> None:
