@@ -18,6 +18,7 @@ from minigrad.backend import to_device
 from ..data.folders import check_options
 from ..options import Parser, check_dtype, default_dtype, folder
 from . import checkpoint
+from .fine_tuning import FREEZE, network_of
 from .recipes import CHOICES, PARTS, RECIPES, Recipe
 
 
@@ -36,6 +37,8 @@ class Config:
     limit_test: int | None = None
     image_size: int | None = None  # of photographs, which are scaled and cropped to it
     validate: float | None = None  # share of a folder's images that is kept back for testing
+    weights: str | None = None  # the file that training starts from
+    freeze: str = "none"  # what keeps the weights that it has
 
     def schedule(self) -> optim.Schedule:
         """The learning rate as a function of the time in epochs."""
@@ -49,6 +52,7 @@ class Config:
     def stored(cls, values: Mapping[str, Any], where: object) -> Config:
         """The configuration in the checkpoint `where`. Raises ValueError for one that is not of this version."""
         kinds = {"str": str, "int": int, "bool": bool, "int | None": int | NoneType, "float | None": float | NoneType}
+        kinds["str | None"] = str | NoneType
         try:
             values = LATER | {**values, "recipe": LATER_RECIPE | values["recipe"]}
             config = cls(**{**values, "recipe": Recipe(**values["recipe"])})
@@ -73,7 +77,7 @@ class Config:
 
 
 # What configurations of version 0.1 do not have, and what they meant.
-LATER: dict[str, Any] = {"image_size": None, "validate": None}
+LATER: dict[str, Any] = {"image_size": None, "validate": None, "weights": None, "freeze": "none"}
 LATER_RECIPE = {"crop_area": 0.25}
 
 # What a machine can do in minutes: without a GPU, a small network on images that need no download.
@@ -81,7 +85,7 @@ DEFAULTS = {
     "cpu": {"data": "shapes", "model": "resnext11_4x4d_w16"},
     "cuda": {"data": "cifar10", "model": "resnext29_8x64d"},
 }
-BATCH_SIZE = {"paper": 128, "short": 128, "quick": 32}  # by recipe
+BATCH_SIZE = {"paper": 128, "short": 128, "quick": 32, "fine-tune": 32}  # by recipe
 
 
 def parser() -> argparse.ArgumentParser:
@@ -116,7 +120,17 @@ def parser() -> argparse.ArgumentParser:
         metavar="SHARE",
         help="for folders without test/ or val/: keep this share of each class back for testing",
     )
-    p.add_argument("--recipe", choices=sorted(RECIPES), help="hyper-parameters (default: paper; quick for shapes)")
+    p.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="start from these weights (safetensors of torchvision, timm or a run) with a new last layer",
+    )
+    p.add_argument("--freeze", choices=FREEZE, help="what keeps its weights (default: none)")
+    p.add_argument(
+        "--recipe",
+        choices=sorted(RECIPES),
+        help="hyper-parameters (default: paper; quick for shapes, fine-tune with --weights)",
+    )
     p.add_argument("--epochs", type=int, help="passes over the data (default: the recipe's)")
     p.add_argument("--batch-size", type=int, metavar="N", help="images a step, of all ranks (default: 128; quick: 32)")
     p.add_argument("--seed", type=int, metavar="N", help="of weights, order and augmentation (default: 0)")
@@ -165,9 +179,11 @@ def configure(args: argparse.Namespace, base: Config | None = None) -> Config:
     to_device(np.zeros(1), device)  # says what is missing before anything else is done
     defaults = DEFAULTS.get(device.partition(":")[0], DEFAULTS["cpu"])
     data = args.data or (base.data if base else defaults["data"])
-    name = args.recipe or ("quick" if data == "shapes" else "paper")
+    name = args.recipe or ("fine-tune" if args.weights else "quick" if data == "shapes" else "paper")
     recipe = base.recipe if base and not args.recipe else RECIPES[name]
-    base = base or Config(data, defaults["model"], recipe, dtype=default_dtype(device), batch_size=BATCH_SIZE[name])
+    if base is None:
+        model = args.model or (network_of(args.weights) if args.weights else defaults["model"])
+        base = Config(data, model, recipe, dtype=default_dtype(device), batch_size=BATCH_SIZE[name])
     given = {name: value for name, value in vars(args).items() if value is not None} | {"device": device}
     given["recipe"] = replace(recipe, **{f.name: given[f.name] for f in fields(Recipe) if f.name in given})
     config = replace(base, **{f.name: given[f.name] for f in fields(Config) if f.name in given})

@@ -23,7 +23,7 @@ from minigrad.nn import Module
 from resnext import create
 
 from ..data import Dataset, augment
-from . import checkpoint, faults
+from . import checkpoint, faults, fine_tuning
 from .config import Config
 from .faults import TrainingError
 from .parallel import ALONE, Ranks
@@ -54,19 +54,29 @@ class Run:
     graph: Any = None  # on a GPU: `update` as a CUDA graph, which Python launches once a step
 
     @classmethod
-    def start(cls, config: Config, train_set: Dataset, test_set: Dataset, ranks: Ranks = ALONE) -> Run:
-        """A run at its beginning: fresh weights from the seed, on the device, with their optimiser."""
+    def start(
+        cls, config: Config, train_set: Dataset, test_set: Dataset, ranks: Ranks = ALONE, resumed: bool = False
+    ) -> Run:
+        """A run at its beginning: fresh weights from the seed, on the device, with their optimiser.
+
+        Where the configuration names weights to start from, all but the last layer's come from there, unless the run is
+        `resumed`, which has its own. Raises ValueError where they do not fit.
+        """
         minigrad.manual_seed(config.seed)
         model = create(config.model, num_classes=len(train_set.classes))
+        mean, std = train_set.mean, train_set.std
+        if config.weights and not resumed:
+            mean, std = fine_tuning.start_from(model, config.model, config.weights)
+        fine_tuning.freeze(model, config.freeze)
         model.to(config.device, "float64" if config.dtype == "float64" else "float32")
         r = config.recipe
-        decayed = [p for p in model.parameters() if r.decay_all or p.ndim > 1]
-        plain = [p for p in model.parameters() if not (r.decay_all or p.ndim > 1)]
+        trained = [p for p in model.parameters() if p.requires_grad]
+        decayed = [p for p in trained if r.decay_all or p.ndim > 1]
+        plain = [p for p in trained if not (r.decay_all or p.ndim > 1)]
         groups: list[dict[str, Any]] = [{"params": decayed}]
         if plain:
             groups.append({"params": plain, "weight_decay": 0.0})
         optimizer = optim.SGD(groups, r.lr, r.momentum, r.weight_decay, r.nesterov)
-        mean, std = train_set.mean, train_set.std
         fingerprint = zlib.crc32(train_set.labels.data, zlib.crc32(train_set.images.data))
         train_set, test_set = on_device(train_set, config.device), on_device(test_set, config.device)
         run = cls(config, model, optimizer, train_set, test_set, mean, std, fingerprint=fingerprint, ranks=ranks)
@@ -78,8 +88,8 @@ class Run:
         return run
 
     def set_training(self) -> None:
-        """Switch the network to training."""
-        self.model.train()
+        """Switch what is trained of the network to training."""
+        fine_tuning.set_training(self.model)
 
     def state(self) -> tuple[dict[str, np.ndarray], checkpoint.State]:
         """All that changes: arrays by name, and what is no array. Raises TrainingError if a number is not finite."""
@@ -140,6 +150,7 @@ class Run:
             if name not in self.average or self.average[name].shape != a.shape:
                 raise ValueError(f"the average of {name} does not fit the network")
             self.average[name] = to_device(np.array(a), self.config.device)
+        self.mean, self.std = np.array(state["mean"]), np.array(state["std"])
         self.epoch, self.step, self.history = state["epoch"], state["step"], state["history"]
         self.best_error = math.inf if state["best_error"] is None else state["best_error"]
         self.totals = state["totals"]
@@ -218,7 +229,7 @@ def update(run: Run, batch: Array, labels: Array, lr: float | Array, share: floa
 
 def average_over_ranks(run: Run, share: float) -> None:
     """Make gradients those of the whole batch, and running statistics the same on all ranks; see parallel.py."""
-    parameters = list(run.model.parameters())
+    parameters = [p for p in run.model.parameters() if p.requires_grad]
     tensors = [t for _, t in run.model.named_tensors() if not isinstance(t, Parameter) and is_float(t.dtype)]
     averages = run.ranks.average([p.grad for p in parameters] + [t.data for t in tensors], share)
     for p, dw in zip(parameters, averages, strict=False):

@@ -16,6 +16,7 @@ import numpy as np
 from minigrad.weights import write_atomically
 
 from ..data import Dataset
+from ..data.fetch import note
 from ..options import UsageError, say, usage_errors, warn
 from ..show import plots
 from ..show.report import write_report
@@ -23,6 +24,7 @@ from . import checkpoint, folder, parallel
 from .config import Config, configure, save_interval
 from .evaluation import evaluate_run
 from .faults import Guard, TrainingError, leave_out_kernels
+from .fine_tuning import told
 from .loading import load_data
 from .loop import Run, fingerprint, train_epoch
 from .parallel import Ranks
@@ -104,7 +106,9 @@ def train_command(args: argparse.Namespace, ranks: Ranks, signals: Signals) -> N
         leave_out_kernels(config.device, ranks)
         train_set, test_set = ranks.in_turn(lambda: load_data(args, config, progress=ranks.rank == 0))
         with usage_errors():
-            run = Run.start(config, train_set, test_set, ranks)
+            run = Run.start(config, train_set, test_set, ranks, resumed=found is not None)
+            if config.weights and found is None and ranks.rank == 0:
+                note(told(run.model, config.weights))
             if config.recipe.cutout > min(train_set.shown):
                 raise ValueError(f"--cutout {config.recipe.cutout} is larger than the images")
             tried = try_batches(run)
