@@ -6,6 +6,7 @@ the others (and of ```sh blocks), each `python -m` command must at least name a 
 script or test file must be there. "..." stands for anything.
 """
 
+import ast
 import contextlib
 import doctest
 import io
@@ -144,6 +145,16 @@ def test_every_exercise_has_a_solution_that_runs(page, monkeypatch):
     assert list(functions) == [f"exercise_{number}" for number in EXERCISES[page]]
     for solve in functions.values():
         solve()
+
+
+@pytest.mark.parametrize(("file", "pages"), [("conv", 4), ("norm", 5)])
+def test_every_name_in_the_files_that_the_guide_explains_is_on_its_pages(file, pages):
+    text = "".join(next(GUIDE.glob(f"{number}-*.md")).read_text() for number in range(1, pages + 1))
+    tree = list(ast.walk(ast.parse((ROOT / "minigrad" / "ops" / f"{file}.py").read_text())))
+    names = {n.id for n in tree if isinstance(n, ast.Name)} | {n.arg for n in tree if isinstance(n, ast.arg)}
+    names |= {n.attr for n in tree if isinstance(n, ast.Attribute)}
+    missing = {n for n in names if not re.search(rf"\b{n}\b", text)} - {"Any", "bool", "self"}
+    assert not missing, f"ops/{file}.py has {sorted(missing)}, of which the guide says nothing"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
