@@ -56,8 +56,10 @@ class Module:
                 yield from value.named_tensors(f"{prefix}{name}.")
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
-        """Yield (name, parameter) for what training changes."""
-        return ((name, t) for name, t in self.named_tensors() if isinstance(t, Parameter))
+        """Yield (name, parameter) for what training changes; one that several layers share once, by its first name."""
+        seen: dict[Tensor, str] = {}
+        every = ((name, t) for name, t in self.named_tensors() if isinstance(t, Parameter))
+        return ((name, t) for name, t in every if seen.setdefault(t, name) == name)
 
     def parameters(self) -> Iterator[Parameter]:
         """Yield what training changes, in the order of `named_parameters`."""

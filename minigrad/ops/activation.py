@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..backend import Array, array_module, generator
+from ..backend import Array, array_module, generator, total
 from ..tensor import Function, Tensor
 from .arguments import as_probability, check_tensors, one_axis
 
@@ -47,7 +47,7 @@ def log_softmax_array(x: Array, axis: int) -> Array:
     """x - log Σ eˣ along `axis`; the largest x is subtracted first, so that no exponential overflows."""
     shifted = x - x.max(axis=axis, keepdims=True)
     xp = array_module(x)
-    return shifted - xp.log(xp.exp(shifted).sum(axis=axis, keepdims=True))
+    return shifted - xp.log(total(xp.exp(shifted), axis, keepdims=True))
 
 
 class Softmax(Function):
@@ -59,7 +59,7 @@ class Softmax(Function):
         return self.y
 
     def backward(self, dy: Array) -> Array:
-        return self.y * (dy - (dy * self.y).sum(axis=self.axis, keepdims=True))
+        return self.y * (dy - total(dy * self.y, self.axis, keepdims=True))
 
 
 class LogSoftmax(Function):
@@ -71,7 +71,7 @@ class LogSoftmax(Function):
         return self.y
 
     def backward(self, dy: Array) -> Array:
-        return dy - array_module(dy).exp(self.y) * dy.sum(axis=self.axis, keepdims=True)
+        return dy - array_module(dy).exp(self.y) * total(dy, self.axis, keepdims=True)
 
 
 class Dropout(Function):

@@ -202,9 +202,9 @@ class Index(Function):
 
     def backward(self, dy: Array) -> Array:
         xp = array_module(dy)
-        # CuPy adds no bfloat16 at an index, and its sums would be rounded at every step.
-        dx = xp.zeros(self.shape, np.result_type(dy.dtype, np.float32))
-        xp.add.at(dx, self.index, dy.astype(dx.dtype, copy=False))
+        # Where many entries meet at one index their sum would be rounded at every step; CuPy adds no bfloat16 there.
+        dx = xp.zeros(self.shape, np.float64)
+        xp.add.at(dx, self.index, dy.astype(np.float32, copy=False) if dy.dtype.itemsize == 2 else dy)
         return dx.astype(dy.dtype, copy=False)
 
 

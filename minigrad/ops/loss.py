@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..backend import Array, array_module
+from ..backend import Array, array_module, total
 from ..tensor import Function, Tensor
 from .activation import log_softmax_array
 from .arguments import as_labels, as_number, check_tensors
@@ -23,8 +23,9 @@ class CrossEntropy(Function):
         xp = array_module(logits)
         self.at_labels, self.smoothing = (xp.arange(len(logits)), xp.array(labels)), label_smoothing
         self.log_p = log_softmax_array(logits, axis=1)
-        loss = -(1 - label_smoothing) * self.log_p[self.at_labels].mean()
-        return loss - label_smoothing * self.log_p.mean() if label_smoothing else loss
+        N, K = logits.shape
+        loss = -(1 - label_smoothing) * total(self.log_p[self.at_labels], None) / N
+        return loss - label_smoothing * total(self.log_p, None) / (N * K) if label_smoothing else loss
 
     def backward(self, dy: Array) -> Array:
         N, K = self.log_p.shape

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..backend import Array, array_module
+from ..backend import Array, array_module, total
 from ..tensor import Function, Tensor
 from .arguments import check_tensors, norm_options
 
@@ -44,11 +44,11 @@ class BatchNorm(Function):
         x = x.astype(weight.dtype, copy=False)  # bfloat16 has too few digits for a variance
 
         if training:
-            mean = x.mean(axis=self.axes)
-            centred = x - mean.reshape(self.channels)
-            var = (centred * centred).mean(axis=self.axes)
-            update_running(running_mean, mean, momentum)
             m = x.size // x.shape[1]
+            mean = total(x, self.axes) / m
+            centred = x - mean.reshape(self.channels)
+            var = total(centred * centred, self.axes) / m
+            update_running(running_mean, mean, momentum)
             update_running(running_var, var * (m / (m - 1)), momentum)  # the unbiased variance
         else:
             mean, var = (r.astype(x.dtype, copy=False) for r in (running_mean, running_var))
@@ -61,8 +61,8 @@ class BatchNorm(Function):
 
     def backward(self, dy: Array) -> tuple[Array, Array, Array]:
         dy = dy.astype(self.weight.dtype, copy=False)
-        dweight = (dy * self.x_hat).sum(axis=self.axes)
-        dbias = dy.sum(axis=self.axes)
+        dweight = total(dy * self.x_hat, self.axes)
+        dbias = total(dy, self.axes)
         dx = dy
         if self.training:
             m = dy.size // dy.shape[1]

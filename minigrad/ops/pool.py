@@ -6,6 +6,8 @@ times: tap (kh, kw) of all windows at once is one strided view of the image.
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import numpy as np
 
 from ..backend import Array, array_module
@@ -13,6 +15,12 @@ from ..tensor import Function, Tensor
 from .arguments import Pair, as_pair, check_images, check_window
 from .basic import mean
 from .conv import output_size, pad_image, tap
+
+
+def first_taps(xp: ModuleType, kernel: Pair, positions: Pair, stride: Pair, padding: Pair) -> Array:
+    """The tap of every window (OH, OW) that sees its first pixel; those before it see the border."""
+    kh, kw = (xp.maximum(p - s * xp.arange(n), 0) for n, s, p in zip(positions, stride, padding, strict=True))
+    return (kh[:, None] * kernel[1] + kw).astype(np.int32)
 
 
 class MaxPool2d(Function):
@@ -24,7 +32,8 @@ class MaxPool2d(Function):
         positions = output_size(x.shape[2:], kernel, stride, padding, (1, 1))
         padded = pad_image(x, padding, -np.inf)
         y = xp.full((*x.shape[:2], *positions), -np.inf, x.dtype)
-        self.winner = xp.zeros(y.shape, np.int32)  # the tap kh KW + kw that each y came from
+        # The tap kh KW + kw that each y came from; where all pixels are -∞, the first of them, and never the border.
+        self.winner = xp.zeros(y.shape, np.int32) + first_taps(xp, kernel, positions, stride, padding)
         for k in range(kernel[0] * kernel[1]):
             rows, cols = tap(*divmod(k, kernel[1]), positions, stride, (1, 1))
             value = padded[:, :, rows, cols]

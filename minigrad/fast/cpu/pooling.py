@@ -13,7 +13,7 @@ import numpy as np
 
 from ...backend import Array
 from ...ops.conv import Pair, output_size, tap
-from ...ops.pool import AvgPool2d, MaxPool2d
+from ...ops.pool import AvgPool2d, MaxPool2d, first_taps
 from .layout import to_nchw, to_nhwc
 from .memory import scratch
 from .threads import Span, parts_for, pool, spans
@@ -96,6 +96,7 @@ class FastMaxPool2d(_FastPool, MaxPool2d):
         x = to_nhwc(x)
         y = np.full((len(x), *self.out, x.shape[-1]), -np.inf, x.dtype)
         self.winner = np.zeros(y.shape, np.uint8)
+        self.winner += first_taps(np, kernel, self.out, stride, padding)[:, :, None].astype(np.uint8)
 
         def take(n: int, k: int, value: np.ndarray) -> None:
             larger, nan = (scratch(name, value.shape, np.dtype(bool)) for name in ("larger", "nan"))

@@ -86,3 +86,16 @@ def test_max_pooling_commutes_with_a_rising_function(case):
         np.exp(F.max_pool2d(Tensor(case.x), *window).data),
         rtol=1e-15,
     )
+
+
+@pytest.mark.parametrize("value", [-np.inf, 0.0])
+def test_a_window_that_sees_nothing_larger_than_the_border_keeps_its_gradient(value):
+    """-∞ in the image wins against the border's: no gradient is lost, and the first pixel of a window gets it."""
+    for case in ((2, 2, 1), (3, 1, 1), (3, 2, 1), ((3, 2), (2, 1), (1, 1)), (5, 2, 2)):
+        x = Tensor(np.full((1, 2, 4, 5), value), requires_grad=True)
+        y = F.max_pool2d(x, *case)
+        y.backward(np.ones(y.shape))
+        assert x.grad.sum() == y.size
+        copy = Tensor(np.zeros((1, 2, 4, 5)), requires_grad=True)  # equal values: the first of a window wins
+        F.max_pool2d(copy, *case).backward(np.ones(y.shape))
+        assert_array_equal(x.grad, copy.grad)
