@@ -9,7 +9,7 @@ import json
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -113,10 +113,10 @@ def train_in_turn(cells: Sequence[Cell], run: Callable[[Sequence[str]], int], en
 
 
 def is_begun(out: Path, config: Config) -> bool:
-    """Whether a folder holds a run of just this configuration."""
+    """Whether a folder holds a run of just this configuration, begun by this version or by an earlier one."""
     try:
-        return json.loads((out / "config.json").read_text()) == json.loads(json.dumps(asdict(config)))
-    except (OSError, ValueError):
+        return Config.stored(json.loads((out / "config.json").read_text()), out) == config
+    except (OSError, ValueError, TypeError, LookupError):
         return False
 
 

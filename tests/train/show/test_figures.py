@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -42,7 +42,7 @@ def pretend(monkeypatch):
 
     def pretend_to_train(argv):
         args = parser().parse_args(argv)
-        config = json.loads(json.dumps(series.asdict(configure(args))))
+        config = json.loads(json.dumps(asdict(configure(args))))
         trained.append((args.model, args.seed))
         error = 10.0 + len(args.model) + args.seed
         write_run(args.out, [50.0, error] if config["recipe"]["epochs"] == 2 else [error], **config)
@@ -166,10 +166,16 @@ def test_a_sweep_trains_its_grid_once_for_every_seed(tmp_path, pretend, monkeypa
 def test_a_run_with_other_settings_is_not_taken_for_done(tmp_path):
     config = configure(parser().parse_args(["--epochs", "2"]))
     for name, errors, changed in (("a", [5.0, 4.0], {}), ("b", [5.0], {}), ("c", [5.0, 4.0], {"seed": 3})):
-        write_run(tmp_path / name, errors, **{**json.loads(json.dumps(series.asdict(config))), **changed})
-    cells = [series.Cell("", 0, tmp_path / name, (), config) for name in ("a", "b", "c", "missing")]
-    assert [cell.is_done() for cell in cells] == [True, False, False, False]
-    assert [cell.epochs() for cell in cells] == [2, 1, 0, 0]
+        write_run(tmp_path / name, errors, **{**json.loads(json.dumps(asdict(config))), **changed})
+    text = (tmp_path / "a" / "config.json").read_text()
+    before, no_json, no_config = json.loads(text), "}", '["recipe"]'
+    del before["recipe"]["crop_area"]  # an option that a version before this one did not have
+    for name, content in (("d", json.dumps(before)), ("e", no_json), ("f", no_config), ("g", "{}")):
+        write_run(tmp_path / name, [5.0, 4.0])
+        (tmp_path / name / "config.json").write_text(content)
+    cells = [series.Cell("", 0, tmp_path / name, (), config) for name in ("a", "b", "c", "d", "e", "f", "g", "missing")]
+    assert [cell.is_done() for cell in cells] == [True, False, False, True, False, False, False, False]
+    assert [cell.epochs() for cell in cells] == [2, 1, 0, 2, 0, 0, 0, 0]
 
 
 def test_a_sweep_at_equal_size_follows_the_rule_of_table_2(tmp_path, pretend, monkeypatch):
