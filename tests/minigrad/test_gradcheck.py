@@ -4,12 +4,12 @@ import re
 
 import numpy as np
 import pytest
-from numpy.testing import assert_allclose, assert_array_equal
+from numpy.testing import assert_allclose
 from support import oracles
 from support.strategies import distinct, normal, positive
 
 import minigrad.functional as F
-from minigrad import Function, GradcheckError, Tensor, gradcheck, nn, no_grad
+from minigrad import Function, GradcheckError, Tensor, gradcheck
 from minigrad.ops.basic import Add, Divide, Max, Multiply, Power, Sum
 from minigrad.ops.conv import Conv2d
 from minigrad.ops.matmul import MatMul
@@ -277,136 +277,3 @@ def test_what_the_engine_refuses_is_refused_with_its_sentence():
     pair = type("Pair", (Function,), {"forward": lambda self, x: (x, x)})
     with pytest.raises(TypeError, match=r"Pair\.forward must return an array, it returned a tuple"):
         gradcheck(pair.apply, [X])
-
-
-class ScalesItsInput(Function):
-    def forward(self, x):
-        x *= 2
-        return x * 1
-
-    def backward(self, dy):
-        return 2 * dy
-
-
-class ScalesWhatItKept(Function):
-    def forward(self, x):
-        self.x = x
-        return x * x
-
-    def backward(self, dy):
-        self.x *= 2
-        return dy * self.x
-
-
-class ScalesItsGradient(Function):
-    """Right alone, and wrong beside an operation that gets the same dy."""
-
-    def forward(self, x):
-        return 3 * x
-
-    def backward(self, dy):
-        dy *= 3
-        return dy
-
-
-@pytest.mark.parametrize("fn", [lambda op, x: op(x), lambda op, x: x.exp() + op(x.exp())])
-@pytest.mark.parametrize(
-    ("operation", "sentence"),
-    [
-        (ScalesItsInput, "ScalesItsInput.forward changed its input 0 in place"),
-        (ScalesWhatItKept, "ScalesWhatItKept.backward changed its input 0 in place"),
-        (ScalesItsGradient, "ScalesItsGradient.backward changed dy in place"),
-    ],
-)
-def test_an_operation_that_changes_what_it_is_given_is_named(operation, fn, sentence):
-    with pytest.raises(ValueError, match=sentence):
-        gradcheck(lambda x: fn(operation.apply, x), [X])
-
-
-def test_a_network_whose_parameters_would_not_be_checked_is_refused():
-    """Float32 parameters are checked as float64 copies, which a network that holds its own never looks at."""
-    net = nn.Linear(3, 2)
-    with pytest.raises(ValueError, match=r"needs float64, fn returned float32: .* module.to\(dtype=...\)"):
-        gradcheck(lambda *_: net(Tensor(X.astype(np.float32))), list(net.parameters()))
-    with pytest.raises(ValueError, match="depends on other tensors, on none of the inputs"):
-        gradcheck(lambda *_: net(Tensor(X)), list(net.parameters()))
-
-
-def test_all_parameters_of_a_network_are_checked_in_place():
-    net = nn.Sequential(nn.Conv2d(2, 4, 3, groups=2), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(24, 3))
-    net.to(dtype="float64")
-    before = net.state_dict()
-    images, labels = Tensor(normal(0, 3, 2, 4, 5)), [0, 2, 1]
-    parameters = list(net.parameters())
-    parameters[0].grad = np.ones(parameters[0].shape)
-    assert gradcheck(lambda *_: F.cross_entropy(net(images), labels), parameters, max_entries=8)
-    for name, value in net.state_dict().items():
-        if "running" not in name and "tracked" not in name:
-            assert_array_equal(value, before[name])
-    assert_array_equal(parameters[0].grad, np.ones(parameters[0].shape))
-    assert parameters[1].grad is None
-
-    net[4].forward = lambda x: broken(MatMul, lambda op, right, dy: (right[0], 2 * right[1])).apply(x, net[4].weight.T)
-    with pytest.raises(GradcheckError, match=r"BrokenMatMul\.backward is wrong when it is checked alone"):
-        gradcheck(lambda *_: F.cross_entropy(net(images), labels), parameters, max_entries=8)
-
-
-def test_inputs_may_be_one_tensor_arrays_or_a_mixture():
-    assert gradcheck(F.exp, X)
-    assert gradcheck(F.exp, Tensor(X.astype(np.float32)))
-    assert gradcheck(lambda x, n, y: x[n] * y, [X, np.array([1, 0]), Tensor(Y)])
-    assert gradcheck(lambda x, c: x * c, [Tensor(X, requires_grad=True), Tensor(Y)])
-
-
-def test_several_outputs_are_checked_together():
-    assert gradcheck(lambda x: (x * 2, x.exp().sum()), [X])
-    wrong = broken(Multiply, lambda op, right, dy: (-right[0], right[1]))
-    with pytest.raises(GradcheckError):
-        gradcheck(lambda x: (x * 2, wrong.apply(x, Tensor(Y))), [X])
-
-
-def test_an_input_that_has_no_effect_has_gradient_zero():
-    assert gradcheck(lambda x, y: x * 2, [X, Y])
-
-
-def test_max_entries_limits_the_work():
-    calls = []
-
-    def fn(x):
-        calls.append(1)
-        return x * 2
-
-    assert gradcheck(fn, [normal(0, 1000)], max_entries=5)
-    assert len(calls) < 20
-
-
-def test_an_error_leaves_the_input_as_it_was():
-    x = Tensor(X, requires_grad=True)
-    calls = []
-
-    def fn(t):
-        calls.append(1)
-        if len(calls) == 6:
-            raise KeyError
-        return t * 2
-
-    with pytest.raises(KeyError):
-        gradcheck(fn, [x])
-    assert_array_equal(x.data, X)
-
-
-def test_nothing_is_checked_without_recording():
-    with no_grad(), pytest.raises(ValueError, match="not connected"):
-        gradcheck(F.exp, [X])
-
-
-def test_an_operation_of_ones_own_can_be_checked():
-    class Cube(Function):
-        def forward(self, x):
-            self.x = x
-            return x**3
-
-        def backward(self, dy):
-            return dy * 3 * self.x**2
-
-    assert gradcheck(Cube.apply, [X])
