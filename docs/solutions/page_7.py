@@ -17,7 +17,7 @@ def blocks(depth, G, d):
 
 
 def exercise_1() -> None:
-    """68.2 M, which the paper rounds to 68.1 M. The last stage holds three quarters of them.
+    """68.16 M; the paper says 68.1 M. The last stage holds three quarters of them.
 
     From stage to stage all widths double, and a convolution's weights are a product of two widths: four times as many.
     The pixels are a quarter, so the multiplications stay the same.
