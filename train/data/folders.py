@@ -132,14 +132,16 @@ def balance(name: str, train: Classes, test: Classes) -> str:
     counts = {kind: len(files) for kind, files in train.items()}
     least, most = min(counts, key=lambda k: counts[k]), max(counts, key=lambda k: counts[k])
     total, tests = sum(counts.values()), sum(map(len, test.values()))
-    sizes = f"{counts[least]:,} ({least}) to {counts[most]:,} ({most})" if counts[least] < counts[most] else "one size"
+    classes = f"{len(counts)} equally large classes"
+    if counts[least] < counts[most]:
+        classes = f"{len(counts)} classes of {counts[least]:,} ({least}) to {counts[most]:,} ({most})"
     unequal = ""
     if counts[most] >= 2 * counts[least]:
         unequal = (
             f"; the largest class has {counts[most] / counts[least]:.1f} times the images of the smallest: who always "
             f"says {most} errs in {100 * (1 - counts[most] / total):.1f} %"
         )
-    return f"{name}: {total:,} training and {tests:,} test images, {len(counts)} classes of {sizes}{unequal}"
+    return f"{name}: {total:,} training and {tests:,} test images, {classes}{unequal}"
 
 
 def load_class_folder(
