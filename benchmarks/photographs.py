@@ -1,6 +1,6 @@
-"""How long training on photographs takes: CPU seconds for an image, by what is frozen. `python benchmarks/photographs.py`
+"""How long training on photographs takes, by what is frozen: `python benchmarks/photographs.py`.
 
-One thread, and the process's CPU time: what else the machine does in the meantime counts little. Two cores take half as
+CPU time for an image, of one thread: what else the machine does in the meantime counts little. Two cores take half as
 long at best. Prints a line for each network: preparing a batch (crops) and a training step, both by image.
 """
 
@@ -22,6 +22,7 @@ CASES = (  # network, side of the images, what is frozen, images in a batch
     ("resnext50_32x4d", 112, "none", 8),
     ("resnext50_32x4d", 112, "all-but-last-layer", 8),
     ("resnext11_4x16d", 64, "none", 32),
+    ("resnext11_4x4d_w16", 64, "none", 32),
 )
 STEPS = 3  # of which the fastest counts; the first one warms up
 

@@ -23,7 +23,10 @@ def usual_places() -> Iterator[Path]:
     home = Path(os.path.expanduser("~"))  # which raises nothing where there is no home
     yield Path("data")
     yield home / "data"
-    yield Path(os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "torch")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
+    torch = Path(os.environ.get("TORCH_HOME") or cache / "torch")
+    yield torch
+    yield torch / "datasets"
     yield Path(os.environ.get("KERAS_HOME") or home / ".keras") / "datasets"
 
 
@@ -38,7 +41,7 @@ def find_folder(folder: Path, format: BinaryFormat) -> Path | None:
 def find_python(folder: Path, format: BinaryFormat) -> Path | None:
     """Where the official files for Python lie: `folder` itself, or below it where torchvision or Keras put them."""
     python = format.python
-    below = (python.folder, f"datasets/{python.folder}", f"{python.folder}-target/{python.folder}")
+    below = (python.folder, f"{python.folder}-target/{python.folder}")
     for place in (folder, *(folder / name for name in below)):
         # Of CIFAR-100 the names are train and test, which other folders have too: there, both must be files.
         if all((place / name).is_file() for name in (python.files[0], python.files[-1])):

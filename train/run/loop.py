@@ -183,13 +183,17 @@ def prepare(run: Run, indices: np.ndarray, step: int) -> Array:
     config, r, train_set = run.config, run.config.recipe, run.train_set
     rng = np.random.default_rng((config.seed, run.epoch, step))
     images = train_set.images[to_device(indices, config.device)]
-    batch = augment.normalise(images, run.mean, run.std, float_dtype(config.dtype, config.device))
+    dtype = float_dtype(config.dtype, config.device)
     flips = np.zeros(len(indices), bool) if r.flip == "none" else None
     if r.flip == "alternating":
         flips = augment.alternating_flips(len(train_set), run.epoch, config.seed)[indices]
     if train_set.crop and train_set.aspects is not None:
-        batch = augment.random_resized_crop(batch, train_set.aspects[indices], train_set.crop, rng, r.crop_area, flips)
+        exact = np.float64 if dtype == np.float64 else np.float32  # bfloat16 has too few digits to interpolate with
+        batch, aspects = augment.normalise(images, run.mean, run.std, exact), train_set.aspects[indices]
+        batch = augment.random_resized_crop(batch, aspects, train_set.crop, rng, r.crop_area, flips)
+        batch = batch.astype(dtype, copy=False)
     else:
+        batch = augment.normalise(images, run.mean, run.std, dtype)
         batch = augment.crop_and_flip(batch, rng, padding=4, mode=r.padding, flips=flips)
     batch = augment.cutout(batch, r.cutout, rng) if r.cutout else batch
     return run.ranks.share(batch)

@@ -6,6 +6,8 @@ an end within seconds.
 
 import gzip
 import io
+import pickle
+import pickletools
 import struct
 import tarfile
 import tracemalloc
@@ -21,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from train.data import CIFAR10, DataError, decode, load, read_archive, read_folder, read_image
+from train.data import CIFAR10, DataError, decode, load, pickled, read_archive, read_folder, read_image
 
 FORMAT = replace(CIFAR10, train_files=("a.bin", "b.bin"), train_records=2, test_records=2, side=2)
 EXAMPLES = 500 * settings().max_examples // 25  # 25 is what the usual profile draws
@@ -189,6 +191,23 @@ def test_damaged_binary_files(folder: Path, name: str, mutate: Callable[[bytes],
             assert labels.max() < 10
 
     attempt(folder, files, read)
+
+
+PICKLE = pickle.dumps(
+    {"labels": [3, 7], "filenames": ["a.png", "b.png"], "data": np.arange(24, dtype=np.uint8).reshape(2, 12)}, 2
+)
+
+
+@MANY
+@given(mutate=mutations(len(PICKLE)), protocol=st.booleans())
+def test_damaged_pickles(folder: Path, mutate: Callable[[bytes], bytes], protocol: bool) -> None:
+    honest = pickletools.optimize(PICKLE) if protocol else PICKLE
+
+    def read() -> None:
+        content = pickled.records(mutate(honest), FORMAT, "a.bin", str(folder))
+        assert len(content) == 2 * FORMAT.record_bytes
+
+    attempt(folder, {}, read)
 
 
 def encoded(mode: str, kind: str, **options: object) -> bytes:
