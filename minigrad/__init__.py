@@ -7,9 +7,10 @@ import os
 
 from . import functional, nn, optim
 from .backend import manual_seed
+from .exchange import from_dlpack
 from .gradcheck import GradcheckError, gradcheck
 from .nn import Module, Parameter
-from .tensor import Function, Tensor, from_dlpack, no_grad
+from .tensor import Function, Tensor, no_grad
 from .weights import load_weights, save_weights
 
 if os.environ.get("MINIGRAD_FAST", "1") != "0":

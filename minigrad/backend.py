@@ -59,6 +59,11 @@ def is_array(value: Any) -> bool:
     return isinstance(value, np.ndarray | np.generic) or array_module(value) is not np
 
 
+def share_memory(a: Array, b: Array) -> bool:
+    """Whether two arrays may be views of the same memory."""
+    return a is b or ((a.base is not None or b.base is not None) and array_module(a, b).may_share_memory(a, b))
+
+
 def device_of(array: Array) -> str:
     """Return the name of the array's device: "cpu", "cuda" (the first GPU) or "cuda:1", "cuda:2", ..."""
     if array_module(array) is np:

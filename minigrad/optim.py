@@ -98,6 +98,7 @@ class SGD:
                     if self.velocities[i] is None:
                         self.velocities[i] = array_module(p.data).zeros_like(p.data)
                     kind = p.device.partition(":")[0]
+                    p.changed()
                     updates.setdefault(kind, []).append((p.data, p.grad, self.velocities[i], *options))
                 i += 1
         for kind, some in updates.items():

@@ -22,10 +22,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .backend import Array, array_module, cupy, device_of, float_dtype, is_float, to_device, to_numpy, total
-from .registry import choose
+from .backend import (
+    Array,
+    array_module,
+    device_of,
+    float_dtype,
+    is_array,
+    is_float,
+    share_memory,
+    to_device,
+    to_numpy,
+    total,
+)
+from .registry import book_of, choose
 
 _thread = threading.local()
+_adding = threading.Lock()  # held while a leaf's gradient grows: other threads may have graphs that end in it too
 
 
 def recording() -> bool:
@@ -62,6 +74,7 @@ class Function:
     parents: tuple[Function | Tensor | None, ...] | None = None  # where each input's gradient goes; None once freed
     needs: tuple[bool, ...] = ()  # which inputs want a gradient
     inputs: tuple[Array | None, ...] = ()  # shape and dtype of every input, to check its gradient against
+    seen: tuple[tuple[Memory, int], ...] = ()  # the memory of inputs and output, and how often it had been changed
 
     def forward(self, *arrays: Any, **options: Any) -> Array:
         raise NotImplementedError(f"{type(self).__name__} defines no forward()")
@@ -86,11 +99,14 @@ class Function:
         node.needs = tuple(t is not None and t.requires_grad and recording() for t in tensors)
         compute = node.forward if observer is None else partial(observer, cls, node, node.forward)
         y = node.run(compute, tensors, options)
+        given = [t for t in tensors if t is not None]
+        y.memory = next((t.memory for t in given if share_memory(y._array, t._array)), y.memory)
         if any(node.needs):
             # The edge leads to the node that made the input, not to the input: arrays that no backward pass
             # needs are freed as soon as the forward pass lets go of them.
             node.parents = tuple((t.node or t) if n else None for t, n in zip(tensors, node.needs, strict=True))  # type: ignore[union-attr]
             node.inputs = tuple(None if a is None else (a.shape, a.dtype) for a in arrays)
+            node.seen = tuple((t.memory, t.memory.changes) for t in (*given, y))
             y.node = node
             y.requires_grad = True
         return y
@@ -125,8 +141,8 @@ class Function:
         dxs = self.backward(dy)
         dxs = dxs if isinstance(dxs, tuple | list) else (dxs,)
         if len(dxs) != len(self.needs):
-            name, count = type(self).__name__, len(self.needs)
-            raise ValueError(f"{name}.backward returned {len(dxs)} gradients, the operation has {count} inputs")
+            counts = f"{len(dxs)} gradients, the operation has {len(self.needs)} inputs"
+            raise ValueError(f"{type(self).__name__}.backward returned {counts}")
         checked: list[tuple[Function | Tensor, Array]] = []
         for i, (parent, dx) in enumerate(zip(self.parents or (), dxs, strict=True)):
             if parent is None:
@@ -146,6 +162,16 @@ class Function:
                 dx = dx.copy()  # a leaf keeps its gradient, so it must not share memory with another one
             checked.append((parent, dx))
         return checked
+
+    def check_unchanged(self) -> None:
+        """Raise ValueError where an array that the node keeps for its backward pass was changed in place since."""
+        kept = [v for value in vars(self).values() for v in (value if isinstance(value, tuple) else (value,))]
+        for changed in [memory.array for memory, before in self.seen if memory.changes != before]:
+            if any(is_array(v) and share_memory(v, changed) for v in kept):
+                raise ValueError(
+                    f"{book_of(type(self)).__name__} needs an array for its backward pass that was changed in place "
+                    "after its forward pass: call backward() before optimizer.step() and before changing .data"
+                )
 
     def free(self) -> None:
         """Let go of the saved arrays and of the edges, so that memory falls while the walk goes on."""
@@ -186,6 +212,7 @@ def consumers(root: Function | Tensor) -> dict[Function | Tensor, int]:
         node = stack.pop()
         if isinstance(node, Tensor):
             continue
+        node.check_unchanged()
         if node.parents is None:
             raise ValueError("backward() reached a part of the graph that an earlier backward() has already freed")
         for parent in node.parents:
@@ -196,6 +223,12 @@ def consumers(root: Function | Tensor) -> dict[Function | Tensor, int]:
     return counts
 
 
+class Memory:
+    """What tensors share that share their memory: how often it was changed in place, and as which array last."""
+
+    changes, array = 0, None
+
+
 class Tensor:
     """An array that can take part in differentiation.
 
@@ -204,12 +237,12 @@ class Tensor:
     Raises TypeError for data that is no array of numbers, and for a gradient asked of integers.
     """
 
-    __slots__ = ("__weakref__", "_array", "_notes", "grad", "node", "requires_grad")
-    __array_ufunc__ = None  # tells NumPy to leave `array + tensor` to Tensor.__radd__
+    __slots__ = ("__weakref__", "_array", "_notes", "grad", "memory", "node", "requires_grad")
 
     _array: Array
     _notes: list[Any] | None  # what the engine room knows of the array; None as soon as anybody else can reach it
     grad: Array | None
+    memory: Memory
     node: Function | None  # the operation that made this tensor; None for a leaf
     requires_grad: bool
 
@@ -232,18 +265,17 @@ class Tensor:
             raise TypeError(f"only floating-point tensors can have a gradient, this one is {self.dtype}")
         self.requires_grad = requires_grad
 
-    def _set(self, array: Array) -> None:
-        self._array = array
-        self._notes = None
+    def _set(self, array: Array, memory: Memory | None = None) -> None:
+        self._array, self.memory, self._notes = array, memory or Memory(), None
         self.grad = None
         self.node = None
         self.requires_grad = False
 
     @classmethod
-    def _of(cls, array: Array) -> Tensor:
+    def _of(cls, array: Array, memory: Memory | None = None) -> Tensor:
         """Wrap an array without a copy; sums over everything return scalars in NumPy, which become 0-d arrays."""
         tensor = Tensor.__new__(Tensor)
-        tensor._set(np.asarray(array) if isinstance(array, np.generic) else array)
+        tensor._set(np.asarray(array) if isinstance(array, np.generic) else array, memory)
         return tensor
 
     @property
@@ -251,6 +283,10 @@ class Tensor:
         """The array itself, which may be read, changed in place, and replaced.
 
         From here on it may be another at any time, so what operations noted about it to be faster is forgotten.
+        Operations keep arrays for their backward passes, and a change between the two makes their gradients wrong.
+        `backward()` raises ValueError after `t.data += x` and its like, and after `optimizer.step()`. It cannot see a
+        change that never comes back here: `t.data[0] = x`, or one through `numpy()`, a view or DLPack. Replacing the
+        array, `t.data = array`, is always safe: the old one stays as it was.
         """
         for note in self._notes or ():
             note.seen()
@@ -259,7 +295,13 @@ class Tensor:
 
     @data.setter
     def data(self, array: Array) -> None:
+        self.memory = self.memory if array is self._array else Memory()
         self._array, self._notes = array, None
+        self.changed()
+
+    def changed(self) -> None:
+        """Note that the array was changed in place, for the operations that keep it: see `data`."""
+        self.memory.changes, self.memory.array = self.memory.changes + 1, self._array
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -315,35 +357,23 @@ class Tensor:
         return self._array.reshape(()).item()
 
     def __getstate__(self) -> tuple[None, dict[str, Any]]:
-        """What a copy or a pickle takes along: all but the notes."""
-        return None, {name: getattr(self, name) for name in ("data", "grad", "node", "requires_grad")}
+        """What a copy or a pickle takes along: all but the notes, and with a memory of its own."""
+        kept = {name: getattr(self, name) for name in ("grad", "node", "requires_grad")}
+        return None, {"_array": self.data, "memory": Memory(), "_notes": None, **kept}
 
     def detach(self) -> Tensor:
         """Return a tensor with the same memory that is not part of the graph."""
-        return Tensor._of(self.data)
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        if self.device != "cpu":
-            raise TypeError(f"NumPy cannot read a tensor on {self.device}: call .numpy() to copy it to the host")
-        return np.array(self.data, dtype=dtype, copy=copy)
-
-    @property
-    def __cuda_array_interface__(self) -> dict:
-        if self.device == "cpu":
-            raise AttributeError("a tensor on the CPU has no __cuda_array_interface__")
-        return self.data.__cuda_array_interface__
-
-    def __dlpack__(self, **options: Any) -> Any:
-        return self.data.__dlpack__(**options)
-
-    def __dlpack_device__(self) -> tuple[int, int]:
-        return self.data.__dlpack_device__()
+        return Tensor._of(self.data, self.memory)
 
     def backward(self, gradient: Any = None) -> None:
         """Add to `.grad` of every leaf x below this tensor y the gradient (∂y/∂x)ᵀ dy, and free the graph.
 
         `gradient` is dy, of y's shape; a tensor with one value may leave it out, it is 1 then. Raises ValueError when y
-        does not depend on a tensor that requires a gradient, when shapes differ, and on a graph that is freed already.
+        does not depend on a tensor that requires a gradient, when shapes differ, on a graph that is freed already, and
+        when an array that the graph keeps was changed in place since (see `data`).
+
+        Threads may call it on graphs of their own that end in the same leaves: every gradient is added. In which order
+        is open, so that the last digits may differ from run to run.
         """
         root = self.node or self
         dy = self._output_gradient(gradient)
@@ -354,7 +384,8 @@ class Tensor:
             node = ready.pop()
             dy = pending.pop(node)
             if isinstance(node, Tensor):
-                node.grad = dy if node.grad is None else node.grad + dy
+                with _adding:
+                    node.grad = dy if node.grad is None else node.grad + dy
                 continue
             compute = node.gradients if observer is None else partial(observer, type(node), node, node.gradients)
             for parent, dx in compute(dy):
@@ -382,6 +413,7 @@ class Tensor:
 
     if TYPE_CHECKING:  # what ops/operators.py attaches, for type checkers: the operations are built on top of this file
         T: Tensor
+        __array__: Any
 
         def _with(self, other: Any) -> Tensor: ...
         def _function(self) -> Tensor: ...
@@ -394,14 +426,3 @@ class Tensor:
         __neg__ = exp = log = sqrt = relu = sigmoid = tanh = _function
         sum = mean = max = _reduction
         reshape = transpose = _rearranged
-
-
-def from_dlpack(source: Any) -> Tensor:
-    """Wrap the memory of another library's array (PyTorch, JAX, CuPy, NumPy, ...) without a copy, through DLPack.
-
-    Raises TypeError for what has no such protocol, and for arrays of numbers that a tensor cannot hold.
-    """
-    if not hasattr(source, "__dlpack_device__"):
-        raise TypeError(f"from_dlpack needs an array that knows DLPack, got {type(source).__name__}: try Tensor(...)")
-    on_gpu = source.__dlpack_device__()[0] == 2  # kDLCUDA
-    return Tensor._of(check_dtype((cupy() if on_gpu else np).from_dlpack(source)))

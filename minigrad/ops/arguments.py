@@ -90,8 +90,9 @@ def as_pair(value: Any, name: str, minimum: int) -> Pair:
     pair = value if isinstance(value, tuple | list) else (value, value)
     if len(pair) != 2 or not all(is_integer(n) for n in pair):
         raise TypeError(f"{name} is an integer or a pair of integers, got {value!r}")
-    if min(pair) < minimum:
-        raise ValueError(f"{name} must be at least {minimum}, got {value!r}")
+    if min(pair) < minimum or max(pair) >= 1 << 31:
+        limit = " and below 2^31" if min(pair) >= minimum else ""
+        raise ValueError(f"{name} must be at least {minimum}{limit}, got {value!r}")
     return int(pair[0]), int(pair[1])
 
 

@@ -1,0 +1,128 @@
+"""Arrays that change between forward and backward are noticed; threads that share leaves lose nothing (tensor.py)."""
+
+import contextlib
+import sys
+import threading
+
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+from support.strategies import normal
+
+import minigrad.functional as F
+from minigrad import Parameter, Tensor, nn
+from minigrad.optim import SGD
+from minigrad.registry import book_only
+
+
+def leaf(*values):
+    return Tensor(np.array(values, np.float64), requires_grad=True)
+
+
+CHANGED = "needs an array for its backward pass that was changed in place after its forward pass"
+
+
+def parameter():
+    return Parameter(normal(0, 3, 3).astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda w: w * w,
+        lambda w: Tensor(np.ones((2, 3), np.float32)) @ w,
+        lambda w: F.linear(Tensor(np.ones((2, 3), np.float32)), w),  # through a transposed view
+        lambda w: w.reshape(9)[2:5] ** 2.0,  # through two views
+        lambda w: F.conv2d(Tensor(np.ones((1, 1, 5, 5), np.float32)), w.reshape(1, 1, 3, 3)),
+        lambda w: F.batch_norm(Tensor(normal(1, 4, 3).astype(np.float32)), w[0], w[1], None, None, True),
+        lambda w: w.exp() * w.detach(),
+    ],
+)
+def test_a_step_between_forward_and_backward_is_noticed(function):
+    w = parameter()
+    x = Tensor(normal(5, 3, 3).astype(np.float32), requires_grad=True)
+    loss = (function(w * 1.0) * function(w)).sum() + (x * 2.0).sum()
+    w.grad = np.ones_like(w.data)
+    SGD([w], 0.1).step()
+    with pytest.raises(ValueError, match=CHANGED):
+        loss.backward()
+    assert x.grad is None, "nothing is half done"
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_layers_notice_a_step(fast):
+    """Also where the engine room computes, which keeps other arrays than the book."""
+    with contextlib.nullcontext() if fast else book_only():
+        for layer, x in (
+            (nn.Conv2d(4, 4, 3, padding=1, groups=2), normal(0, 2, 4, 6, 6)),
+            (nn.Conv2d(4, 4, 1), normal(0, 2, 4, 6, 6)),
+            (nn.Linear(4, 2), normal(0, 3, 4)),
+            (nn.BatchNorm2d(4), normal(0, 2, 4, 6, 6)),
+        ):
+            loss = layer(Tensor(x.astype(np.float32), requires_grad=True)).sum()
+            for p in layer.parameters():
+                p.grad = np.ones_like(p.data)
+            SGD(layer.parameters(), 0.1).step()
+            with pytest.raises(ValueError, match=CHANGED):
+                loss.backward()
+
+
+def test_what_no_backward_pass_needs_may_change():
+    w, b = parameter(), parameter()
+    y = (w + b) - 3.0
+    z = y.sum() + w[np.array([0, 0])].exp().sum()  # an index that copies
+    w.data += 1.0
+    y.data *= 2.0
+    SGD([b], 0.1).step()
+    z.backward()
+    assert_array_equal(b.grad, np.ones((3, 3)))
+
+
+@pytest.mark.parametrize("through", ["itself", "detached", "a view", "the result"])
+def test_edits_through_data_are_noticed(through):
+    x = leaf(1.0, 2.0)
+    y = x.exp()
+    z = (x * x).sum() + y.sum()
+    target = {"itself": x, "detached": x.detach(), "a view": x[:1], "the result": y}[through]
+    target.data += 1.0
+    with pytest.raises(ValueError, match="Exp " + CHANGED if through == "the result" else "Multiply " + CHANGED):
+        z.backward()
+
+
+def test_replacing_the_array_leaves_the_kept_one_as_it_was():
+    x = leaf(1.0, 2.0)
+    z = (x * x).sum()
+    x.data = np.array([5.0, 6.0])
+    x.data += 1.0  # another array by now
+    z.backward()
+    assert_array_equal(x.grad, [2.0, 4.0])
+
+
+def test_two_losses_and_a_step_after_each():
+    w = leaf(1.0, 2.0)
+    sgd = SGD([w], 0.5)
+    for _ in range(2):
+        sgd.zero_grad()
+        (w * w).sum().backward()
+        sgd.step()
+    assert_array_equal(w.data, [0.0, 0.0])
+
+
+def test_threads_add_to_one_leaf_without_losing_a_gradient():
+    w = leaf(*np.ones(4))
+    loops, before = 300, sys.getswitchinterval()
+
+    def work():
+        for _ in range(loops):
+            (w * 1.0).backward(np.ones(4))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    try:
+        sys.setswitchinterval(1e-6)
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(timeout=60)
+    finally:
+        sys.setswitchinterval(before)
+    assert_array_equal(w.grad, np.full(4, 4.0 * loops))
