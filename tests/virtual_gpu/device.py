@@ -15,18 +15,11 @@ from .operands import c_name
 from .ptx import Entry, Parameter, translate
 
 HERE = Path(__file__).parent
-CACHE = Path(os.environ.get("MINIGRAD_VIRTUAL_GPU_CACHE") or Path(tempfile.gettempdir()) / f"virtual-gpu-{os.getuid()}")
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minigrad-virtual-gpu"
 COMPILE = (
-    "cc",
-    "-std=gnu11",
-    "-march=native",
-    "-fwrapv",
-    "-fno-strict-aliasing",
-    "-ffp-contract=off",
-    "-w",
-    "-shared",
-    "-fPIC",
-)
+    "cc", "-std=gnu11", "-march=native", "-fwrapv", "-fno-strict-aliasing", "-ffp-contract=off", "-shared", "-fPIC",
+    "-w", "-Werror=implicit-function-declaration",
+)  # fmt: skip
 WORKERS = min(len(os.sched_getaffinity(0)), 16)
 
 
@@ -42,7 +35,7 @@ def _salt() -> str:
 def compile_library(code: str, optimise: str, *options: str) -> Path:
     """Compile C to a shared library, once: the next process with the same code takes it from the disk."""
     name = hashlib.sha256("\0".join((code, optimise, *options, _salt())).encode()).hexdigest()[:32]
-    CACHE.mkdir(parents=True, exist_ok=True, mode=0o700)
+    CACHE.mkdir(parents=True, exist_ok=True)
     library = CACHE / f"{name}.so"
     if not library.exists():
         with tempfile.TemporaryDirectory(dir=CACHE) as folder:
@@ -102,7 +95,7 @@ class Module:
     def __init__(self, ptx: str):
         _runner()
         name = hashlib.sha256((ptx + _salt()).encode()).hexdigest()[:32]
-        CACHE.mkdir(parents=True, exist_ok=True, mode=0o700)
+        CACHE.mkdir(parents=True, exist_ok=True)
         described = CACHE / f"{name}.json"
         try:
             library, entries = json.loads(described.read_text())

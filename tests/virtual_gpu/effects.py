@@ -11,6 +11,7 @@ class Writer(Arithmetic):
     """Turns one instruction after the other into a C statement."""
 
     def instruction(self, text: str) -> None:
+        """Append the statement for `@%p name.modifiers operands`; raises UnknownInstruction."""
         guard = ""
         if text.startswith("@"):
             condition, text = text[1:].split(" ", 1)
@@ -42,8 +43,8 @@ class Writer(Arithmetic):
     def do_ld(self, m: list[str], o: list[str]) -> str:
         space, count, kind = self.place(m)
         size = size_of(kind)
-        if space != "param":
-            self.count("shared_loaded" if space == "shared" else "loaded", size * count * (space != "local"))
+        if space not in ("param", "local"):
+            self.count("shared_loaded" if space == "shared" else "loaded", size * count)
         targets = split_operands(o[0].strip("{}"))
         pointer = self.address(o[1], space, kind, count)
         c = f"int{size * 8}_t" if kind[0] == "s" else f"uint{size * 8}_t"
@@ -55,8 +56,8 @@ class Writer(Arithmetic):
     def do_st(self, m: list[str], o: list[str]) -> str:
         space, count, kind = self.place(m)
         size = size_of(kind)
-        if space != "param":
-            self.count("shared_stored" if space == "shared" else "stored", size * count * (space != "local"))
+        if space not in ("param", "local"):
+            self.count("shared_stored" if space == "shared" else "stored", size * count)
         sources = [self.bits(x) for x in split_operands(o[1].strip("{}"))]
         stores = " ".join(f"p_[{i}] = {s};" for i, s in enumerate(sources))
         return f"{{ uint{size * 8}_t *p_ = {self.address(o[0], space, kind, count)}; {stores} }}"

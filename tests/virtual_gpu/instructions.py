@@ -6,21 +6,17 @@ BINARY = {
     "add": "{a} + {b}", "sub": "{a} - {b}", "and": "{a} & {b}", "or": "{a} | {b}", "xor": "{a} ^ {b}",
 }  # fmt: skip
 COMPARE = {
-    "eq": "==",
-    "ne": "!=",
-    "lt": "<",
-    "le": "<=",
-    "gt": ">",
-    "ge": ">=",
-    "lo": "<",
-    "ls": "<=",
-    "hi": ">",
-    "hs": ">=",
-}
+    "eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "lo": "<", "ls": "<=", "hi": ">", "hs": ">=",
+}  # fmt: skip
+IN_DEVICE_H = ("bfe", "bfi", "brev", "clz", "popc", "prmt", "lop3", "shf", "copysign", "bfind")  # functions there
 UNORDERED = {"ltu": ">=", "leu": ">", "gtu": "<=", "geu": "<", "neu": "=="}  # the negation of an ordered comparison
 FLOAT_UNARY = {
     "sqrt": "sqrt", "rsqrt": "1 / sqrt", "rcp": "1 / ", "ex2": "exp2", "lg2": "log2", "sin": "sin", "cos": "cos",
     "tanh": "tanh", "abs": "fabs", "neg": "-",
+}  # fmt: skip
+PAIRS = {
+    "add": "{0} + {1}", "sub": "{0} - {1}", "mul": "{0} * {1}", "fma": "fmaf({0}, {1}, {2})", "neg": "-{0}",
+    "min": "fminf({0}, {1})", "max": "fmaxf({0}, {1})",
 }  # fmt: skip
 
 
@@ -28,13 +24,16 @@ class Arithmetic(Operands):
     """Statements for what needs no memory and no other thread; `m`: the modifiers after the name, `o`: the operands."""
 
     def arithmetic(self, name: str, m: list[str], o: list[str]) -> str:
+        """Whatever has no method of its own."""
         kind = m[-1]
+        unknown = {"cc", "relu", "rp", "rz", "sat"} | ({"rm"} if (name, kind) != ("fma", "f32") else set())
+        if unknown & set(m):
+            raise ValueError("modifier")
         if kind in ("f16x2", "bf16x2"):
             return self.pairs(name, m, o)
         if name in BINARY:
-            if "rm" in m or "rp" in m or "rz" in m:
-                raise ValueError("rounding")
-            self.count("add", name in ("add", "sub") and kind in ("f32", "f64"))
+            if kind in FLOATS:
+                self.count("add", 1)
             return self.put(kind, o[0], BINARY[name].format(a=self.value(kind, o[1]), b=self.value(kind, o[2])))
         if name in FLOAT_UNARY and kind in FLOATS:
             suffix = "f" if kind != "f64" and FLOAT_UNARY[name][-1].isalnum() else ""
@@ -59,30 +58,14 @@ class Arithmetic(Operands):
             if name == "not" and kind == "pred":
                 return self.put(kind, o[0], f"!{self.value(kind, o[1])}")
             a = self.value(kind, o[1])
-            return self.put(
-                kind, o[0], {"neg": f"-{a}", "not": f"~{a}", "abs": f"{a} < 0 ? -{a} : {a}", "cnot": f"!{a}"}[name]
-            )
+            forms = {"neg": f"-{a}", "not": f"~{a}", "abs": f"{a} < 0 ? -{a} : {a}", "cnot": f"!{a}"}
+            return self.put(kind, o[0], forms[name])
         if name in ("shl", "shr"):
             return self.put(kind, o[0], f"{name}_{kind}({self.value(kind, o[1])}, {self.value('u32', o[2])})")
-        if name in (
-            "bfe",
-            "bfi",
-            "brev",
-            "clz",
-            "popc",
-            "prmt",
-            "lop3",
-            "shf",
-            "copysign",
-            "bfind",
-            "slct",
-            "sad",
-            "testp",
-        ):
+        if name in IN_DEVICE_H:
             result = "u32" if name in ("clz", "popc", "bfind") else kind
             function = "_".join([name, *[x for x in m if x in ("l", "r", "wrap", "clamp")], kind])
-            sources = [self.value(kind if kind in FLOATS else f"{kind[0]}{kind[1:]}", x) for x in o[1:]]
-            return self.put("pred" if name == "testp" else result, o[0], f"{function}({', '.join(sources)})")
+            return self.put(result, o[0], f"{function}({', '.join(self.value(kind, x) for x in o[1:])})")
         raise UnknownInstruction(name + "." + ".".join(m))
 
     def product(self, name: str, m: list[str], o: list[str]) -> str:
@@ -110,16 +93,7 @@ class Arithmetic(Operands):
         parts = []
         for i in (0, 16):
             sources = [f"{half}_((uint16_t)({registers[x]} >> {i}))" for x in o[1:]]
-            function = {
-                "add": "{0} + {1}",
-                "sub": "{0} - {1}",
-                "mul": "{0} * {1}",
-                "fma": "fmaf({0}, {1}, {2})",
-                "neg": "-{0}",
-                "min": "fminf({0}, {1})",
-                "max": "fmaxf({0}, {1})",
-            }[name]
-            parts.append(f"(uint32_t)bits_{half}({function.format(*sources)}) << {i}")
+            parts.append(f"(uint32_t)bits_{half}({PAIRS[name].format(*sources)}) << {i}")
         return f"{c_name(o[0])} = {' | '.join(parts)};"
 
     def do_setp(self, m: list[str], o: list[str]) -> str:
@@ -174,6 +148,8 @@ class Arithmetic(Operands):
 
     def do_cvt(self, m: list[str], o: list[str]) -> str:
         to, source = m[-2], m[-1]
+        if {"relu", "satfinite"} & set(m):
+            raise ValueError("modifier")
         if to in ("bf16x2", "f16x2"):
             half = to[:-2]
             high, low = self.value(source, o[1]), self.value(source, o[2])

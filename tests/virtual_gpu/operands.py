@@ -30,19 +30,10 @@ SPECIAL = {
     for ptx, c in (("tid", "T->tid"), ("ntid", "B->ntid"), ("ctaid", "B->ctaid"), ("nctaid", "B->nctaid"))
     for i, axis in enumerate("xyz")
 }
-SPECIAL |= {
-    "%laneid": "T->lane",
-    "%warpid": "T->warp",
-    "%clock": "0",
-    "%clock64": "0",
-    "%smid": "0",
-    "%lanemask_lt": "((1u << T->lane) - 1)",
-    "%lanemask_le": "(2u << T->lane) - 1",
-    "%lanemask_eq": "(1u << T->lane)",
-    "%lanemask_gt": "~((2u << T->lane) - 1)",
-    "%lanemask_ge": "~((1u << T->lane) - 1)",
-    "WARP_SZ": "32",
-}
+SPECIAL |= {"%laneid": "T->lane", "%warpid": "T->warp", "%clock": "0", "%clock64": "0", "%smid": "0", "WARP_SZ": "32"}
+SPECIAL |= {"%lanemask_lt": "((1u << T->lane) - 1)", "%lanemask_ge": "~((1u << T->lane) - 1)"}
+SPECIAL |= {"%lanemask_eq": "(1u << T->lane)"}
+SPECIAL |= {"%lanemask_le": "((2u << T->lane) - 1)", "%lanemask_gt": "~((2u << T->lane) - 1)"}
 
 
 def split_operands(text: str) -> list[str]:
@@ -71,12 +62,14 @@ class Operands:
         self.pending: dict[str, int] = {}
 
     def declare(self, kind: str, names: list[str]) -> None:
+        """Registers become variables of their width."""
         bits = BITS["pred"] if kind == "pred" else BITS[size_of(kind) * 8]
         for i in range(0, len(names), 16):
             self.lines.append(f"{bits} {', '.join(c_name(n) + ' = 0' for n in names[i : i + 16])};")
         self.registers |= dict.fromkeys(names, bits)
 
     def count(self, what: str, n: int) -> None:
+        """The instructions that follow each other here do this once more, or n times."""
         self.pending[what] = self.pending.get(what, 0) + n
 
     def flush(self) -> None:
@@ -99,11 +92,7 @@ class Operands:
             return f"0x{match[1]}ull"
         if match := re.fullmatch(r"(-?)(0[xX][0-9A-Fa-f]+|\d+)U?", operand):
             number = int(match[2], 0)
-            return (
-                f"{match[1]}{number}{'ull' if number >= 2**63 else 'll'}"
-                if number != 2**63
-                else "(-9223372036854775807ll - 1)"
-            )
+            return f"{match[1]}{number}{'ull' if number >= 2**63 else 'll'}"
         name, _, offset = operand.partition("+")
         if name in self.symbols:
             return f"({self.symbols[name]} + {offset or 0})"
