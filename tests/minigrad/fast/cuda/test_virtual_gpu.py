@@ -194,9 +194,9 @@ def test_a_faulty_kernel_ends_the_process(body, message):
 
 # ----- with CuPy and NVRTC
 
-# So few images and so high a rate that eight steps double the loss at 0.02: rounding would be all that is compared.
+# Four images a step are so few that at the usual rate the loss triples, and rounding is all that would be compared.
 STEPS = 8
-OPTIONS = ("--model", "resnext11_2x32d", "--lr", "0.0005")
+OPTIONS = ("--model", "resnext11_2x32d", "--lr", "0.0002")
 
 
 def virtually(*command):
@@ -221,7 +221,8 @@ def counted(*options):
 def test_eight_steps_have_the_cpus_losses(dtype, tolerance):
     """Three steps run eagerly, the fourth is captured, the others are replays."""
     expected = train(["--device", "cpu", "--dtype", "float64", *OPTIONS], STEPS, eager=True)
-    assert max(expected) - min(expected) > 0.3, "the losses hardly move"
+    untrained = train(["--device", "cpu", "--dtype", "float64", *OPTIONS, "--lr", "1e-9"], STEPS, eager=True)
+    assert max(abs(1 - b / a) for a, b in zip(expected, untrained, strict=True)) > 10 * tolerance, "nothing is learnt"
     report = counted("--dtype", dtype)
     assert report["work"]["graph"] == 1
     np.testing.assert_allclose(report["losses"], expected, rtol=tolerance)
@@ -250,9 +251,10 @@ def test_the_command_trains(tmp_path):
 @needs_cupy
 @pytest.mark.slow
 def test_the_gpus_tests_pass():
-    """What runs where there is a GPU runs here: pytest -m cuda."""
+    """What runs where there is a GPU runs here: pytest -m cuda, but for large layers and long runs."""
     environment = {**os.environ, "MINIGRAD_VIRTUAL_GPU": "1", "OPENBLAS_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-m", "cuda", "tests/minigrad/fast"]
+    command = [sys.executable, "-m", "pytest", "-m", "cuda", "-k", "not stage and not captured_step"]
+    command += ["tests/minigrad/fast", f"--ignore={Path(__file__)}"]
     result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=900)
     assert result.returncode == 0, result.stdout + result.stderr
     assert " passed" in result.stdout and "skipped" not in result.stdout
