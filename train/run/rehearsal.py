@@ -21,6 +21,7 @@ from ..options import warn
 from ..show.report import render
 from . import checkpoint
 from .evaluation import Evaluation, evaluate
+from .faults import TrainingError
 from .loop import Run, prepare
 from .predictor import load_predictor
 
@@ -75,13 +76,16 @@ def try_last_batch(run: Run) -> None:
 def try_files(run: Run, out: Path, result: Evaluation) -> None:
     """Write the state, read it, and render the report from it; what is written is removed again.
 
-    An OSError is raised: a state that cannot be written is a run that can be lost. A report that fails is a warning.
+    Raises TrainingError: a state that cannot be written is a run that can be lost. A report that fails is a warning.
     """
     if run.ranks.rank > 0:
         return
     arrays, state = run.state()
     try:
-        checkpoint.write(out / TRIAL, arrays, state)
+        try:
+            checkpoint.write(out / TRIAL, arrays, state)
+        except OSError as error:
+            raise TrainingError(f"{out / checkpoint.LAST} cannot be saved: {error.strerror or error}") from error
         try:
             predictor = load_predictor(out / TRIAL, None, None, run.config.device)
             loss = result.loss if math.isfinite(result.loss) else 0.0
