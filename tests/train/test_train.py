@@ -380,7 +380,7 @@ def test_options_that_do_not_exist(capsys):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--model", "hog_linear"], "hog_linear expects images of shape (N, 3, 32, 32), got (1, 3, 4, 4)"),
+        (["--model", "hog_linear"], "hog_linear expects images of shape (N, 3, 32, 32), got (2, 3, 4, 4)"),
         (["--model", "vgg11_w4"], "max_pool2d: a window of 2x2 pixels does not fit into the padded image of 1x1"),
         (["--padding", "reflect"], "reflecting needs a padding below 4 for 4 x 4 images, got 4"),
     ],

@@ -57,7 +57,7 @@ def start_from(model: Any, name: str, path: str) -> tuple[np.ndarray, np.ndarray
         raise ValueError(f"{path} does not fit {name}: {error}") from None
     if state:
         return np.array(state["mean"]), np.array(state["std"])
-    if model.imagenet:
+    if getattr(model, "imagenet", False):
         return IMAGENET_MEAN, IMAGENET_STD
     return np.array(CIFAR10.mean), np.array(CIFAR10.std)
 
@@ -72,10 +72,22 @@ def check_names(path: str, name: str, own: set[str], body: Mapping[str, np.ndarr
 
 
 def freeze(model: Any, what: str) -> None:
-    """Keep everything as it is but the last layer, or the last stage and the last layer."""
-    trained = {"all-but-last-layer": (HEAD,), "all-but-last-stage": (f"layer{model.stages}.", HEAD)}
+    """Keep everything as it is but the last layer, or the last stage and the last layer.
+
+    Raises ValueError for a network that has no stages, or whose last layer is not called fc.
+    """
+    if what == "none":
+        return
+    stage = f"layer{getattr(model, 'stages', 0)}."
+    names = [name for name, _ in model.named_parameters()]
+    trained = (HEAD,) if what == "all-but-last-layer" else (HEAD, stage)
+    for part in trained:
+        if not any(name.startswith(part) for name in names):
+            raise ValueError(
+                f"--freeze {what} is for networks with parameters called {part}..., which this one has not"
+            )
     for name, p in model.named_parameters():
-        p.requires_grad = what == "none" or name.startswith(trained[what])
+        p.requires_grad = name.startswith(trained)
 
 
 def set_training(model: Module) -> None:

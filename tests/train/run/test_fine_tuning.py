@@ -141,3 +141,13 @@ def test_files_that_do_not_fit_are_refused_in_a_sentence(pretrained, tmp_path, c
 def test_the_recipe_for_it_is_the_default(pretrained):
     config = configure(parser().parse_args(["--weights", str(pretrained), "--model", NAME, "--data", "shapes"]))
     assert (config.recipe.epochs, config.recipe.lr, config.batch_size, config.freeze) == (10, 0.01, 32, "none")
+
+
+@pytest.mark.parametrize("model", ["hog_linear", "vgg11_w4"])
+def test_networks_without_stages_are_trained_whole(model, tmp_path, capsys):
+    assert tiny.train(tmp_path / "a", "--model", model, "--epochs", "1") == 0
+    assert tiny.train(tmp_path / "b", "--model", model, "--freeze", "all-but-last-stage") == cifar.USAGE
+    assert (
+        "--freeze all-but-last-stage is for networks with parameters called layer0...., which"
+        in capsys.readouterr().err
+    )
