@@ -17,6 +17,7 @@ from .memory import scratch
 from .threads import Span, parts_for, pool, spans, steps
 
 BLOCK = 1 << 16  # numbers that a few passes over a block can keep in a core's L2 cache
+FAR = 8  # a mean of so many deviations is subtracted before anything else: float32 has lost 3 of its 24 bits there
 TERMS = 1024  # numbers that are added one after the other in float32
 
 
@@ -97,7 +98,15 @@ class Moments(Note):
             squares = np.subtract(block, mean, out=scratch("squares", block.shape, x.dtype))
             np.square(squares, out=squares)
             column_sums(squares, pair[1])
+            if (mean * mean * (len(block) / FAR**2) > pair[1]).any():
+                # What rounding took from a mean that is large against the deviation is the mean of what is left.
+                rest = column_sums(np.subtract(block, mean, out=squares), np.empty_like(mean)) / len(block)
+                pair = pair + np.stack([rest, -len(block) * rest * rest]).astype(np.float64)
             found.append((len(block), pair))
+
+    def means(self) -> np.ndarray:
+        """The means of all blocks: finite only where all that was measured is."""
+        return np.concatenate([pair[0] for found in self.found.values() for _, pair in found])
 
     def join(self) -> tuple[int, np.ndarray, np.ndarray]:
         """Return the number of rows, and mean and Σ (x - μ)² of every channel in float64."""

@@ -22,11 +22,9 @@ import numpy as np
 from ...backend import Array
 from ...ops.norm import BatchNorm, BatchNormReLU, update_running
 from ..handover import Informed, Kept, Note
-from .layout import Affine, Moments, blocks, column_sums, relu, repeat_for, rows_of, to_nchw, to_nhwc
+from .layout import FAR, Affine, Moments, blocks, column_sums, relu, repeat_for, rows_of, to_nchw, to_nhwc
 from .memory import scratch
 from .threads import Span, parts_for, pool, spans
-
-FAR = 8  # a mean of so many deviations is subtracted first: float32 loses three of its 24 bits at most otherwise
 
 
 class Remake(Note):

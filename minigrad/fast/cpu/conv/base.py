@@ -7,7 +7,8 @@
 
 Narrow groups are merged first: a product 4 columns wide runs at a few per cent of a core's speed, so neighbouring
 groups become one pack, one product with a block-diagonal matrix. Its zeros are multiplied too, and it is still far
-faster.
+faster. But 0 times NaN or infinity is NaN, in the outputs of groups that never saw it: where the sums of what came out,
+which are taken anyway, are not finite, it is computed once more with each group apart.
 
 The work is cut over threads by packs where their number allows (then every thread owns its part of dw), and by images
 otherwise (then the parts' dw are added in order). A thread walks over its images a few at a time, so that a product has
@@ -57,13 +58,19 @@ class FastConv2d(Informed, Conv2d):
     def forward(
         self, x: Array, w: Array, bias: Array | None = None, *, stride: Pair, padding: Pair, dilation: Pair, groups: int
     ) -> Array:
-        self.geometry = s = geometry(x.shape, w.shape, stride, padding, dilation, groups)
-        self.w = w
+        s = geometry(x.shape, w.shape, stride, padding, dilation, groups)
         y = np.empty((s.N, s.OH, s.OW, s.O), x.dtype)
-        # A batch norm that trains will want the statistics; without a tape there is nobody to want them.
-        moments = Moments(s.O) if bias is None and any(self.needs) else None
         source = Source(x, None)
-        self.convolve(s, source, w, y, moments)
+        # A batch norm that trains will want the statistics; without a tape there is nobody to want them.
+        wanted = bias is None and any(self.needs)
+        with np.errstate(invalid="ignore"):  # zeros between groups, and sums on the side, are no cause for a warning
+            moments = Moments(s.O) if wanted else None
+            self.convolve(s, source, w, y, moments)
+            if s.merge > 1 and not np.isfinite(channel_sums(rows_of(y)) if moments is None else moments.means()).all():
+                s = s.apart()
+                moments = Moments(s.O) if wanted else None
+                self.convolve(s, source, w, y, moments)
+        self.geometry, self.w = s, w
         if moments is not None:
             self.tell(moments)
         if any(self.needs):
@@ -77,16 +84,23 @@ class FastConv2d(Informed, Conv2d):
         """What the batch norm that made x told: then x need not be kept."""
         return self.told(0, Remake)
 
+    def gradient(self, s: Geometry, dtype: np.dtype) -> Gradient:
+        """Where the input gradient is to go."""
+        remake = self.x.remake
+        # Only the batch norm itself may be handed a masked gradient, not a leaf that shares its array.
+        direct = remake is not None and self.parents is not None and self.parents[0] is remake.node
+        return Gradient((s.N, s.H, s.W, s.C), dtype, remake if direct else None, parts_for(s.operations))
+
     def backward(self, dy: Array) -> tuple[Array | None, Array | None, Array | None]:
         s, dy = self.geometry, to_nhwc(dy)
-        grad = None
-        if self.needs[0]:
-            remake = self.x.remake
-            # Only the batch norm itself may be handed a masked gradient, not a leaf that shares its array.
-            direct = remake is not None and self.parents is not None and self.parents[0] is remake.node
-            grad = Gradient((s.N, s.H, s.W, s.C), dy.dtype, remake if direct else None, parts_for(s.operations))
+        grad = self.gradient(s, dy.dtype) if self.needs[0] else None
         dw = np.empty(self.w.shape, self.w.dtype) if self.needs[1] else None
-        if grad is not None or dw is not None:
-            self.pull_back(s, self.x, self.w, dy, grad, dw)
-        dbias = channel_sums(rows_of(dy)).astype(dy.dtype) if self.needs[2] else None
+        with np.errstate(invalid="ignore"):
+            if grad is not None or dw is not None:
+                self.pull_back(s, self.x, self.w, dy, grad, dw)
+            if grad is not None and s.merge > 1 and not np.isfinite(grad.channel_sums()).all():
+                s = s.apart()
+                grad = self.gradient(s, dy.dtype)
+                self.pull_back(s, self.x, self.w, dy, grad, dw)
+            dbias = channel_sums(rows_of(dy)).astype(dy.dtype) if self.needs[2] else None
         return (None if grad is None else grad.result()), dw, dbias

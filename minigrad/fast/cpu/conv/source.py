@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..layout import blocks, relu, rows_of, to_nchw, to_nhwc
+from ..layout import blocks, channel_sums, relu, rows_of, to_nchw, to_nhwc
 from ..memory import scratch
 from ..norm import Remake, masked_sums
 from ..threads import Span, pool
@@ -64,6 +64,10 @@ class Gradient:
         dx, x = rows_of(self.dx)[rows, columns], rows_of(self.remake.x.array)[rows, columns]
         for start, stop in blocks(0, *dx.shape):
             masked_sums(dx[start:stop], a[start:stop], x[start:stop], self.sums[part, :, columns], centre)
+
+    def channel_sums(self) -> np.ndarray:
+        """The sums over all pixels (C,): finite only where all of the gradient is."""
+        return channel_sums(rows_of(self.dx)) if self.remake is None else self.sums[:, 0].sum(axis=0)
 
     def result(self) -> np.ndarray:
         """The gradient as (N, C, H, W), handed over to the batch norm where there is one."""

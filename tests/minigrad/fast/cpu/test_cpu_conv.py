@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.engine import assert_same, both
+from support.engine import assert_same, both, only
 from support.strategies import conv_cases, normal, seeds
 
-from minigrad import Tensor
+from minigrad import Tensor, registry
 from minigrad import functional as F
+from minigrad.fast import cpu
 from minigrad.fast.cpu.conv import pointwise, stacks
 from minigrad.fast.cpu.conv.columns import Windows
 from minigrad.fast.cpu.conv.geometry import geometry
@@ -213,3 +214,53 @@ def test_transposed(O, C, dtype):
     turned = pointwise.transposed(w)
     assert turned.flags.c_contiguous and turned.dtype == dtype
     np.testing.assert_array_equal(turned, w.T)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("shape", [(1, 32, 8, 8), (2, 64, 4, 16)], ids=["columns", "stacks"])
+@pytest.mark.parametrize("recorded", [True, False])
+def test_nan_and_infinity_stay_in_their_group(bad, shape, recorded):
+    """Merged groups multiply zeros, and 0 times NaN is NaN: one bad pixel spoils 9 outputs of 8 channels, not 72."""
+    C = shape[1]
+    x, w = normal(0, *shape), normal(1, C, 1, 3, 3)
+    x[0, 3, 2, 2] = bad
+    for only_images in (x, x[:, :, :2]):
+        leaf = Tensor(only_images, requires_grad=recorded)
+        fast = F.conv2d(leaf, Tensor(w), padding=1, groups=C).data
+        with registry.book_only():
+            book = F.conv2d(leaf, Tensor(w), padding=1, groups=C).data
+        np.testing.assert_array_equal(np.isfinite(fast), np.isfinite(book))
+        finite = np.isfinite(book)
+        np.testing.assert_allclose(fast[finite], book[finite], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(1, 32, 8, 8), (2, 64, 4, 16)], ids=["columns", "stacks"])
+@pytest.mark.parametrize("after_norm", [False, True])
+def test_a_bad_gradient_stays_in_its_group(shape, after_norm):
+    C = shape[1]
+    results = []
+    for rooms in ([cpu.register], []):
+        with only(*rooms):
+            x, w = Tensor(normal(0, *shape), requires_grad=True), Tensor(normal(1, C, 1, 3, 3), requires_grad=True)
+            one, zero = Tensor(np.ones(C)), Tensor(np.zeros(C))
+            a = batch_norm_relu(x, one, zero, None, None, True) if after_norm else x
+            y = F.conv2d(a, w, padding=1, groups=C)
+            dy = normal(2, *y.shape)
+            dy[0, 5, 1, 1] = np.nan
+            y.backward(dy)
+            results.append((x.grad, w.grad))
+    for fast, book in zip(*results, strict=True):
+        np.testing.assert_array_equal(np.isfinite(fast), np.isfinite(book))
+        finite = np.isfinite(book)
+        np.testing.assert_allclose(fast[finite], book[finite], rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("shape", [(16, 2, 224, 224), (1, 600, 5, 5), (3, 7, 40, 40)], ids=["tall", "wide", "square"])
+def test_the_bias_gradient_does_not_drift(shape):
+    """Sums of 1,024 numbers at most in float32, the rest in float64: 1e-4 is far above, 0.8 % was the drift."""
+    x, w, bias = (Tensor._of(np.zeros(s, np.float32)) for s in (shape, (3, shape[1], 1, 1), 3))
+    bias.requires_grad = True
+    y = F.conv2d(x, w, bias)
+    y.backward(np.full(y.shape, 0.1, np.float32))
+    exact = float(np.float32(0.1)) * y.size / 3
+    np.testing.assert_allclose(bias.grad, exact, rtol=1e-5)

@@ -138,3 +138,32 @@ def test_a_network_takes_the_same_step_both_ways():
                 optimizer.step()
             losses.append(loss.item())
     assert losses[0] == pytest.approx(losses[1], rel=1e-8)
+
+
+@pytest.mark.parametrize("far", [0, 1e2, 1e4, 1e6])
+@pytest.mark.parametrize("function", [batch_norm, batch_norm_relu])
+def test_no_sum_cancels_where_the_mean_is_far(function, far):
+    """Against float64 the error is at most four times the book's, whose own sums do not cancel."""
+    x, dy = (normal(0, 8, 4, 16, 16) + far).astype(np.float32), normal(1, 8, 4, 16, 16)
+
+    def errors(rooms, dtype):
+        with only(*rooms):
+            inputs = [Tensor(a.astype(dtype), requires_grad=True) for a in (x, np.ones(4), np.full(4, 5.0))]
+            y = function(*inputs, None, None, True)  # with a bias of 5 no value is near ReLU's kink
+            y.backward(dy.astype(dtype))
+            return [y.data, *(t.grad for t in inputs)]
+
+    exact, book, fast = errors([], np.float64), errors([], np.float32), errors([cpu.register], np.float32)
+    for e, b, f in zip(exact, book, fast, strict=True):
+        assert np.abs(f - e).max() <= 4 * np.abs(b - e).max() + 1e-6 * np.abs(e).max()
+
+
+def test_a_far_mean_is_handed_over_between_convolutions():
+    """The convolution after a batch norm takes the batch norm's sums: shifted as it is told."""
+
+    def function(x, w1, weight, bias, w2):
+        c = F.conv2d(x, w1) + 1000.0
+        return F.conv2d(batch_norm_relu(c, weight, bias, None, None, True), w2)
+
+    arrays = [normal(0, 4, 8, 8, 8), normal(1, 8, 8, 1, 1), normal(2, 8), normal(3, 8), normal(4, 8, 8, 1, 1)]
+    assert_same(function, arrays, 1e-9)
