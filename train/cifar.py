@@ -20,7 +20,7 @@ from minigrad import diagnosis
 
 from .options import DONE, FAILED, USAGE, UsageError, prepare_process, said, warn
 from .run import faults, parallel
-from .run.config import BATCH_SIZE, parser
+from .run.config import parser
 from .run.evaluation import evaluate_file
 from .run.faults import TrainingError
 from .run.parallel import ALONE, Ranks
@@ -42,7 +42,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run_command(args: argparse.Namespace, ranks: Ranks, signals: Signals) -> int:
     """Evaluate or train; say what goes wrong in one sentence, and return the exit code."""
-    batch_size = args.batch_size or BATCH_SIZE["paper"]
     try:
         if args.evaluate:
             evaluate_file(args, ranks)
@@ -54,7 +53,7 @@ def run_command(args: argparse.Namespace, ranks: Ranks, signals: Signals) -> int
     except Interrupted as stop:
         return complain(stop, 128 + stop.number, ranks)
     except MemoryError as error:
-        return complain(faults.out_of_memory(error, args.device or "cpu", batch_size), FAILED, ranks)
+        return complain(faults.out_of_memory(error, args), FAILED, ranks)
     except diagnosis.errors() as error:
         return complain(faults.gpu_failed(error, args.out), FAILED, ranks)
     except OSError as error:

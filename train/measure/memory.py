@@ -4,8 +4,8 @@ The backward pass needs what the forward pass made, so at its start everything i
 
     kept          the output of every convolution (its batch norm's input) and of every batch norm (the next layer's
                   input), in the dtype of the activations; a projection's batch norm keeps nothing, its output is added
-    parameters    weights, gradients and velocities in float32, 12 bytes each; under bfloat16 a rounded copy and its
-                  gradient, 4 bytes more; averaged weights, 4 bytes more
+    parameters    weights and velocities in float32 and the copies that the layers compute with, 12 bytes each; averaged
+                  weights, 4 bytes more; the gradients come while the arrays above go
     passing       while the backward pass goes through a layer: gradients of its output and input, the columns of a
                   convolution without a kernel of its own (64 MiB at most), cuBLAS's workspace (32 MiB)
 
@@ -19,6 +19,7 @@ import math
 from resnext import counts, create
 
 CONSTANT = (64 + 32) << 20  # columns and cuBLAS's workspace
+USABLE = 0.9  # of a card's memory: the rest is left to CUDA and to what the pool cannot use. An estimate
 
 
 def step_bytes(model: str, batch: int, dtype: str, size: int | None = None, average: bool = False) -> int:
@@ -35,7 +36,7 @@ def step_bytes(model: str, batch: int, dtype: str, size: int | None = None, aver
         kept += 0 if layer.name.endswith("downsample.1") else output
         # Going back through this layer, all before it is still kept: its gradient, its input's, and a shortcut's.
         peak = max(peak, kept + 3 * output)
-    return batch * item * peak + parameters * (12 + (4 if item == 2 else 0) + (4 if average else 0)) + CONSTANT
+    return batch * item * peak + parameters * (16 if average else 12) + CONSTANT
 
 
 def largest_batch(model: str, memory: int, dtype: str, size: int | None = None, average: bool = False) -> int:

@@ -93,7 +93,7 @@ class Minigrad:
     def peak_memory(self) -> int:
         if self.device == "cpu":
             return peak_memory()
-        pools = [cupy().get_default_memory_pool()] + ([self.graph.pool] if self.graph else [])  # a graph has its own
+        pools = [cupy().get_default_memory_pool()] + ([self.graph.pool] if self.graph else [])  # the graph's is its own
         return sum(pool.total_bytes() for pool in pools)
 
     def describe(self) -> dict[str, Any]:

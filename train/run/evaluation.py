@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -76,7 +77,8 @@ def evaluate_run(run: Run, after_round: Callable[[], None] = lambda: None) -> Ev
     try:
         for name, t in run.model.named_tensors():
             t.data = run.average.get(name, t.data)
-        return evaluate(run.model, run.test_set, run.mean, run.std, run.config, run.ranks, after_round)
+        with run.graph.borrowed() if run.graph else nullcontext():
+            return evaluate(run.model, run.test_set, run.mean, run.std, run.config, run.ranks, after_round)
     finally:
         for name, t in run.model.named_tensors():
             t.data = own[name]

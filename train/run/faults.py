@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,15 +25,12 @@ from minigrad import diagnosis
 from minigrad.backend import cupy
 from minigrad.check import leave_out_what_fails
 
-from ..options import warn
+from ..measure.memory import USABLE, largest_batch
+from ..options import default_dtype, warn
 from . import checkpoint
+from .config import BATCH_SIZE, DEFAULTS, kind_of_device
 from .parallel import ALONE, Ranks
 from .signals import Interrupted, Signals
-
-RUN_FILES = (
-    checkpoint.LAST, checkpoint.PREVIOUS, checkpoint.BEST, checkpoint.DAMAGED,
-    "config.json", "metrics.jsonl", "curves.png", "confusion.png", "report.html",
-)  # fmt: skip
 
 
 class TrainingError(RuntimeError):
@@ -87,14 +85,20 @@ def check_finite(arrays: dict[str, np.ndarray]) -> None:
             raise TrainingError(f"{name} is no longer finite and is not saved: try a smaller --lr")
 
 
-def out_of_memory(error: MemoryError, device: str, batch_size: int) -> str:
-    """What to tell a user whose device or computer ran out of memory."""
+def out_of_memory(error: MemoryError, args: argparse.Namespace) -> str:
+    """What to tell a user whose device or computer ran out of memory: on a GPU, the largest batch that would fit."""
     detail = str(error).rstrip(".") or "no memory is left"
+    device, batch_size = args.device or "cpu", args.batch_size or BATCH_SIZE["paper"]
+    advice = f"try a --batch-size below {batch_size}"
     if device != "cpu":
         # Not what CuPy's pool holds: a captured step has a pool of its own, and the GPU may have other users.
-        free, total = (n / 2**30 for n in cupy().cuda.runtime.memGetInfo())
-        detail += f"; {total - free:.2f} of the GPU's {total:.2f} GiB are taken"
-    return f"out of memory on {device} ({detail}): try a --batch-size below {batch_size}"
+        free, total = cupy().cuda.runtime.memGetInfo()
+        detail += f"; {(total - free) / 2**30:.2f} of the GPU's {total / 2**30:.2f} GiB are taken"
+        model, dtype = args.model or DEFAULTS[kind_of_device(device)]["model"], args.dtype or default_dtype(device)
+        fits = largest_batch(model, int(USABLE * total), dtype, args.image_size)
+        if 0 < fits < batch_size:
+            advice = f"a --batch-size of {fits} should fit, by `python -m train.memory --model {model}`"
+    return f"out of memory on {device} ({detail}): {advice}"
 
 
 def gpu_failed(error: Exception, out: Path) -> str:

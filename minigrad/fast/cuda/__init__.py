@@ -10,7 +10,7 @@
 They stand on arrays.py (which arrays, and how they lie), gpu.py (launching a kernel), tiles.py (how a convolution is
 cut up), cublas.py and kernels/ (CUDA C++); graph.py makes one launch of a whole training step.
 
-Each accepts float32 and bfloat16 on compute capability 8.0 and later; float64 and everything odd is left to the book.
+Each accepts float32, and bfloat16 on compute capability 8.0 and later; float64 and everything odd is left to the book.
 No kernel uses atomics, and cuBLAS has a workspace for each stream: on one GPU the same input gives the same bits, so
 `--deterministic` costs nothing.
 """

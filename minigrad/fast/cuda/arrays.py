@@ -12,6 +12,7 @@ from ...backend import Array, array_module
 from . import gpu
 
 VECTOR_BYTES = 16  # what a thread of norm.cu and im2col.cu moves at once
+OLDEST = {"float32": 60, "bfloat16": 80}  # compute capability: before 8.0 no tensor core multiplies bfloat16
 i32, i64, f32 = np.int32, np.int64, np.float32
 
 
@@ -21,11 +22,14 @@ def suffix(array: Array) -> str:
 
 
 def supported(*arrays: Array | None) -> bool:
-    """True for arrays of one dtype that has kernels, none of them empty, on a GPU that has the instructions."""
+    """True for arrays of one dtype that has kernels, none of them empty, on a GPU that has the instructions.
+
+    The float32 kernels run on every GPU that CuPy compiles for: compute capability 7.5 with CUDA 13, 6.0 with CUDA 12.
+    """
     given = [a for a in arrays if a is not None]
     names = {a.dtype.name for a in given}
-    known = len(names) == 1 and names <= {"float32", "bfloat16"}
-    return known and all(a.size for a in given) and gpu.properties().compute >= 80
+    oldest = OLDEST.get(names.pop()) if len(names) == 1 else None
+    return oldest is not None and all(a.size for a in given) and gpu.properties().compute >= oldest
 
 
 def aligned(x: Array) -> Array:

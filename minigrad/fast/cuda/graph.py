@@ -16,8 +16,8 @@ like batch norm's `num_batches_tracked`, stands still during replays.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from ... import backend
@@ -44,6 +44,9 @@ class CudaGraph:
     Arrays of the first call fix shapes and dtypes; later calls copy theirs (from the host or the device) into the same
     memory. A call with others, like an epoch's smaller last batch, runs eagerly. Results are overwritten by the next
     call. A step that CUDA refuses to capture goes on eagerly, with a RuntimeWarning that says why.
+
+    The graph has a stream and a memory pool of its own. Between two replays everything in the pool is free but the
+    results and what lives on, like the weights' gradients, so whatever runs in between can have it: see `borrowed`.
     """
 
     def __init__(self, step: Callable[..., Sequence[Array]]):
@@ -52,7 +55,9 @@ class CudaGraph:
         # A stream and a memory pool of its own: the default pool may hand the graph's memory to someone else when
         # memory is short, and the default stream cannot be captured. Both live as long as the graph.
         self.stream = cp.cuda.Stream(non_blocking=True)
-        self.pool = cp.cuda.MemoryPool()
+        self.pool = cp.cuda.MemoryPool(self._allocate)
+        self.allocations = 0  # how often the pool has asked the GPU for memory
+        self.captured_at = 0  # what that was when the step was captured
         self.inputs: list[Array] | None = None
         self.outputs: Sequence[Array] = ()
         self.graph: Any = None
@@ -60,12 +65,15 @@ class CudaGraph:
         self.calls = 0
 
     def __call__(self, *arrays: Array) -> Sequence[Array]:
-        cp = backend.cupy()
         if self.inputs is not None and _shapes(arrays) != _shapes(self.inputs):
-            return self.step(*(cp.asarray(a) for a in arrays))
-        caller = cp.cuda.get_current_stream()
-        self.stream.wait_event(caller.record())  # the inputs are ready when the caller's stream has come this far
-        with self.stream, cp.cuda.using_allocator(self.pool.malloc):
+            cp = backend.cupy()
+            with self.borrowed():
+                return self.step(*(cp.asarray(a) for a in arrays))
+        if self.allocations != self.captured_at:
+            # A pool that is out of memory gives back what is free before it asks for more: what is free now, but not
+            # while the graph runs, may be somebody else's. The step is captured anew.
+            self.graph = None
+        with self.borrowed():
             self._take(arrays)
             if self.graph is None and self.capturable and self.calls >= EAGER_CALLS:
                 self._capture()
@@ -74,8 +82,26 @@ class CudaGraph:
             else:
                 self.graph.launch(self.stream)
             self.calls += 1
-        caller.wait_event(self.stream.record())  # and the outputs when this stream has
         return self.outputs
+
+    @contextmanager
+    def borrowed(self) -> Iterator[None]:
+        """Inside, compute on the graph's stream and in its memory: nothing is replayed meanwhile.
+
+        A second pool would hold as much again, and CuPy's pools cannot lend to each other.
+        """
+        cp = backend.cupy()
+        caller = cp.cuda.get_current_stream()
+        self.stream.wait_event(caller.record())  # the inputs are ready when the caller's stream has come this far
+        with self.stream, cp.cuda.using_allocator(self.pool.malloc):
+            yield
+        caller.wait_event(self.stream.record())  # and the results when this stream has
+
+    def _allocate(self, size: int) -> Any:
+        """Memory for the pool, straight from the GPU."""
+        self.allocations += 1
+        cp = backend.cupy()
+        return cp.cuda.MemoryPointer(cp.cuda.Memory(size), 0)
 
     def _take(self, arrays: Sequence[Array]) -> None:
         """Copy the call's arrays to where the graph reads them."""
@@ -91,6 +117,7 @@ class CudaGraph:
         try:
             self.outputs = self.step(*self.inputs or ())
             self.graph = self.stream.end_capture()
+            self.captured_at = self.allocations
         except Exception as error:
             with suppress(Exception):  # a spoilt capture must be closed, and says once more that it is spoilt
                 self.stream.end_capture()

@@ -21,6 +21,7 @@ from tools import kill_runs
 import train
 from minigrad import diagnosis
 from train import cifar, data, options
+from train.measure.memory import USABLE, largest_batch
 from train.run import checkpoint, config, faults, folder, loop
 from train.run.checkpoint import LAST, PREVIOUS
 
@@ -438,15 +439,28 @@ def test_running_out_of_memory_is_one_sentence(tmp_path, at_step, capsys):
     )
 
 
-def test_a_gpu_out_of_memory_tells_how_much_of_it_is_taken(monkeypatch):
+def test_a_gpu_out_of_memory_tells_how_much_of_it_is_taken_and_what_would_fit(monkeypatch):
     """With a stand-in for CuPy: its OutOfMemoryError is a MemoryError too."""
     runtime = SimpleNamespace(memGetInfo=lambda: (2**30, 3 * 2**30))
     monkeypatch.setattr(faults, "cupy", lambda: SimpleNamespace(cuda=SimpleNamespace(runtime=runtime)))
     error = MemoryError("Out of memory allocating 512 bytes (allocated so far: 2 bytes).")
-    assert faults.out_of_memory(error, "cuda", 128) == (
-        "out of memory on cuda (Out of memory allocating 512 bytes (allocated so far: 2 bytes); 2.00 of the GPU's "
-        "3.00 GiB are taken): try a --batch-size below 128"
-    )
+    fits = largest_batch("resnext29_32x4d", int(USABLE * 3 * 2**30), "bfloat16")
+    assert 16 < fits < 512
+    for size, advice in (
+        (512, f"a --batch-size of {fits} should fit, by `python -m train.memory --model resnext29_32x4d`"),
+        (16, "try a --batch-size below 16"),
+    ):
+        options = ["--device", "cuda", "--dtype", "bfloat16", "--model", "resnext29_32x4d", "--batch-size", str(size)]
+        assert faults.out_of_memory(error, config.parser().parse_args(options)) == (
+            "out of memory on cuda (Out of memory allocating 512 bytes (allocated so far: 2 bytes); 2.00 of the GPU's "
+            f"3.00 GiB are taken): {advice}"
+        )
+
+
+@pytest.mark.parametrize(("capability", "model"), [(90, "resnext29_8x64d"), (75, "resnext29_32x4d")])
+def test_an_older_gpu_is_given_a_smaller_network(monkeypatch, capability, model):
+    monkeypatch.setattr(config, "compute_capability", lambda device: capability)
+    assert config.DEFAULTS[config.kind_of_device("cuda:1")]["model"] == model
 
 
 # ---- a GPU that fails -----------------------------------------------------------------------------------------------

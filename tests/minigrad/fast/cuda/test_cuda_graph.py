@@ -1,6 +1,6 @@
 """A training step as a CUDA graph, on a stand-in for CUDA; and how cuBLAS is asked for a product."""
 
-from contextlib import nullcontext
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import numpy as np
@@ -87,11 +87,20 @@ class FakeCuda:
         self.recording = None
         self.cuda = SimpleNamespace(
             Stream=lambda non_blocking: self.Stream(self),
-            MemoryPool=lambda: SimpleNamespace(malloc=None),
-            using_allocator=lambda malloc: nullcontext(),
+            MemoryPool=lambda allocate: SimpleNamespace(malloc=allocate),
+            MemoryPointer=lambda memory, offset: memory,
+            Memory=bytearray,
+            using_allocator=self.using,
             get_current_stream=lambda: self.Stream(self),
         )
         self.array, self.asarray = np.array, np.asarray
+        self.allocator = None
+
+    @contextmanager
+    def using(self, allocator):
+        self.allocator, before = allocator, self.allocator
+        yield
+        self.allocator = before
 
     class Stream:
         def __init__(self, owner):
@@ -141,6 +150,34 @@ def test_a_graph_runs_eagerly_then_captures_then_replays(monkeypatch):
     assert (result == 10 * (sum(range(1, 7)) + 2)).all() and python_calls[-1] == "eager"
     (result,) = graph(np.full(2, 1.0), np.full(1, 10.0))
     assert (result == 10 * (sum(range(1, 7)) + 3)).all() and python_calls[-1] == "eager" and len(python_calls) == 5
+
+
+def test_a_smaller_batch_has_the_graphs_memory_and_a_pool_that_grew_is_captured_anew(monkeypatch):
+    fake = FakeCuda()
+    monkeypatch.setattr(minigrad.backend, "cupy", lambda: fake)
+    pools, captures = [], []
+
+    def step(x):
+        pools.append(fake.allocator)
+        if fake.recording is not None:
+            captures.append(len(x))
+            fake.recording.append(lambda: None)
+        elif len(x) == 3:
+            fake.allocator(100)  # three images need a block that nobody has asked for before
+        return (x,)
+
+    graph = CudaGraph(step)
+    for size in (4, 4, 4, 4, 4, 2, 4):
+        graph(np.zeros(size))
+    assert captures == [4] and len(pools) == 5 and set(pools) == {graph._allocate}
+    graph(np.zeros(3))
+    graph(np.zeros(4))
+    assert captures == [4, 4], "the pool had to ask for memory, so the recorded addresses may be others'"
+    graph(np.zeros(4))
+    assert captures == [4, 4]
+    with graph.borrowed():
+        assert fake.allocator == graph._allocate
+    assert fake.allocator is None
 
 
 @pytest.mark.parametrize("error", [RuntimeError, MemoryError])

@@ -193,7 +193,8 @@ def test_what_is_left_to_the_book(gpu, monkeypatch):
     assert not fast_norm.BatchNorm.accepts(np.ones((0, 8), F32), ones, ones, **state)
     assert not linear.MatMul.accepts(np.ones((0, 4), F32), np.ones((4, 5), F32))
     monkeypatch.setattr(device, "properties", lambda: host_gpu.HOPPER._replace(compute=75))
-    assert chosen((x.astype(F32), w.astype(F32)), options) is conv.Conv2d, "Turing lacks the instructions"
+    assert chosen((x.astype(BF16), w.astype(BF16)), options) is conv.Conv2d, "Turing lacks the instructions"
+    assert chosen((x.astype(F32), w.astype(F32)), options) is not conv.Conv2d, "but float32 needs none of them"
 
 
 def one_backward(dtype, rooms, monkeypatch):
