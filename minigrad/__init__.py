@@ -5,6 +5,7 @@ Start with tensor.py, go on to ops/basic.py and ops/conv.py, then nn.py.
 
 import os
 
+from . import display as display
 from . import functional, nn, optim
 from .backend import manual_seed
 from .exchange import from_dlpack

@@ -18,6 +18,14 @@ from .ops.arguments import check_kind, check_tensors
 from .registry import book_of
 from .tensor import Function, Tensor
 
+
+class Picture(str):
+    """An SVG picture as text, which a notebook shows."""
+
+    def _repr_svg_(self) -> str:
+        return str(self)
+
+
 HEAD = """digraph tape {
   rankdir=LR; bgcolor="transparent"; nodesep=0.25; ranksep=0.45;
   node [fontname="Helvetica,Arial,sans-serif", fontsize=12, color="#5b6572", fillcolor="#ffffff", style=filled];
@@ -77,8 +85,8 @@ def graph(y: Tensor, names: Module | Mapping[str, Tensor] | None = None) -> str:
     return HEAD + "\n".join(lines) + "\n}\n"
 
 
-def svg(y: Tensor, names: Module | Mapping[str, Tensor] | None = None) -> str:
-    """Return the graph that leads to `y` as an SVG picture; see `graph`.
+def svg(y: Tensor, names: Module | Mapping[str, Tensor] | None = None) -> Picture:
+    """Return the graph that leads to `y` as an SVG picture, which a notebook shows; see `graph`.
 
     Raises FileNotFoundError where Graphviz's `dot` is not installed.
     """
@@ -88,4 +96,5 @@ def svg(y: Tensor, names: Module | Mapping[str, Tensor] | None = None) -> str:
             "drawing an SVG needs Graphviz's `dot`, which is not installed: install the package graphviz, or paste the "
             "text of minigrad.draw.graph() into any Graphviz viewer"
         )
-    return subprocess.run([dot, "-Tsvg"], input=graph(y, names), capture_output=True, text=True, check=True).stdout
+    drawn = subprocess.run([dot, "-Tsvg"], input=graph(y, names), capture_output=True, text=True, check=True)
+    return Picture(drawn.stdout)

@@ -331,11 +331,6 @@ class Tensor:
     def __iter__(self) -> Iterator[Tensor]:
         return (self[i] for i in range(len(self)))
 
-    def __repr__(self) -> str:
-        values = np.array2string(to_numpy(self._array), separator=", ", prefix="Tensor(", threshold=100, precision=4)
-        grad = ", requires_grad=True" if self.requires_grad else ""
-        return f"Tensor({values}, dtype={self.dtype}, device={self.device!r}{grad})"
-
     __hash__ = object.__hash__  # by identity: == compares elements, as in NumPy
 
     def __bool__(self) -> bool:
