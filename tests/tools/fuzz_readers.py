@@ -22,6 +22,7 @@ with atheris.instrument_imports(include=["json", "tarfile", "gzip", "PIL", "trai
 
     from minigrad.weights import read_arrays
     from train import data
+    from train.data import pickled
     from train.run import checkpoint, config, series
 
 FOLDER = Path(tempfile.mkdtemp())
@@ -42,6 +43,7 @@ READERS = [  # how an input becomes a file, what reads such files, inputs to beg
     (bytes, lambda: honest.read_and_decode(FILE), [honest.ARCHIVE]),
     (lambda tar: compress(honest.with_checksums(tar), 1), lambda: honest.read_and_decode(FILE), [honest.TAR]),
     (honest.with_crcs, lambda: data.read_image(FILE), honest.IMAGES.values()),
+    (bytes, lambda: pickled.records(FILE.read_bytes(), honest.FORMAT, "a.bin", str(FILE)), [honest.PICKLE]),
     (bytes, lambda: series.read_metrics(FOLDER), [LINE]),
 ]
 

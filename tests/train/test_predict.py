@@ -267,3 +267,12 @@ def test_only_the_loaders_formats_are_opened(folder, tmp_path, capsys):
     os.rename(tmp_path / "x.eps", tmp_path / "x.png")
     assert main([str(tmp_path / "x.png"), "--checkpoint", str(path / "run.safetensors")]) == 1
     assert "x.png is no readable image (PNG, JPEG, WEBP, BMP, GIF, TIFF)" in capsys.readouterr().err
+
+
+def test_errors_are_one_line_without_escape_sequences(folder, tmp_path, capsys):
+    path, *_ = folder
+    image = tmp_path / "\x1b[2Jred\nalert.png"
+    image.write_text("no image")
+    assert main([str(image), "--checkpoint", str(path / "run.safetensors")]) == 1
+    error = capsys.readouterr().err
+    assert "\x1b" not in error and error.count("\n") == 1 and r"\x1b[2Jred\nalert.png is no readable image" in error
