@@ -34,7 +34,7 @@ def missing() -> str | None:
         except ModuleNotFoundError:
             found = None
         if found is None:
-            return f"the virtual GPU needs {module}: pip install 'minigrad[virtual-gpu]'"
+            return f"the virtual GPU needs {module}, in a checkout: pip install -e '.[virtual-gpu]'"
     return None
 
 
