@@ -60,8 +60,15 @@ def is_array(value: Any) -> bool:
 
 
 def share_memory(a: Array, b: Array) -> bool:
-    """Whether two arrays may be views of the same memory."""
-    return a is b or ((a.base is not None or b.base is not None) and array_module(a, b).may_share_memory(a, b))
+    """Whether two arrays are views of one array, be it of parts that do not overlap."""
+    return owner(a) is owner(b)
+
+
+def owner(array: Array) -> Any:
+    """The array whose memory this one shows a part of; itself if it is no view."""
+    while getattr(array, "base", None) is not None:
+        array = array.base
+    return array
 
 
 def device_of(array: Array) -> str:

@@ -165,13 +165,15 @@ class Function:
 
     def check_unchanged(self) -> None:
         """Raise ValueError where an array that the node keeps for its backward pass was changed in place since."""
+        changed = [memory.array for memory, before in self.seen if memory.changes != before]
+        if not changed:
+            return
         kept = [v for value in vars(self).values() for v in (value if isinstance(value, tuple) else (value,))]
-        for changed in [memory.array for memory, before in self.seen if memory.changes != before]:
-            if any(is_array(v) and share_memory(v, changed) for v in kept):
-                raise ValueError(
-                    f"{book_of(type(self)).__name__} needs an array for its backward pass that was changed in place "
-                    "after its forward pass: call backward() before optimizer.step() and before changing .data"
-                )
+        if any(is_array(v) and share_memory(v, array) for v in kept for array in changed):
+            raise ValueError(
+                f"{book_of(type(self)).__name__} needs an array for its backward pass that was changed in place "
+                "after its forward pass: call backward() before optimizer.step() and before changing .data"
+            )
 
     def free(self) -> None:
         """Let go of the saved arrays and of the edges, so that memory falls while the walk goes on."""
