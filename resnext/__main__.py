@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import signal
 import sys
 from collections.abc import Iterable, Sequence
@@ -12,41 +13,47 @@ from . import counts, zoo
 from .blocks import Bottleneck
 
 NOTES = """\
-Input in pixels; multiply-adds of one forward pass of one image (the paper's "FLOPs"). On the right what the paper
-prints: parameters in millions, multiply-adds in billions, error on ImageNet (top-1 or top-1/top-5, 224x224 crop) or
-CIFAR-10/CIFAR-100. CIFAR names work for any depth 9n + 2, C and d; vgg, plain, resnet and inception names take a
-width: vgg16_w16."""
+px: the image's side in pixels. mult-adds: multiply-adds of one forward pass of
+one image (the paper's "FLOPs"). On the right what the paper prints: parameters
+in millions, multiply-adds in billions, error on ImageNet (top-1 or top-1/top-5,
+224x224 crop) or CIFAR-10/CIFAR-100. CIFAR names work for any depth 9n + 2, C
+and d; vgg, plain, resnet and inception names take a width: vgg16_w16."""
 
 
-def columns(rows: Iterable[Sequence[str]], align: str) -> str:
-    """Lay rows of texts out in columns, each flush left ("<") or right (">")."""
+def columns(rows: Iterable[Sequence[str]], align: str, gap: str = "  ") -> str:
+    """Lay rows of texts out in columns, each flush left ("<") or right (">"). Everything fits 80 columns of ASCII."""
     rows = list(rows)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(f"{text:{a}{w}}" for text, a, w in zip(row, align, widths, strict=True)) for row in rows)
+    lines = (gap.join(f"{text:{a}{w}}" for text, a, w in zip(row, align, widths, strict=True)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)
 
 
 def in_words(products: int) -> str:
     """A count with three digits and a unit: 4.09 G, 41 M."""
+    if products < 1e5:
+        return f"{products:,}"
     return f"{products / 1e9:.2f} G" if products >= 1e9 else f"{products / 1e6:.{0 if products >= 1e7 else 2}f} M"
 
 
 def all_networks() -> str:
     """Every network's parameters and multiply-adds, and the paper's figures."""
-    rows = [("network", "input", "parameters", "multiply-adds", "paper: M", "paper: G", "paper: error %", "table")]
+    rows = [
+        ("", "", "", "", "paper", "paper", "paper", ""),
+        ("network", "px", "parameters", "mult-adds", "M", "G", "error %", "table"),
+    ]
     for name in zoo.names():
         with counts.outlines():
             network: Any = zoo.create(name)
         paper = zoo.REPORTED.get(name, zoo.Reported("", ""))
-        size, products = f"{network.input_size}x{network.input_size}", counts.multiply_adds(network)
+        size, products = f"{network.input_size}", counts.multiply_adds(network)
         ours = (name, size, f"{counts.parameters(network):,}", in_words(products))
         rows.append((*ours, paper.parameters, paper.multiply_adds, paper.errors, paper.table))
-    return f"{columns(rows, '<>>>>>><')}\n\n{NOTES}"
+    return f"{columns(rows, '<>>>>>><', gap=' ')}\n\n{NOTES}"
 
 
 def table_2() -> str:
     """Table 2: as C grows, the width d that keeps a block of conv2 as large, by Equation 4 and counted."""
-    rows = [("C", "d", "C d", "C (256 d + 9 d² + 256 d)", "counted", "multiply-adds at 56x56")]
+    rows = [("C", "d", "C d", "C (256 d + 9 d^2 + 256 d)", "counted", "mult-adds at 56x56")]
     for C, d in zoo.TABLE_2:
         with counts.outlines():
             block = Bottleneck(256, 256, C, d)
@@ -61,14 +68,15 @@ def one_network(name: str, size: int | None, num_classes: int | None) -> str:
     """The layers of one network with their output shapes, parameters and multiply-adds."""
     with counts.outlines():
         network = zoo.create(name, num_classes)
-    rows = [("layer", "", "output", "parameters", "multiply-adds")]
+    rows = [("layer", "", "output", "parameters", "mult-adds")]
     layers = counts.trace(network, size)
     for layer in layers:
         shape = "x".join(map(str, layer.output))
-        rows.append((layer.name, layer.kind, shape, f"{layer.parameters:,}", f"{layer.multiply_adds:,}"))
+        kind = re.sub(r"(\d+) groups", r"G=\1", layer.kind.removeprefix("conv ").replace(" -> ", "->"))
+        rows.append((layer.name, kind, shape, f"{layer.parameters:,}", in_words(layer.multiply_adds)))
     total = sum(layer.multiply_adds for layer in layers)
-    rows.append(("total", "", "", f"{counts.parameters(network):,}", f"{total:,}"))
-    return columns(rows, "<<>>>")
+    rows.append(("total", "", "", f"{counts.parameters(network):,}", in_words(total)))
+    return columns(rows, "<<>>>", gap=" ") + f"\n\n{total:,} multiply-adds (mult-adds) for one image"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

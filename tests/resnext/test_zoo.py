@@ -1,5 +1,6 @@
 """Names, parameters and multiply-adds: exact numbers, and the paper's own where it prints some."""
 
+import re
 import subprocess
 import sys
 
@@ -163,8 +164,8 @@ def test_a_trace_counts_groups_strides_dilation_and_layers_used_twice():
 def test_the_table_shows_ours_beside_the_papers(capsys):
     assert main([]) == 0
     lines = {line.split()[0]: " ".join(line.split()) for line in capsys.readouterr().out.splitlines() if line}
-    assert lines["resnext50_32x4d"] == "resnext50_32x4d 224x224 25,028,904 4.23 G 25.0 4.2 22.2 1, 3"
-    assert lines["resnext29_8x64d"] == "resnext29_8x64d 32x32 34,426,698 5.39 G 34.4 3.65/17.77 7"
+    assert lines["resnext50_32x4d"] == "resnext50_32x4d 224 25,028,904 4.23 G 25.0 4.2 22.2 1, 3"
+    assert lines["resnext29_8x64d"] == "resnext29_8x64d 32 34,426,698 5.39 G 34.4 3.65/17.77 7"
     assert "64,673,832 15.01 G" in lines["resnet200"]
     assert lines["32"] == "32 4 128 70,144 70,144 220 M"
     assert set(names()) <= set(lines)
@@ -173,10 +174,21 @@ def test_the_table_shows_ours_beside_the_papers(capsys):
 def test_one_network_layer_by_layer(capsys):
     assert main(["resnext11_2x8d", "--size", "16", "--classes", "3"]) == 0
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
-    assert lines[1] == "conv1 conv 3x3, 3 -> 64 64x16x16 1,728 442,368"
-    assert lines[-2] == "fc linear, 1024 -> 3 3 3,075 3,072"
-    numbers = [[int(n.replace(",", "")) for n in line.split()[-2:]] for line in lines[1:]]
-    assert [sum(column) for column in zip(*numbers[:-1], strict=True)] == numbers[-1]
+    assert lines[1] == "conv1 3x3, 3->64 64x16x16 1,728 0.44 M"
+    *layers, total, _, exact = lines[1:]
+    assert layers[-1] == "fc linear, 1024->3 3 3,075 3,072"
+    parameters = [int(re.search(r" ([\d,]+) [\d.,]+( [GM])?$", line)[1].replace(",", "")) for line in [*layers, total]]
+    assert sum(parameters[:-1]) == parameters[-1]
+    with counts.outlines():
+        network = create("resnext11_2x8d", 3)
+    assert exact == f"{counts.multiply_adds(network, 16):,} multiply-adds (mult-adds) for one image"
+
+
+@pytest.mark.parametrize("name", [(), ("resnext101_64x4d",), ("resnext29_16x64d",), ("vgg16_w16",)])
+def test_tables_fit_eighty_columns_of_ascii(capsys, name):
+    assert main([*name]) == 0
+    printed = capsys.readouterr().out
+    assert printed.isascii() and max(map(len, printed.splitlines())) <= 80
 
 
 def test_the_command_line_says_what_is_wrong():
