@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -16,6 +17,27 @@ from minigrad.backend import cupy, float_dtype
 
 # The exit codes of all commands. A command that a signal n ends returns 128 + n.
 DONE, FAILED, USAGE = 0, 1, 2  # USAGE: the command line is wrong, and nothing was done
+
+
+# What options are called elsewhere, and what they are called here.
+MEANT = {
+    **dict.fromkeys(("--resize", "--size", "--img-size", "--image-size", "--crop-size", "--imgsz"), "--image-size"),
+    **dict.fromkeys(("--pretrained", "--weights", "--finetune", "--init", "--start-from"), "--weights"),
+    **dict.fromkeys(("--learning-rate", "--lr-max", "--base-lr"), "--lr"),
+    **dict.fromkeys(("--wd", "--l2"), "--weight-decay"),
+    **dict.fromkeys(("--bs", "--batch", "--batchsize"), "--batch-size"),
+    **dict.fromkeys(("--arch", "--network", "--net"), "--model"),
+    **dict.fromkeys(("--dataset", "--data-dir", "--data-path", "--input"), "--data"),
+    **dict.fromkeys(("--output", "--output-dir", "--out-dir", "--save-dir", "--logdir"), "--out"),
+    **dict.fromkeys(("--gpu", "--cuda", "--gpus"), "--device cuda"),
+    **dict.fromkeys(("--amp", "--fp16", "--half", "--bf16", "--mixed-precision"), "--dtype bfloat16"),
+    **dict.fromkeys(("--workers", "--num-workers", "--num-threads"), "--threads"),
+    **dict.fromkeys(("--eval", "--test", "--test-only", "--ckpt"), "--evaluate"),
+    **dict.fromkeys(("--val-split", "--validation-split", "--split", "--val"), "--validate"),
+    **dict.fromkeys(("--random-seed", "--manual-seed"), "--seed"),
+    **dict.fromkeys(("--max-epochs", "--num-epochs", "--n-epochs"), "--epochs"),
+    **dict.fromkeys(("--continue", "--restart", "--load"), "--resume"),
+}
 
 
 class UsageError(ValueError):
@@ -37,7 +59,10 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         words = message.split() if message.startswith("unrecognized arguments") else []
         unknown = next((word.partition("=")[0] for word in words if word.startswith("--")), "")
+        meant = MEANT.get(unknown.replace("_", "-"), "")
         near = difflib.get_close_matches(unknown, self._option_string_actions, n=1)
+        if meant.partition(" ")[0] in self._option_string_actions:
+            near = [meant]
         hint = f"did you mean {near[0]}?" if near else f"{self.prog} --help lists the options"
         self.exit(USAGE, f"{self.prog}: {message}{': ' if near else '; '}{hint}\n")
 
@@ -52,8 +77,9 @@ def printable(text: str) -> str:
 
 def said(error: Exception) -> str:
     """An error as the end of a sentence: the system's with its file's name in front, and without its number."""
-    named = isinstance(error, OSError) and error.filename and error.strerror
-    return f"{error.filename}: {error.strerror}" if named else str(error)  # type: ignore[attr-defined]
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)
 
 
 def say(line: str) -> None:
@@ -63,8 +89,38 @@ def say(line: str) -> None:
 
 
 def warn(sentence: object, program: str = "python -m train.cifar", kind: str = "warning: ") -> None:
-    """Print a sentence to standard error, in one line even where a file's name has several."""
-    print(printable(f"{program}: {kind}{sentence}"), file=sys.stderr, flush=True)
+    """Print a sentence to standard error, in one line even where a file's name has several; never fails."""
+    if sys.stderr is not None:
+        with suppress(OSError, ValueError):  # nobody reads it any more
+            print(printable(f"{program}: {kind}{sentence}"), file=sys.stderr, flush=True)
+
+
+class Decoration:
+    """What makes a run pleasant but is not the run: pictures, log lines, the report. It never ends a run.
+
+        with decoration("curves.png"): draw(...)
+
+    What goes wrong inside is told, once for each name, and the run goes on.
+    """
+
+    def __init__(self) -> None:
+        self.told: set[str] = set()
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            if name not in self.told:
+                self.told.add(name)
+                warn(f"{name} cannot be written: {said(error) or type(error).__name__}; the run goes on")
+
+
+def check_threads(count: int | None) -> None:
+    """Raise ValueError for more threads than can help: each wants a core, and too many stand in each other's way."""
+    most = max(16, 2 * (os.cpu_count() or 1))
+    if count is not None and not 1 <= count <= most:
+        raise ValueError(f"--threads must be from 1 to {most} on this machine of {os.cpu_count()} cores, got {count}")
 
 
 def folder(text: str) -> Path:

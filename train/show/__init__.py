@@ -1,18 +1,17 @@
-"""What a person looks at: plots and the report page."""
+"""How a run is shown: pictures, tables, the report page."""
 
-import importlib.util
+import contextlib
 import os
 
-
-def forget_missing_backend() -> None:
-    """Take MPLBACKEND out of the environment where it names a module that is not installed.
-
-    Jupyter and Colab set it, for themselves and for every process that they start, and Matplotlib cannot be imported in
-    an environment that lacks the module. These pictures are drawn into files and need none.
-    """
-    module = os.environ.get("MPLBACKEND", "").removeprefix("module://").partition(".")[0]
-    if "module://" in os.environ.get("MPLBACKEND", "") and importlib.util.find_spec(module) is None:
-        del os.environ["MPLBACKEND"]
-
-
-forget_missing_backend()
+# Matplotlib looks at MPLBACKEND when it is imported. Jupyter sets that to a module which not every environment has, and
+# where it has not, the import fails. Pictures are drawn into files here: no backend is wanted. Whoever imports pyplot
+# later, in a notebook, gets the one that the variable names.
+_backend = os.environ.pop("MPLBACKEND", None)
+try:
+    import matplotlib
+finally:
+    if _backend is not None:
+        os.environ["MPLBACKEND"] = _backend
+if _backend:
+    with contextlib.suppress(ValueError):
+        matplotlib.rcParams["backend"] = _backend

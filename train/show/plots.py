@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import textwrap
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,8 +17,11 @@ from matplotlib.figure import Figure
 
 from minigrad.weights import write_atomically
 
+from ..options import printable
+
 TRAIN, TEST = "#8a8a8a", "#0b5394"  # apart in grey too
 CLASSES = 20  # the most classes whose confusion matrix is drawn; of more, the pairs that are confused most often are
+PAIRS = 24  # so many of them
 
 
 # ---- what all pictures share ----------------------------------------------------------------------------------------
@@ -25,7 +30,8 @@ CLASSES = 20  # the most classes whose confusion matrix is drawn; of more, the p
 @contextmanager
 def drawing() -> Iterator[None]:
     """Draw inside with Matplotlib's own settings, not the user's, and show names as they are: a dollar is a dollar."""
-    with matplotlib.rc_context():
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # its font has no Chinese, for example
         matplotlib.rcdefaults()
         matplotlib.rcParams["text.parse_math"] = False
         yield
@@ -52,9 +58,10 @@ def write_png(figure: Figure, path: Path, dpi: int = 150) -> None:
 def ceiling(values: Sequence[float]) -> tuple[float, str]:
     """How high an axis must reach for these values, which begin at 0, and what to say of those that lie above it.
 
-    A few outliers must not press all the rest flat: values beyond three times the upper quartile lie above the axis.
+    A few outliers must not press all the rest flat: values beyond eight times the upper quartile lie above the axis, if
+    that is more than twice the first value, from which a run that goes well comes down.
     """
-    fence = 3 * float(np.quantile(values, 0.75))
+    fence = max(8 * float(np.quantile(values, 0.75)), 2 * values[0])
     most, inside = max(values), max((v for v in values if v <= fence), default=0.0)
     if most <= fence or not inside:
         return most, ""
@@ -92,44 +99,78 @@ def draw_curves(lines: Sequence[dict[str, Any]], path: Path, title: str) -> None
     figure = new_figure(10, 4)
     left, right = figure.subplots(1, 2)
     for axis, quantity, unit in ((left, "loss", "loss (nats)"), (right, "error", "error (%)")):
+        top, above = ceiling([line[f"{part}_{quantity}"] for line in lines for part in ("train", "test")])
         higher = max(("test", "train"), key=lambda part: lines[-1][f"{part}_{quantity}"])
         for part, colour in (("train", TRAIN), ("test", TEST)):
             values = [line[f"{part}_{quantity}"] for line in lines]
             axis.plot(epochs, values, color=colour, marker="o", markersize=3 if len(epochs) < 40 else 0)
             axis.annotate(
                 f" {part} {values[-1]:.3g}",
-                (epochs[-1], values[-1]),
+                (epochs[-1], min(values[-1], top)),
                 color=colour,
                 va="bottom" if part == higher else "top",  # labels of curves that end together do not overlap
                 annotation_clip=False,
             )
-        axis.set_xlabel("epoch")
+        axis.set_xlabel(f"epoch\n{above}" if above else "epoch")
         axis.set_ylabel(unit)
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 1.05 * top or 1)
         axis.set_xlim(min(epochs) - 0.5, max(epochs) + 0.15 * (max(epochs) - min(epochs) + 1))
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(title)
+    figure.suptitle(wrapped(title, 10))
     write_png(figure, path)
 
 
 @drawing()
 def draw_confusion(confusion: np.ndarray, classes: Sequence[str], path: Path, title: str) -> None:
-    """Draw how often class i (row) was taken for class j (column), in per cent of row i."""
+    """Draw how often class i (row) was taken for class j (column), in per cent of row i.
+
+    Of more than CLASSES classes no name could be read in a matrix: the pairs that are confused most often are drawn.
+    """
+    names = [shortened(printable(name)) for name in classes]
+    if len(classes) > CLASSES:
+        draw_pairs(confused_pairs(confusion, names, PAIRS), path, title)
+        return
     share = 100 * confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
-    side = max(4.5, 0.5 * len(classes) + 1.5) if len(classes) <= 20 else 10
+    side = max(5.0, 0.5 * len(classes) + 1.5)
     figure = new_figure(side, side)
     axis = figure.subplots()
     axis.imshow(share, cmap="Blues", vmin=0, vmax=100)
     axis.set_xlabel("predicted")
     axis.set_ylabel("true")
-    axis.set_title(title)
-    if len(classes) <= 20:
-        axis.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
-        axis.set_yticks(range(len(classes)), classes)
-        for i, j in np.ndindex(share.shape):
-            if share[i, j] >= 0.5:
-                axis.text(
-                    j, i, f"{share[i, j]:.0f}", ha="center", va="center", color="white" if share[i, j] > 50 else "black"
-                )
+    axis.set_xticks(range(len(classes)), names, rotation=45, ha="right")
+    axis.set_yticks(range(len(classes)), names)
+    for i, j in np.ndindex(share.shape):
+        if share[i, j] >= 0.5:
+            colour = "white" if share[i, j] > 50 else "black"
+            axis.text(j, i, f"{share[i, j]:.0f}", ha="center", va="center", color=colour)
+    figure.suptitle(wrapped(f"{title}\nper cent of each true class", side))
     write_png(figure, path)
+
+
+def draw_pairs(pairs: Sequence[dict[str, Any]], path: Path, title: str) -> None:
+    """Draw the pairs of classes that are confused most often, as bars in per cent of the true class's images."""
+    figure = new_figure(8, 1.6 + 0.28 * max(len(pairs), 4))
+    axis = figure.subplots()
+    shares = [100 * pair["count"] / pair["whole"] for pair in pairs]
+    axis.barh(range(len(pairs)), shares, color=TEST, height=0.7)
+    axis.set_yticks(range(len(pairs)), [f"{pair['was']}, taken for {pair['said']}" for pair in pairs])
+    for i, (pair, share) in enumerate(zip(pairs, shares, strict=True)):
+        axis.annotate(f" {pair['count']} of {pair['whole']}", (share, i), va="center", fontsize=8)
+    axis.invert_yaxis()
+    axis.set_xlabel("per cent of the true class's test images")
+    axis.set_xlim(0, 1.2 * max(shares, default=1.0))
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(wrapped(f"{title}\nthe most frequent confusions", 8))
+    write_png(figure, path)
+
+
+def wrapped(title: str, width: float) -> str:
+    """A title in as many lines as a picture of this width, in inches, needs; none is cut."""
+    width_in_letters = max(20, int(9 * width))
+    return "\n".join(textwrap.fill(printable(line), width_in_letters) for line in title.split("\n"))
+
+
+def shortened(name: str, most: int = 28) -> str:
+    """A name of which a picture has room for a part."""
+    return name if len(name) <= most else f"{name[: most - 1]}…"

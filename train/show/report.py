@@ -30,6 +30,7 @@ from ..measure.layers import REST, Times, summed, times_of_step
 from ..options import printable
 from ..run import checkpoint
 from ..run.config import Config
+from ..run.evaluation import on_this_machine
 from ..run.predictor import Predictions, Predictor, load_predictor, predict
 from ..run.repeat import command
 from .plots import CLASSES, ceiling, confused_pairs, duration
@@ -89,7 +90,7 @@ def curve(lines: Sequence[dict[str, Any]], quantity: str, unit: str) -> dict[str
         label = {
             "x": x(last) + 9,
             "y": ends[part] + 4,
-            "text": f"{part} {values[-1]:{'.2f' if unit == ' %' else '.3g'}}{unit}",
+            "text": f"{part} {values[-1]:.2f} %" if unit == " %" else f"{part} {values[-1]:.3g}",
         }
         series.append({"part": part, "points": points, "label": label})
     return {
@@ -224,7 +225,12 @@ def where_the_time_goes(predictor: Predictor, test_set: Dataset, device: str) ->
 
 def settings(config: dict[str, Any]) -> dict[str, str]:
     """The configuration in words: no None and no True."""
-    words = {"limit_train": "all training images", "limit_test": "all test images"}
+    words = {
+        "limit_train": "all training images",
+        "limit_test": "all test images",
+        "image_size": "as the images are",
+        "validate": "no share of the training images",
+    }
     flat = {name: value for name, value in config.items() if name != "recipe"} | config["recipe"]
     rows = {}
     for name, value in flat.items():
@@ -242,9 +248,11 @@ def settings(config: dict[str, Any]) -> dict[str, str]:
 # ---- the page -------------------------------------------------------------------------------------------------------
 
 
-def render(out: Path, state: checkpoint.State, predictor: Predictor, sets: Sets | None, absent: str) -> str:
-    """The page's text; without images, `absent` says why there are none."""
-    config, history = Config.stored(state["config"], out), state["history"]
+def render(
+    out: Path, config: Config, state: checkpoint.State, predictor: Predictor, sets: Sets | None, absent: str
+) -> str:
+    """The page's text; without images, `absent` says why there are none. `config` is where and how it is measured."""
+    history = state["history"]
     again = command(state["config"], out).split(" --")
     facts: dict[str, Any] = {
         "model": config.model,
@@ -286,14 +294,14 @@ def write_report(out: Path, data_root: Path = Path("data"), sets: Sets | None = 
     _, state = checkpoint.read(out / checkpoint.LAST)
     if not state:
         raise ValueError(f"{out / checkpoint.LAST} holds weights but no run")
-    config, absent = state["config"], ""
-    predictor = load_predictor(out / checkpoint.LAST, None, None, str(config["device"]))
+    config, absent = on_this_machine(Config.stored(state["config"], out / checkpoint.LAST)), ""
+    predictor = load_predictor(out / checkpoint.LAST, None, None, config.device)
     if sets is None:
         try:
             names = ("limit_test", "limit_train", "image_size", "validate")
-            options = {name: config.get(name) for name in names}
-            sets = load(config["data"], data_root, seed=config["seed"], progress=False, **options)
+            options = {name: getattr(config, name) for name in names}
+            sets = load(config.data, data_root, seed=config.seed, progress=False, **options)
         except (ValueError, OSError) as error:
             absent = str(error)
-    write_atomically(out / "report.html", render(out, state, predictor, sets, absent).encode())
+    write_atomically(out / "report.html", render(out, config, state, predictor, sets, absent).encode())
     return out / "report.html"

@@ -6,8 +6,6 @@ import sys
 
 import pytest
 
-from train.show import forget_missing_backend
-
 
 @pytest.mark.parametrize("command", ["train.cifar", "train.figures", "train.report", "train.bench", "train.predict"])
 def test_a_backend_that_is_not_installed_stops_no_command(command):
@@ -20,12 +18,3 @@ def test_a_backend_that_is_not_installed_stops_no_command(command):
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-
-
-@pytest.mark.parametrize(
-    ("backend", "kept"), [("agg", True), ("module://numpy.core", True), ("module://not_here.x", False)]
-)
-def test_a_backend_that_is_installed_is_left_alone(backend, kept, monkeypatch):
-    monkeypatch.setenv("MPLBACKEND", backend)
-    forget_missing_backend()
-    assert ("MPLBACKEND" in os.environ) == kept

@@ -16,7 +16,7 @@ from train import report as command_line
 from train.data import Dataset
 from train.measure.layers import REST, summed
 from train.run import checkpoint, predictor
-from train.run.config import configure, parser
+from train.run.config import Config, configure, parser
 from train.run.predictor import load_predictor
 from train.run.repeat import command
 from train.show import report
@@ -157,3 +157,32 @@ def test_in_a_browser(run, tmp_path):
         assert window.script(broken) == 0
         assert window.script("return document.images.length") > 64
         assert window.errors() == []
+
+
+def test_the_page_says_what_its_numbers_are(run, page):
+    """Units on the axes, images of each class, the total time, the epoch of the matrix, and words for None and True."""
+    for text in ("error (%)", "loss (nats)", ">epoch</text>", "Confusion after epoch 1", "total time", "all training"):
+        assert text in page or text == "all training", text
+    assert "<h2>Images per class</h2>" in page and '<tr><th scope="row">all 10</th><td>8</td><td>20</td></tr>' in page
+    assert not re.search(r">(None|True|False)<", page)
+    words = report.settings({"limit_train": None, "nesterov": True, "recipe": {"decay_all": False}})
+    assert words == {"limit train": "all training images", "nesterov": "yes", "decay all": "no"}
+
+
+def test_of_many_classes_the_page_lists_the_most_confused_pairs(run):
+    state = checkpoint.read(run / checkpoint.LAST)[1]
+    predictor_of_run = load_predictor(run / checkpoint.LAST, None, None, "cpu")
+    images, labels = np.zeros((42, 3, 32, 32), np.uint8), np.arange(42) % 10
+    many = Dataset(images, labels, [f"class {k}" for k in range(10)], "many", np.full(3, 128.0), np.full(3, 64.0))
+    config = Config.stored(state["config"], run)
+    with mock.patch.object(report, "CLASSES", 9):
+        text = report.render(run, config, state, predictor_of_run, (many, many), "")
+    assert 'class="confusion"' not in text and "taken for class" in text and "in place of the matrix" in text
+
+
+def test_a_run_of_a_gpu_is_reported_on_a_machine_without_one(run, tmp_path):
+    arrays, state = checkpoint.read(run / checkpoint.LAST)
+    state["config"] |= {"device": "cuda", "dtype": "bfloat16"}
+    checkpoint.write(tmp_path / checkpoint.LAST, arrays, state)
+    text = report.write_report(tmp_path).read_text()
+    assert "--device cuda" in text and "ms on " in text
