@@ -22,7 +22,7 @@ from resnext import ResNeXt, create
 
 from .measure.rounds import measure, sweep
 from .measure.workers import PINS, serve
-from .options import DONE, FAILED, USAGE, Parser, check_dtype, default_dtype, said
+from .options import DONE, FAILED, USAGE, Parser, check_dtype, check_threads, default_dtype, said
 from .show.tables import speed_table, sweep_table
 
 
@@ -56,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
 def check(args: argparse.Namespace) -> None:
     """Fill in what depends on the device; raise ValueError for what cannot be measured here, before anything starts."""
     network = create(args.model)
+    check_threads(args.threads)
     to_device(np.zeros(1), args.device)
     args.dtype = args.dtype or default_dtype(args.device)
     args.batch_size = args.batch_size or (32 if args.device == "cpu" else 128)

@@ -23,7 +23,7 @@ from .run import faults, parallel
 from .run.config import parser
 from .run.evaluation import evaluate_file
 from .run.faults import TrainingError
-from .run.parallel import ALONE, Ranks
+from .run.parallel import ALONE, Deserted, Ranks
 from .run.training import train_command
 
 
@@ -36,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         return complain(error, USAGE, ALONE)
     signals = Signals()
+    if ranks is not ALONE:
+        ranks.signals = signals
     with signals.caught():
         return run_command(args, ranks, signals)
 
@@ -58,6 +60,8 @@ def run_command(args: argparse.Namespace, ranks: Ranks, signals: Signals) -> int
         return complain(faults.gpu_failed(error, args.out), FAILED, ranks)
     except OSError as error:
         return complain(said(error), FAILED, ranks)
+    except Deserted as error:
+        return complain(error, 128 + signals.number if signals.number else FAILED, ranks)
     except (TrainingError, ValueError, TypeError) as error:
         return complain(error, FAILED, ranks)
 

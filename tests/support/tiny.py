@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import select
 import subprocess
 import sys
@@ -53,6 +54,13 @@ def wait_until(condition, seconds=120):
         time.sleep(0.002)
 
 
+def first_epoch(process):
+    """Wait for the first line of a run that reports an epoch, and return it."""
+    while not (line := first_line(process)).startswith("epoch"):
+        assert line, "it has ended without an epoch"
+    return line
+
+
 def first_line(process):
     """The first line that a process prints, which it must do within a minute."""
     assert select.select([process.stdout], [], [], 60)[0], "not a line within a minute"
@@ -77,6 +85,7 @@ def differences(first, second, name=checkpoint.LAST):
             line.pop("images_per_second")
     for state in (s, t):
         state["totals"].pop("seconds")
+        state.pop("seconds")
     different += [n for n in s.keys() | t.keys() if s.get(n) != t.get(n)]
     return different + ["log"] * (log(first) != log(second))
 
@@ -85,3 +94,19 @@ def weights(out, name=checkpoint.LAST):
     """The arrays of a checkpoint, one after the other in one vector."""
     arrays, _ = checkpoint.read(out / name)
     return np.concatenate([arrays[n].ravel() for n in sorted(arrays)])
+
+
+def evaluated(capsys, *options):
+    """The figures that `--evaluate` prints: test error and test loss."""
+    capsys.readouterr()
+    assert cifar.main(["--evaluate", *map(str, options)]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    found = re.fullmatch(r"test_error (\d+\.\d+) test_loss (\d+\.\d+)\n", printed.out)
+    return float(found[1]), float(found[2])
+
+
+def last_line(out):
+    """The same figures in the last line of a run's log."""
+    line = log(out)[-1]
+    return line["test_error"], line["test_loss"]

@@ -10,7 +10,6 @@ not at all. So there is a state to go on from at every moment, whatever happens 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -23,6 +22,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from minigrad.weights import read_arrays, write_atomically
+
+from ..options import UsageError
 
 LAST, PREVIOUS, BEST, DAMAGED = (f"{name}.safetensors" for name in ("last", "previous", "best", "damaged"))
 VELOCITY, AVERAGE = "velocity:", "average:"
@@ -47,6 +48,11 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], State]:
     Raises FileNotFoundError, and ValueError for a file that is damaged, no safetensors file, or whose state is not of
     the form that a run writes. The file may come from anywhere: nothing in it is executed.
     """
+    if path.is_dir():
+        inside = path / LAST
+        raise UsageError(
+            f"{path} is a folder" + (f": name the file in it, {inside}" if inside.is_file() else ", no file")
+        )
     arrays = read_arrays(path)
     try:
         with safe_open(path, "numpy") as file:
@@ -64,8 +70,14 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], State]:
         raise ValueError(f"{path} has a state that is no JSON: {error}") from None
     if not isinstance(state, dict):
         raise ValueError(f"{path} has a state that is no JSON object")
-    for name, valid in FIELDS.items():
-        if name not in state or not valid(state[name]):
+    for name, array in arrays.items():
+        counted, variance = name.endswith("num_batches_tracked"), name.endswith("running_var")
+        if (counted or variance) and array.size and array.min() < 0:
+            raise ValueError(f"{path} has {name} = {array.min()}, which cannot be negative")
+    for name, valid in {**FIELDS, **OPTIONAL}.items():
+        if name in state and valid(state[name]):
+            continue
+        if name in state or name in FIELDS:
             raise ValueError(f"{path} has a state that train.cifar does not write: {name} is {brief(state.get(name))}")
     return arrays, state
 
@@ -121,6 +133,12 @@ def _generator(value: Any) -> bool:
 
 
 TOTALS = ("loss", "errors", "images", "seconds")  # the sums of an epoch so far
+
+
+def _totals(value: Any) -> bool:
+    return has_numbers(*TOTALS)(value) and all(number >= 0 for number in value.values())
+
+
 FIGURES = ("epoch", "lr", "train_loss", "train_error", "images_per_second", "test_loss", "test_error")  # of an epoch
 
 # What a state holds, and of what form each part must be.
@@ -134,10 +152,12 @@ FIELDS: dict[str, Callable[[Any], bool]] = {
     "epoch": _count,
     "step": _count,
     "best_error": lambda value: value is None or is_number(value),
-    "totals": has_numbers(*TOTALS),
+    "totals": _totals,
     "history": _list_of(has_numbers(*FIGURES)),
     "generator": _generator,
 }
+# What earlier versions did not write.
+OPTIONAL: dict[str, Callable[[Any], bool]] = {"seconds": lambda value: is_number(value) and value >= 0}
 
 
 def brief(value: Any) -> str:
@@ -153,7 +173,7 @@ def write_last(folder: Path, arrays: Mapping[str, np.ndarray], state: State) -> 
     """Write `last.safetensors`; what was the last state becomes the previous one."""
     last, previous = folder / LAST, folder / PREVIOUS
     if last.exists():
-        part = folder / f".{PREVIOUS}.part"
+        part = folder / f".{PREVIOUS}.{os.getpid()}.part"
         part.unlink(missing_ok=True)
         try:
             os.link(last, part)  # a second name for the same file: at no moment is there no last state
@@ -164,23 +184,34 @@ def write_last(folder: Path, arrays: Mapping[str, np.ndarray], state: State) -> 
 
 
 def read_last(folder: Path, warn: Callable[[str], None]) -> tuple[dict[str, np.ndarray], State] | None:
-    """The state to go on from: the last one or, with a warning, the previous one where the last is damaged.
+    """The state to go on from: the last one or, with a warning, the latest other one where that is damaged or missing.
 
-    None where there is neither. A damaged file is renamed to `damaged.safetensors`, out of the way of the next save.
-    Raises ValueError where there is no state but a damaged one.
+    A best state is a whole one too, and the only one where a disk was full, or a process killed, between the two writes
+    of the first epoch. None where there is none at all. A damaged file is renamed to `damaged.safetensors`, out of the
+    way of the next save. Raises ValueError where there is no state but a damaged one.
     """
     problem = ""
-    for path in (folder / LAST, folder / PREVIOUS):
-        with contextlib.suppress(FileNotFoundError):
-            try:
-                found = read(path)
-            except ValueError as error:
-                problem = problem or str(error)
-                continue
-            if problem:
-                warn(f"{problem}; going on from {path}")
-                os.replace(folder / LAST, folder / DAMAGED)
-            return found
-    if problem:
+    others: list[tuple[Path, tuple[dict[str, np.ndarray], State]]] = []
+    for path in (folder / LAST, folder / PREVIOUS, folder / BEST):
+        try:
+            found = read(path)
+            if not found[1]:
+                raise ValueError(f"{path} holds weights but no state of a run")
+        except FileNotFoundError:
+            problem = problem or f"{path} is missing"
+        except ValueError as error:
+            problem = str(error) if not problem or "missing" in problem else problem
+        else:
+            if path.name == LAST:
+                return found
+            others.append((path, found))
+    damaged = [folder / name for name in (LAST, PREVIOUS, BEST) if (folder / name).exists()]
+    if others:
+        path, found = max(others, key=lambda other: (other[1][1]["epoch"], other[1][1]["step"]))
+        warn(f"{problem}; going on from {path}")
+        if (folder / LAST).exists():
+            os.replace(folder / LAST, folder / DAMAGED)
+        return found
+    if damaged:
         raise ValueError(f"{problem}, and there is no other state to go on from")
     return None

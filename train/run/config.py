@@ -16,7 +16,7 @@ from minigrad import optim
 from minigrad.backend import to_device
 
 from ..data.folders import check_options
-from ..options import Parser, check_dtype, compute_capability, default_dtype, folder
+from ..options import Parser, check_dtype, check_threads, compute_capability, default_dtype, folder
 from . import checkpoint
 from .fine_tuning import FREEZE, network_of
 from .recipes import CHOICES, PARTS, RECIPES, Recipe
@@ -43,10 +43,17 @@ class Config:
     def schedule(self) -> optim.Schedule:
         """The learning rate as a function of the time in epochs."""
         r = self.recipe
+        if r.schedule == "constant":
+            return optim.multi_step(r.lr, ())
         if r.schedule == "multi-step":
             return optim.multi_step(r.lr, (0.5 * r.epochs, 0.75 * r.epochs))
         decay = optim.cosine if r.schedule == "cosine" else optim.linear
         return decay(r.lr, r.epochs, r.warmup * r.epochs)
+
+    def agrees(self, other: Config, done: float) -> bool:
+        """Whether another configuration has had the same learning rates in the first `done` epochs."""
+        one, two = self.schedule(), other.schedule()
+        return all(math.isclose(one(t), two(t), rel_tol=1e-9) for t in np.linspace(0, done, 1000, endpoint=False))
 
     @classmethod
     def stored(cls, values: Mapping[str, Any], where: object) -> Config:
@@ -87,6 +94,8 @@ DEFAULTS = {
     # Without bfloat16's tensor cores: a seventh of the multiplications.
     "older cuda": {"data": "cifar10", "model": "resnext29_32x4d"},
 }
+QUICK_STEPS, QUICK_TOTAL, QUICK_SMALLEST = 20, 600, 8  # of `quick`: steps an epoch, steps, images a step at least
+BATCH_SIZE = {"paper": 128, "short": 128, "quick": 32, "fine-tune": 32}  # by recipe
 
 
 def kind_of_device(device: str) -> str:
@@ -94,9 +103,6 @@ def kind_of_device(device: str) -> str:
     if device == "cpu":
         return "cpu"
     return "cuda" if compute_capability(device) >= 80 else "older cuda"
-
-
-BATCH_SIZE = {"paper": 128, "short": 128, "quick": 32, "fine-tune": 32}  # by recipe
 
 
 def parser() -> argparse.ArgumentParser:
@@ -205,14 +211,12 @@ def configure(args: argparse.Namespace, base: Config | None = None) -> Config:
         ("--batch-size", config.batch_size, 1),
         ("--limit-train", config.limit_train, 1),
         ("--limit-test", config.limit_test, 1),
-        ("--threads", args.threads, 1),
         ("--seed", config.seed, 0),
         ("--cutout", recipe.cutout, 0),
     ):
         if value is not None and value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
-    if args.threads and args.threads > 1024:
-        raise ValueError(f"--threads must be at most 1024, got {args.threads}")
+    check_threads(args.threads)
     for name in ("label_smoothing", "average", "warmup"):
         if not 0 <= getattr(recipe, name) < 1:
             option = "--" + name.replace("_", "-")
@@ -223,6 +227,27 @@ def configure(args: argparse.Namespace, base: Config | None = None) -> Config:
     check_dtype(config.dtype, device)
     config.schedule()
     return config
+
+
+def adapted(config: Config, args: argparse.Namespace, images: int) -> Config:
+    """The configuration for a training set of this size; what the command line gave stays as it is.
+
+    `quick` is made for thousands of images in batches of 32. A small folder of photographs has but a few such batches
+    an epoch: large steps, few of them, behind which batch norm's running averages stay (0.9 of the old is kept in each
+    step), so that the test loss runs away. Here an epoch has about QUICK_STEPS steps in smaller batches, each step is
+    shorter in proportion, and there are as many epochs as QUICK_TOTAL steps take.
+    """
+    quick = RECIPES["quick"]
+    if config.recipe != quick and replace(config.recipe, epochs=quick.epochs, lr=quick.lr) != quick:
+        return config
+    batch = args.batch_size or max(QUICK_SMALLEST, min(config.batch_size, images // QUICK_STEPS))
+    steps = math.ceil(images / batch)
+    recipe = config.recipe
+    if args.lr is None:
+        recipe = replace(recipe, lr=recipe.lr * min(1.0, batch / BATCH_SIZE["quick"]))
+    if args.epochs is None:
+        recipe = replace(recipe, epochs=max(recipe.epochs, math.ceil(QUICK_TOTAL / steps)))
+    return replace(config, batch_size=batch, recipe=recipe)
 
 
 def save_interval(text: str | None) -> dict[str, Any]:
@@ -236,4 +261,6 @@ def save_interval(text: str | None) -> dict[str, Any]:
         value = 0
     if not 0 < value < math.inf:
         raise ValueError(f"--save-every takes a number of steps (20) or minutes (5m) above 0, got {text!r}")
+    if text.endswith("m") and not 1 <= 60 * value <= 86_400 * 365:
+        raise ValueError(f"--save-every takes at least a second, 0.02m, and at most a year, got {text!r}")
     return {"every_seconds": 60 * value} if text.endswith("m") else {"every_steps": value}

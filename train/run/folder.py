@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from . import checkpoint
 
@@ -15,33 +17,86 @@ RUN_FILES = (
     checkpoint.LAST, checkpoint.PREVIOUS, checkpoint.BEST, checkpoint.DAMAGED,
     "config.json", "metrics.jsonl", "curves.png", "confusion.png", "report.html",
 )  # fmt: skip
+CANNOT_LOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # what file systems without locks say
 
 
 class InUse(ValueError):
     """A run folder that another process writes to."""
 
 
-@contextmanager
-def sole_user(folder: Path) -> Iterator[None]:
-    """Keep other processes out of a run folder inside this block, and clear away what a killed one left unfinished.
+class Lock:
+    """The right to write to a run's folder. The system takes it back when the process ends, however it ends.
 
-    The lock is on the open file `.lock`, not in its content: the system releases it when the process ends, however it
-    ends. Raises InUse if another process holds it.
+    It is a lock on the file `.lock`, and holds for that path, not for a file that once had the name: where somebody
+    removes the file, or the folder with it, `check` takes the lock anew, or says that another run has it.
     """
-    with open(folder / ".lock", "a+") as file:
+
+    def __init__(self, folder: Path):
+        self.folder, self.path = folder, folder / ".lock"
+        self.file: FileLock | None = None
+        self.identity: tuple[int, int] | None = None  # of the locked file; None on a file system without locks
+        self.acquire()
+
+    def acquire(self) -> None:
+        """Take the lock. Raises InUse if another process holds it, or if a symbolic link is in its place."""
+        if self.path.is_symlink():
+            raise InUse(f"{self.path} is a symbolic link, which is not followed: remove it, or choose another --out")
+        self.file = FileLock(self.path, timeout=0, thread_local=False)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise InUse(f"{folder} is in use by process {file.read().strip() or '?'}: choose another --out") from None
-        except OSError as error:  # some network file systems cannot lock
-            print(f"{folder} cannot be locked ({error.strerror}): keep other processes out of it", file=sys.stderr)
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
+            self.file.acquire()
+        except Timeout:
+            raise InUse(f"{self.folder} is in use by {self.holder()}: choose another --out") from None
+        except (OSError, NotImplementedError) as error:
+            if isinstance(error, OSError) and error.errno not in CANNOT_LOCK:
+                raise
+            reason = getattr(error, "strerror", None) or "no locks on this file system"
+            print(f"{self.folder} cannot be locked ({reason}): keep other processes out of it", file=sys.stderr)
+            return
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0))
+        with open(descriptor, "w") as file:
+            file.write(f"{os.getpid()}\n")
+            self.identity = self.identify(os.fstat(descriptor))
+
+    def holder(self) -> str:
+        """Who holds the lock, as far as the file says."""
+        try:
+            number = self.path.read_text(errors="replace").strip()
+        except OSError:
+            number = ""
+        return f"process {number}" if number.isdecimal() else "another process"
+
+    @staticmethod
+    def identify(status: os.stat_result) -> tuple[int, int]:
+        return status.st_dev, status.st_ino
+
+    def check(self) -> None:
+        """Make sure that the lock still holds, before something is written. Raises InUse where it is another's."""
+        if self.identity is None:
+            return
+        try:
+            if self.identify(os.lstat(self.path)) == self.identity:
+                return
+        except FileNotFoundError:
+            if not self.folder.is_dir():
+                raise InUse(f"{self.folder} is gone: somebody has removed it while this run was going on") from None
+        self.release()
+        self.acquire()
+
+    def release(self) -> None:
+        if self.file is not None:
+            self.file.release(force=True)
+
+
+@contextmanager
+def sole_user(folder: Path) -> Iterator[Lock]:
+    """Keep other processes out of a run folder inside this block, and clear away what a killed one left unfinished."""
+    lock = Lock(folder)
+    try:
         for part in folder.glob(".*.part"):
             part.unlink()
-        yield
+        yield lock
+    finally:
+        lock.release()
 
 
 def holds_run(folder: Path) -> bool:

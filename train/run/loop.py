@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 import zlib
 from collections.abc import Callable, Mapping
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 import minigrad
 from minigrad import Parameter, Tensor, optim, registry
@@ -23,15 +21,17 @@ from minigrad.nn import Module
 from resnext import create
 
 from ..data import Dataset, augment
+from ..options import Decoration
 from . import checkpoint, faults, fine_tuning
 from .config import Config
 from .faults import TrainingError
 from .parallel import ALONE, Ranks
+from .progress import Bar
 
 # ------------------------------------------------------------------------------------------------- the state of a run
 
 
-@dataclass
+@dataclass(repr=False)
 class Run:
     """Everything that changes while a network is trained, and the data it is trained on."""
 
@@ -51,6 +51,11 @@ class Run:
     fingerprint: int = 0  # of the training images and labels, by which other data is noticed
     saved: tuple[int, int] | None = None  # epoch and step of the last state that was saved
     ranks: Ranks = ALONE  # the processes that train this network together
+    out: Path | None = None  # its folder, once it is trained
+    decoration: Decoration = field(default_factory=Decoration)
+    earlier: float = 0.0  # seconds that earlier processes have spent on this run
+    started: float = field(default_factory=time.monotonic)
+    between: float | None = None  # seconds from the last step of an epoch to the first of the next: evaluation, saving
     graph: Any = None  # on a GPU: `update` as a CUDA graph, which Python launches once a step
 
     @classmethod
@@ -112,8 +117,24 @@ class Run:
             "best_error": self.best_error if math.isfinite(self.best_error) else None,
             "totals": self.totals,
             "history": self.history,
+            "seconds": self.seconds(),
             "generator": minigrad.backend.generator().bit_generator.state,
         }
+
+    def __repr__(self) -> str:
+        error = f", test error {self.history[-1]['test_error']:.2f} %" if self.history else ""
+        place = f", in {self.out}" if self.out else ""
+        epochs = f"{self.epoch} of {self.config.recipe.epochs} epochs"
+        return f"<run of {self.config.model} on {self.train_set.name}: {epochs}{error}{place}>"
+
+    def _repr_png_(self) -> bytes | None:
+        """What a notebook shows of a run: its curves."""
+        picture = self.out / "curves.png" if self.out else None
+        return picture.read_bytes() if picture and picture.is_file() else None
+
+    def seconds(self) -> float:
+        """The time that the run has taken so far, in all its processes."""
+        return self.earlier + time.monotonic() - self.started
 
     def save(self, path: Path) -> None:
         """Write the run's state to a file, see checkpoint.py; rank 0 writes, for all."""
@@ -133,6 +154,11 @@ class Run:
         """Go on from what `state` returned. Raises ValueError, with both values, for the state of another run."""
         old = Config.stored(state["config"], "the run")
         changed = old.differences(self.config)
+        done = state["epoch"] + state["step"] / math.ceil(len(self.train_set) / self.config.batch_size)
+        if len(changed) == 1 and old.recipe.epochs != self.config.recipe.epochs:
+            followed = f"the learning rate of the {old.recipe.schedule} schedule has followed the old number"
+            help = "start a new run from these weights with --weights, or plan with --schedule constant"
+            changed = [] if old.agrees(self.config, done) else [f"{changed[0]}, and {followed}: {help}"]
         if state["images"] != self.fingerprint and not changed:
             same = old.data == self.config.data
             changed = [
@@ -140,6 +166,7 @@ class Run:
             ]
         if changed:
             raise ValueError(f"the run has other settings, {', '.join(changed)}")
+        self._check_progress(state)
         self.model.load_state_dict({name: a for name, a in arrays.items() if ":" not in name})
         names = {id(p): name for name, p in self.model.named_parameters()}
         velocities = checkpoint.select(arrays, checkpoint.VELOCITY)
@@ -153,9 +180,22 @@ class Run:
         self.mean, self.std = np.array(state["mean"]), np.array(state["std"])
         self.epoch, self.step, self.history = state["epoch"], state["step"], state["history"]
         self.best_error = math.inf if state["best_error"] is None else state["best_error"]
-        self.totals = state["totals"]
+        self.totals, self.earlier = state["totals"], state.get("seconds", 0.0)
         minigrad.backend.generator().bit_generator.state = state["generator"]
         self.saved = (self.epoch, self.step)
+
+    def _check_progress(self, state: checkpoint.State) -> None:
+        """Raise ValueError for a state that says to stand where no run of this configuration can."""
+        epochs, N, batch = self.config.recipe.epochs, len(self.train_set), self.config.batch_size
+        steps, step, totals = math.ceil(N / batch), state["step"], state["totals"]
+        if state["epoch"] > epochs or step > steps:
+            where = f"epoch {state['epoch']} and step {step}"
+            raise ValueError(f"the state stands after {where}, in a run of {epochs} epochs of {steps} steps")
+        if len(state["history"]) != state["epoch"]:
+            raise ValueError(f"the state has {len(state['history'])} lines of log after {state['epoch']} epochs")
+        seen = min(step * batch, N)
+        if totals["images"] != seen or totals["errors"] > seen or (seen and not totals["seconds"] > 0):
+            raise ValueError(f"the sums of the epoch are {totals} after {step} steps of {batch} images")
 
 
 def fingerprint(model: Module) -> int:
@@ -271,11 +311,9 @@ def train_epoch(run: Run, after_step: Callable[[Run], None]) -> dict[str, float]
     steps = math.ceil(len(train_set) / config.batch_size)
     schedule = config.schedule()
     run.set_training()
-    title = f"epoch {run.epoch + 1}/{config.recipe.epochs}"
     batches = [order[i : i + config.batch_size] for i in range(0, len(train_set), config.batch_size)]
     batch = prepare(run, batches[run.step], run.step) if run.step < steps else None
-    quiet = None if run.ranks.rank == 0 and sys.stderr else True  # None: no bar where standard error is no terminal
-    with tqdm(total=steps, initial=run.step, desc=title, unit="step", disable=quiet, leave=False) as bar:
+    with Bar(run, steps) as bar:
         while run.step < steps:
             begin = time.perf_counter()
             indices = batches[run.step]
@@ -298,12 +336,6 @@ def train_epoch(run: Run, after_step: Callable[[Run], None]) -> dict[str, float]
             run.totals["errors"] += total_errors
             run.totals["images"] += len(indices)
             run.totals["seconds"] += time.perf_counter() - begin
-            seen = run.totals["images"]
-            bar.set_postfix_str(
-                f"loss {run.totals['loss'] / seen:.3f}, error {100 * run.totals['errors'] / seen:.1f} %, "
-                f"{seen / run.totals['seconds']:.0f} images/s",
-                refresh=False,
-            )
             bar.update()
             after_step(run)
     synchronize(config.device)

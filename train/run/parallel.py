@@ -16,9 +16,12 @@ rank. The command is started as a module of mpi4py because that ends all ranks w
 
 from __future__ import annotations
 
+import math
 import os
+import pickle
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -28,11 +31,23 @@ import minigrad
 from minigrad import registry
 from minigrad.backend import Array, array_module, cupy
 
+from .signals import Signals
+
 T = TypeVar("T")
 
-BUCKET_BYTES = (
-    4 << 20
-)  # gradients travel in pieces of about this size: large enough for bandwidth, small enough to overlap
+# Gradients travel in pieces of about this size: large enough for bandwidth, small enough to overlap.
+BUCKET_BYTES = 4 << 20
+# How long a rank waits for the others, in seconds, before it ends the run: one of them has stopped, or does something
+# else. A slow disk or file server may want more.
+PATIENCE = float(os.environ.get("MINIGRAD_PATIENCE", 600))
+GRACE = float(
+    os.environ.get("MINIGRAD_GRACE", 60)
+)  # the same after a signal, which the others may be too busy to hear of
+SPIN = 0.05  # seconds in which a wait looks without a pause, as MPI itself does
+
+
+class Deserted(RuntimeError):
+    """The other ranks have not come."""
 
 
 class Ranks:
@@ -40,6 +55,7 @@ class Ranks:
 
     rank, size = 0, 1
     local_rank, local_size = 0, 1  # among the ranks on the same machine
+    signals: Signals | None = None  # where a wait looks whether a signal came
 
     def count(self, images: int) -> int:
         """How many of a batch's images are this rank's."""
@@ -81,6 +97,13 @@ class Ranks:
         """What rank 0 has."""
         return value
 
+    def compare(self, facts: Mapping[str, Any]) -> None:
+        """Raise ValueError, with both values, where this rank's facts are not those of rank 0."""
+        for name, first in self.broadcast(dict(facts)).items():
+            if facts.get(name) != first:
+                raise ValueError(f"rank {self.rank} has {name} {facts.get(name)} where rank 0 has {first}")
+        self.wait()  # a rank that differs does not come here, and its exit ends the others
+
     def device(self, name: str) -> str:
         """The device of this rank, where the user asked for `name`; connects GPUs with one another."""
         return name
@@ -106,6 +129,24 @@ class MPIRanks(Ranks):
         self.nccl: Any = None
         self.buckets: dict[tuple, list[tuple[list[int], Array]]] = {}
 
+    def _complete(self, *requests: Any, patience: float = math.inf, grace: float = math.inf) -> None:
+        """Wait for messages, in Python, where a signal is noticed and patience has an end.
+
+        Raises Deserted when they have not come within `patience` seconds, or within `grace` seconds after a signal.
+        """
+        begin, signalled = time.monotonic(), math.inf
+        while not self.MPI.Request.Testall(requests):
+            now = time.monotonic()
+            if self.signals is not None and self.signals.number:
+                signalled = min(signalled, now)
+            if now - begin > patience or now - signalled > grace:
+                raise Deserted(
+                    f"rank {self.rank} has waited {now - begin:.0f} s for the other ranks: one of them has stopped, or "
+                    "was started with other data or options"
+                )
+            if now - begin > SPIN:
+                time.sleep(0.001)
+
     def average(self, arrays: Sequence[Array], share: float) -> Sequence[Array]:
         results: list[Array] = [None] * len(arrays)
         requests = []
@@ -119,7 +160,7 @@ class MPIRanks(Ranks):
                 self.nccl.all_reduce(flat, flat)
             else:
                 requests.append(self.comm.Iallreduce(self.MPI.IN_PLACE, flat))  # travels while the next one is packed
-        self.MPI.Request.Waitall(requests)
+        self._complete(*requests, patience=PATIENCE, grace=GRACE)
         return results
 
     def _buckets(self, arrays: Sequence[Array]) -> list[tuple[list[int], Array]]:
@@ -150,12 +191,13 @@ class MPIRanks(Ranks):
 
     def add_arrays(self, array: np.ndarray) -> np.ndarray:
         total = np.empty_like(array)
-        self.comm.Allreduce(array, total)
+        self._complete(self.comm.Iallreduce(array, total), patience=PATIENCE, grace=GRACE)
         return total
 
     def maximum(self, *numbers: int) -> Sequence[int]:
         largest = np.empty(len(numbers), np.int64)
-        self.comm.Allreduce(np.array(numbers, np.int64), largest, self.MPI.MAX)
+        mine = np.array(numbers, np.int64)
+        self._complete(self.comm.Iallreduce(mine, largest, self.MPI.MAX), patience=PATIENCE, grace=GRACE)
         return largest.tolist()
 
     def agree(self, number: int) -> bool:
@@ -163,18 +205,23 @@ class MPIRanks(Ranks):
         return largest == -smallest
 
     def wait(self) -> None:
-        self.comm.Barrier()
+        self._complete(self.comm.Ibarrier(), patience=PATIENCE)
 
     def in_turn(self, function: Callable[[], T]) -> T:
         if self.rank > 0:
-            self.wait()
+            self._complete(self.comm.Ibarrier())  # for as long as it takes: rank 0 may have much to download
             return function()
         value = function()
-        self.wait()
+        self._complete(self.comm.Ibarrier())
         return value
 
     def broadcast(self, value: Any) -> Any:
-        return self.comm.bcast(value)
+        content = np.frombuffer(pickle.dumps(value), np.uint8) if self.rank == 0 else np.empty(0, np.uint8)
+        size = np.array([len(content)], np.int64)
+        self._complete(self.comm.Ibcast(size), patience=PATIENCE)
+        content = content.copy() if self.rank == 0 else np.empty(int(size[0]), np.uint8)
+        self._complete(self.comm.Ibcast(content), patience=PATIENCE)
+        return pickle.loads(content.tobytes())
 
     def device(self, name: str) -> str:
         if name == "cpu":

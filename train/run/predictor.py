@@ -42,6 +42,8 @@ class Predictor:
 
         Raises FileNotFoundError, and DataError for what is no image, is damaged or has too many pixels.
         """
+        if path.is_dir():
+            raise UsageError(f"{path} is a folder: give the images in it, {path}/*.jpg")
         if not path.is_file():
             raise FileNotFoundError(f"there is no file {path}")
         with quiet():
@@ -68,7 +70,8 @@ def load_predictor(path: Path, name: str | None, classes_file: Path | None, devi
     classes = [f"class {k}" for k in range(len(head))]
     if classes_file is not None:
         if not classes_file.is_file():
-            raise UsageError(f"there is no file {classes_file}")
+            what = f"{classes_file} is a folder" if classes_file.is_dir() else f"there is no file {classes_file}"
+            raise UsageError(what)
         classes = classes_file.read_text().splitlines()
         if len(classes) != len(head):
             raise UsageError(f"{classes_file} has {len(classes)} lines, the network has {len(head)} classes")

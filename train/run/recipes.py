@@ -29,8 +29,8 @@ class Recipe:
 PARTS = {
     "epochs": "passes over the training images",
     "lr": "peak learning rate",
-    "schedule": "multi-step: divided by 10 at 1/2 and 3/4 of the epochs; linear, cosine: down to 0",
-    "warmup": "share of the epochs in which the learning rate rises from 0; not for multi-step",
+    "schedule": "multi-step: divided by 10 at 1/2 and 3/4 of the epochs; linear, cosine: down to 0; constant",
+    "warmup": "share of the epochs in which the learning rate rises from 0; for linear and cosine",
     "momentum": "of gradient descent, 0 for none",
     "nesterov": "momentum in the look-ahead form",
     "weight_decay": "what is added to the gradient, times the weight",
@@ -43,7 +43,7 @@ PARTS = {
     "average": "decay per step of the averaged weights that are evaluated; 0: the weights themselves",
 }
 CHOICES = {
-    "schedule": ("multi-step", "linear", "cosine"),
+    "schedule": ("multi-step", "linear", "cosine", "constant"),
     "padding": ("zero", "reflect"),
     "flip": ("random", "alternating", "none"),
 }

@@ -91,7 +91,7 @@ def try_files(run: Run, out: Path, result: Evaluation) -> None:
             loss = result.loss if math.isfinite(result.loss) else 0.0
             line = dict.fromkeys(checkpoint.FIGURES, 1.0) | {"test_loss": loss, "test_error": result.error}
             few = few_of(run.train_set), few_of(run.test_set)
-            render(out, {**state, "epoch": 1, "history": [line]}, predictor, few, "")
+            render(out, run.config, {**state, "epoch": 1, "history": [line]}, predictor, few, "")
         except (ValueError, TypeError, KeyError, ArithmeticError) as error:
             warn(f"the report will not be written: {error}")
     finally:

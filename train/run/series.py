@@ -88,7 +88,10 @@ def plan(systems: Sequence[System], seeds: int, folder: Path, options: Sequence[
         for model, own in {system.model: system.options for system in systems}.items():
             out = folder / f"{model}-seed{seed}"
             command = (*own, *options, "--model", model, "--seed", str(seed), "--out", str(out), "--resume")
-            cells.append(Cell(model, seed, out, command, configure(parser().parse_args(command))))
+            config = configure(parser().parse_args(command))
+            # Said explicitly, so that `quick` does not adapt itself: all networks train alike.
+            same = ("--epochs", config.recipe.epochs, "--batch-size", config.batch_size, "--lr", config.recipe.lr)
+            cells.append(Cell(model, seed, out, (*command, *map(str, same)), config))
     return cells
 
 

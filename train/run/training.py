@@ -5,41 +5,56 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import time
+import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from minigrad.weights import write_atomically
+from resnext import create
+from resnext.counts import outlines
 
 from ..data import Dataset
 from ..data.fetch import note
 from ..options import UsageError, say, usage_errors, warn
 from ..show import plots
 from ..show.report import write_report
-from . import checkpoint, folder, parallel
-from .config import Config, configure, save_interval
-from .evaluation import evaluate_run
+from . import checkpoint, folder, parallel, progress
+from .config import Config, adapted, configure, save_interval
+from .evaluation import Evaluation, evaluate_run
 from .faults import Guard, TrainingError, leave_out_kernels
 from .fine_tuning import told
 from .loading import load_data
 from .loop import Run, fingerprint, train_epoch
-from .parallel import Ranks
+from .parallel import Deserted, Ranks
 from .rehearsal import try_batches, try_files
 from .signals import Interrupted, Signals
 
+DRAWN_EVERY = 30.0  # seconds between two drawings of the pictures, which a short epoch would wait for
 
-def train(run: Run, out: Path, guard: Guard) -> None:
-    """Train from where the run stands to its last epoch; leave log, checkpoints and pictures in `out`."""
-    title = f"{run.config.model} on {run.train_set.name}"
-    write_log(run, out, title)
-    if run.epoch == run.config.recipe.epochs and run.ranks.rank == 0:
-        say(f"{out} holds all {run.epoch} epochs: nothing is left to do")
-    while run.epoch < run.config.recipe.epochs:
+
+def train(run: Run, out: Path, guard: Guard, lock: folder.Lock | None = None) -> None:
+    """Train from where the run stands to its last epoch; leave log, checkpoints and pictures in `out`.
+
+    `lock` is rank 0's, which alone writes. States come first: what else is written or printed cannot end the run.
+    """
+    first, drawn = run.ranks.rank == 0, -math.inf
+    epochs = run.config.recipe.epochs
+    if first:
+        with run.decoration("what the run begins with"):
+            progress.introduce(run)
+            progress.advise_on_steps(run)
+            if run.epoch == epochs:
+                progress.tell(f"{out} holds all {run.epoch} epochs: nothing is left to do")
+        decorate(run, out, None)
+    while run.epoch < epochs:
         figures = train_epoch(run, guard.after_step)
+        begin = time.monotonic()
         result = evaluate_run(run, guard.check)
         if not math.isfinite(result.loss):
             raise TrainingError(f"the test loss is {result.loss} after epoch {run.epoch + 1}: try a smaller --lr")
@@ -49,31 +64,38 @@ def train(run: Run, out: Path, guard: Guard) -> None:
         run.best_error = min(run.best_error, result.error)
         run.epoch, run.step, run.totals = run.epoch + 1, 0, dict.fromkeys(run.totals, 0.0)
         run.history.append({"epoch": run.epoch, **figures, "test_loss": result.loss, "test_error": result.error})
-        if run.ranks.rank == 0:
+        if lock is not None:
+            lock.check()
+        if first:
             if best:  # saved before the last state: a crash in between costs nothing, the epoch is done again
                 run.save(out / checkpoint.BEST)
-                plots.draw_confusion(
-                    result.confusion,
-                    run.train_set.classes,
-                    out / "confusion.png",
-                    f"{title}: {result.error:.2f} % test error",
-                )
             run.save(out / checkpoint.LAST)
-            write_log(run, out, title)
-            say(
-                f"epoch {run.epoch:3d}/{run.config.recipe.epochs}  lr {figures['lr']:.4f}  "
-                f"train loss {figures['train_loss']:.4f} error {figures['train_error']:6.2f} %  "
-                f"test loss {result.loss:.4f} error {result.error:6.2f} %  {figures['images_per_second']:.0f} images/s"
-            )
+            due = run.epoch == epochs or time.monotonic() - drawn >= DRAWN_EVERY
+            drawn = time.monotonic() if due else drawn
+            decorate(run, out, result.confusion, pictures=due)
+        run.between = time.monotonic() - begin
         guard.check()
 
 
-def write_log(run: Run, out: Path, title: str) -> None:
-    """Write metrics.jsonl and curves.png anew from the run's history: whatever happened before, they agree with it."""
-    if run.ranks.rank == 0:
+def decorate(run: Run, out: Path, confusion: np.ndarray | None, pictures: bool = True) -> None:
+    """Write log and pictures anew from the run's history, and say how the epoch went that gave this confusion matrix.
+
+    Whatever happened before, they agree with the state; whatever goes wrong here is told and does not end the run.
+    """
+    title = f"{run.config.model} on {run.train_set.name}"
+    with run.decoration("metrics.jsonl"):
         write_atomically(out / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in run.history).encode())
-        if run.history:
+    if confusion is not None:
+        with run.decoration("standard output"):
+            say(progress.epoch_line(run, run.history[-1]))
+            progress.advise_on_answers(run, confusion)
+    if pictures and run.history:
+        with run.decoration("curves.png"):
             plots.draw_curves(run.history, out / "curves.png", title)
+    if pictures and confusion is not None:
+        with run.decoration("confusion.png"):
+            what = f"{title}, after epoch {run.epoch}: {run.history[-1]['test_error']:.2f} % test error"
+            plots.draw_confusion(confusion, run.train_set.classes, out / "confusion.png", what)
 
 
 @contextmanager
@@ -86,61 +108,38 @@ def writing(out: Path) -> Iterator[None]:
         raise TrainingError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
-def train_command(args: argparse.Namespace, ranks: Ranks, signals: Signals) -> None:
+def train_command(args: argparse.Namespace, ranks: Ranks, signals: Signals) -> Run:
     """Train a network as the command line says. Nothing is written before everything that it says has been checked."""
     with ExitStack() as stack:
-        found = None
+        found, lock = None, None
         if args.resume and args.out.is_dir() and ranks.rank == 0:
-            stack.enter_context(folder.sole_user(args.out))
+            lock = stack.enter_context(folder.sole_user(args.out))
             found = checkpoint.read_last(args.out, warn)
         found = ranks.broadcast(found)
-        with usage_errors():
-            config = configure(args, Config.stored(found[1]["config"], args.out) if found else None)
-            if config.batch_size < ranks.size:
-                raise ValueError(
-                    f"--batch-size {config.batch_size} leaves some of the {ranks.size} ranks without an image"
-                )
-            config = replace(config, device=ranks.device(config.device))
-            interval = save_interval(args.save_every)
-        parallel.use_threads(args.threads or ranks.threads())
-        leave_out_kernels(config.device, ranks)
-        train_set, test_set = ranks.in_turn(lambda: load_data(args, config, progress=ranks.rank == 0))
-        with usage_errors():
-            run = Run.start(config, train_set, test_set, ranks, resumed=found is not None)
-            if config.weights and found is None and ranks.rank == 0:
-                note(told(run.model, config.weights))
-            if config.recipe.cutout > min(train_set.shown):
-                raise ValueError(f"--cutout {config.recipe.cutout} is larger than the images")
-            tried = try_batches(run)
-            if found:
-                try:
-                    run.restore(*found)
-                except ValueError as error:
-                    raise ValueError(f"cannot go on from {args.out}: {error}") from error
+        run, sets, interval, tried = set_up(args, ranks, found)
+        if ranks.rank == 0 and lock is None:
+            make_folder(args.out)
+            lock = stack.enter_context(folder.sole_user(args.out))
 
-        if ranks.rank == 0 and not (args.resume and args.out.is_dir()):
-            try:
-                args.out.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                there = f"{error.filename} is there and is neither a folder nor a link to one"
-                reason = there if isinstance(error, FileExistsError) else error.strerror
-                raise UsageError(f"--out {args.out} cannot be made a folder: {reason}") from error
-            stack.enter_context(folder.sole_user(args.out))
-        save = partial(run.save, args.out / checkpoint.LAST)
+        def save() -> None:
+            if lock is not None:
+                lock.check()
+            run.save(args.out / checkpoint.LAST)
+
         guard = Guard(save, **interval, ranks=ranks, signals=signals)
         try:
             # Overflow is no news here: losses and weights are looked at before they are believed or saved.
             with writing(args.out), signals.postponed(), np.errstate(over="ignore", invalid="ignore"):
                 if ranks.rank == 0:
-                    prepare_folder(args.out, config, keep=found is not None)
+                    prepare_folder(run, args.out, keep=found is not None)
                 try_files(run, args.out, tried)
                 try:
-                    train(run, args.out, guard)
+                    train(run, args.out, guard, lock)
                 except Interrupted as stop:
                     save()
                     ranks.wait()  # the first rank to exit ends the others: not before the state is saved
                     raise Interrupted(stop.number, f"; {args.out} holds the run: go on with --resume") from None
-        except TrainingError as error:
+        except (TrainingError, folder.InUse, Deserted) as error:
             epoch, step = run.saved or (0, 0)
             kept = (
                 f"{args.out} holds the state after epoch {epoch}, step {step}"
@@ -149,19 +148,75 @@ def train_command(args: argparse.Namespace, ranks: Ranks, signals: Signals) -> N
             )
             raise TrainingError(f"{error}; {kept}") from error
         if ranks.rank == 0:
-            describe(args, (train_set, test_set))
+            with run.decoration("the report"):
+                progress.farewell(run, write_report(args.out, args.data_root, sets))
+        return run
 
 
-def prepare_folder(out: Path, config: Config, keep: bool) -> None:
+def set_up(
+    args: argparse.Namespace, ranks: Ranks, found: tuple[dict[str, np.ndarray], checkpoint.State] | None
+) -> tuple[Run, tuple[Dataset, Dataset], dict[str, Any], Evaluation]:
+    """The run that the command line asks for, its images, and when to save it; everything is checked and tried once."""
+    with usage_errors():
+        config = configure(args, Config.stored(found[1]["config"], args.out) if found else None)
+        if config.batch_size < ranks.size:
+            raise ValueError(f"--batch-size {config.batch_size} leaves some of the {ranks.size} ranks without an image")
+        config = replace(config, device=ranks.device(config.device))
+        interval = save_interval(args.save_every)
+        with outlines():
+            create(config.model)  # a name that is wrong is told before any image is read
+    parallel.use_threads(args.threads or ranks.threads())
+    leave_out_kernels(config.device, ranks)
+    train_set, test_set = ranks.in_turn(lambda: load_data(args, config, progress=ranks.rank == 0))
+    with usage_errors():
+        if not found:
+            config = adapted(config, args, len(train_set))
+        run = Run.start(config, train_set, test_set, ranks, resumed=found is not None)
+        if config.weights and found is None and ranks.rank == 0:
+            note(told(run.model, config.weights))
+        if config.recipe.cutout > min(train_set.shown):
+            raise ValueError(f"--cutout {config.recipe.cutout} is larger than the images")
+        tried = try_batches(run)
+        if found:
+            try:
+                run.restore(*found)
+            except ValueError as error:
+                raise ValueError(f"cannot go on from {args.out}: {error}") from error
+        ranks.compare(facts(run))
+    return run, (train_set, test_set), interval, tried
+
+
+def facts(run: Run) -> dict[str, Any]:
+    """What all ranks must have in common before the first step."""
+    config = {**asdict(run.config), **asdict(run.config.recipe)}
+    own = {
+        f"--{name.replace('_', '-')}": value
+        for name, value in config.items()
+        if name not in ("recipe", "device", "data")
+    }
+    sets = {"training": run.train_set, "test": run.test_set}
+    for name, dataset in sets.items():
+        own[f"{name} images:"] = f"{len(dataset):,} of {len(dataset.classes)} classes"
+    own["training images with the checksum"] = run.fingerprint
+    own["test labels with the checksum"] = zlib.crc32(np.ascontiguousarray(run.test_set.labels).data)
+    own["weights with the checksum"] = fingerprint(run.model)
+    return own | {"completed epochs:": run.epoch, "completed steps:": run.step}
+
+
+def make_folder(out: Path) -> None:
+    """Make the run's folder. Raises UsageError where something else is in its place."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        there = f"{error.filename} is there and is neither a folder nor a link to one"
+        reason = there if isinstance(error, FileExistsError) else error.strerror
+        raise UsageError(f"--out {out} cannot be made a folder: {reason}") from error
+
+
+def prepare_folder(run: Run, out: Path, keep: bool) -> None:
     """Put another run that is in the folder aside, unless it is to be kept; write config.json."""
     if not keep and folder.holds_run(out):
-        say(f"{out} holds another run, which is kept in {folder.put_aside(out)}")
-    write_atomically(out / "config.json", (json.dumps(asdict(config), indent=2) + "\n").encode())
-
-
-def describe(args: argparse.Namespace, sets: tuple[Dataset, Dataset]) -> None:
-    """Write the finished run's report.html; a run is not less finished if that fails."""
-    try:
-        write_report(args.out, args.data_root, sets)
-    except (ValueError, OSError) as error:
-        warn(f"the report cannot be written: {error}")
+        aside = folder.put_aside(out)
+        with run.decoration("standard output"):
+            say(f"{out} holds another run, which is kept in {aside}")
+    write_atomically(out / "config.json", (json.dumps(asdict(run.config), indent=2) + "\n").encode())

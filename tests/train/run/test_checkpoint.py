@@ -39,14 +39,6 @@ def kill_after(monkeypatch):
     return arrange
 
 
-@pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory):
-    """A run that was never stopped."""
-    out = tmp_path_factory.mktemp("undisturbed")
-    assert tiny.train(out) == 0
-    return out
-
-
 ARRAYS = {
     "w": np.arange(6, dtype=np.float32).reshape(2, 3),
     "velocity:w": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
@@ -176,6 +168,88 @@ def test_without_a_good_state_the_damage_is_told(tmp_path):
         checkpoint.read_last(tmp_path, pytest.fail)
 
 
+def test_a_best_state_is_gone_on_from_where_the_last_is_missing(tmp_path):
+    """A full disk, or a kill between the two writes of the first epoch."""
+    checkpoint.write(tmp_path / BEST, ARRAYS, STATE)
+    warnings = []
+    assert checkpoint.read_last(tmp_path, warnings.append)[1] == STATE
+    assert warnings == [f"{tmp_path / LAST} is missing; going on from {tmp_path / BEST}"]
+    # Of several others the one that has come farthest.
+    checkpoint.write(tmp_path / PREVIOUS, ARRAYS, {**STATE, "epoch": 1, "step": 3})
+    assert checkpoint.read_last(tmp_path, warnings.append)[1]["step"] == 3
+    (tmp_path / LAST).write_bytes(b"half")
+    assert checkpoint.read_last(tmp_path, warnings.append)[1]["step"] == 3
+    assert (tmp_path / DAMAGED).read_bytes() == b"half"
+
+
+def test_a_run_killed_between_its_first_two_states_goes_on(undisturbed, tmp_path, monkeypatch, capsys):
+    write = checkpoint.write_last
+
+    def die(*arguments):
+        raise Killed
+
+    monkeypatch.setattr(checkpoint, "write_last", die)
+    with pytest.raises(Killed):
+        tiny.train(tmp_path)
+    monkeypatch.setattr(checkpoint, "write_last", write)
+    assert not (tmp_path / LAST).exists()
+    assert tiny.train(tmp_path, "--resume") == 0
+    printed = capsys.readouterr()
+    assert f"going on from {tmp_path / BEST}" in printed.err and "epoch   1/3" not in printed.out.split("22 images")[-1]
+    assert tiny.differences(undisturbed, tmp_path) == []
+
+
+def test_weights_without_a_state_are_not_gone_on_from(tmp_path, capsys):
+    save_file({"w": np.ones(3)}, tmp_path / LAST)
+    assert tiny.train(tmp_path, "--resume") == cifar.FAILED
+    assert "holds weights but no state of a run, and there is no other state" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"step": 4}, "after epoch 1 and step 4, in a run of 3 epochs of 3 steps"),
+        ({"epoch": 4}, "after epoch 4 and step 0, in a run of 3 epochs of 3 steps"),
+        ({"epoch": 2}, "1 lines of log after 2 epochs"),
+        ({"step": 2}, "the sums of the epoch are"),
+        ({"step": 3, "totals": {"loss": 9.0, "errors": 20, "images": 22, "seconds": 0}}, "the sums of the epoch are"),
+        ({"totals": {"loss": 1.0, "errors": 1, "images": -3, "seconds": 1}}, "totals is"),
+        ({"seconds": "long"}, "seconds is 'long'"),
+        ({"arrays": "num_batches_tracked"}, "bn1.num_batches_tracked = -7, which cannot be negative"),
+        ({"arrays": "running_var"}, "bn1.running_var = -7.0, which cannot be negative"),
+    ],
+)
+def test_a_state_where_no_run_can_stand_is_refused_in_one_sentence(undisturbed, tmp_path, capsys, change, sentence):
+    """The checksum is right: somebody has written it by hand."""
+    arrays, state = checkpoint.read(undisturbed / LAST)
+    state |= {"epoch": 1, "step": 0, "history": state["history"][:1]} | change
+    if name := state.pop("arrays", None):
+        arrays[f"bn1.{name}"] = np.full_like(arrays[f"bn1.{name}"], -7)
+    checkpoint.write(tmp_path / LAST, arrays, state)
+    assert cifar.main(["--out", str(tmp_path), "--resume"]) in (cifar.USAGE, cifar.FAILED)
+    error = capsys.readouterr().err
+    assert sentence in error and error.count("\n") == 1, error
+
+
+def test_a_finished_run_trains_on_where_its_schedule_allows_it(tmp_path, capsys):
+    constant = ("--schedule", "constant", "--lr", "0.01")
+    assert tiny.train(tmp_path / "once", *constant, "--epochs", "3") == 0
+    assert tiny.train(tmp_path / "twice", *constant, "--epochs", "1") == 0
+    capsys.readouterr()
+    assert cifar.main(["--out", str(tmp_path / "twice"), "--resume", "--epochs", "3"]) == 0
+    assert tiny.differences(tmp_path / "once", tmp_path / "twice") == []
+    assert json.loads((tmp_path / "twice" / "config.json").read_text())["recipe"]["epochs"] == 3
+
+
+def test_where_the_schedule_has_followed_the_old_number_of_epochs_the_command_says_what_helps(undisturbed, capsys):
+    before = (undisturbed / LAST).read_bytes()
+    assert cifar.main(["--out", str(undisturbed), "--resume", "--epochs", "9"]) == cifar.USAGE
+    error = capsys.readouterr().err
+    assert "--epochs was 3 and is 9, and the learning rate of the multi-step schedule has followed the old" in error
+    assert "--weights" in error and error.count("\n") == 1
+    assert (undisturbed / LAST).read_bytes() == before
+
+
 def damage(path):
     """Flip one bit in the middle of a file."""
     content = bytearray(path.read_bytes())
@@ -250,7 +324,7 @@ def test_resume_without_a_run_starts_afresh(undisturbed, tmp_path):
 def test_resume_of_a_complete_run_has_nothing_to_do(undisturbed, capsys):
     before = (undisturbed / LAST).read_bytes()
     assert tiny.train(undisturbed, "--resume") == 0
-    assert f"holds all {tiny.EPOCHS} epochs" in capsys.readouterr().out
+    assert f"holds all {tiny.EPOCHS} epochs" in " ".join(capsys.readouterr().out.split())
     assert (undisturbed / LAST).read_bytes() == before
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from PIL import Image
 from support import tiny
 
 from train import scaling
@@ -76,6 +77,15 @@ def test_without_mpi4py_s_runner_the_command_is_refused(monkeypatch):
             patch.setenv(variable, "2")
             with pytest.raises(ValueError, match=r"python -m mpi4py -m train\.cifar"):
                 parallel.start()
+
+
+def test_ranks_that_were_started_differently_are_told_by_what_differs(monkeypatch):
+    ranks = parallel.Ranks()
+    ranks.rank = 1
+    monkeypatch.setattr(ranks, "broadcast", lambda facts: {"--lr": 0.1, "training images:": "22 of 10 classes"})
+    ranks.compare({"--lr": 0.1, "training images:": "22 of 10 classes"})
+    with pytest.raises(ValueError, match=r"rank 1 has --lr 0.2 where rank 0 has 0.1"):
+        ranks.compare({"--lr": 0.2, "training images:": "22 of 10 classes"})
 
 
 # ---- the model of many GPUs -----------------------------------------------------------------------------------------
@@ -161,7 +171,8 @@ def test_ranks_with_their_shares_equal_one_rank_with_the_whole(tmp_path, size):
 def test_two_ranks_train_and_rank_0_alone_speaks(tmp_path):
     code, printed, error = train(2, "--limit-test", "600", "--epochs", "2", "--out", tmp_path / "two")
     assert (code, error) == (0, "")
-    assert [line[:11] for line in printed.splitlines()] == ["epoch   1/2", "epoch   2/2"]
+    epochs = [line[:11] for line in printed.splitlines() if line.startswith("epoch")]
+    assert epochs == ["epoch   1/2", "epoch   2/2"]
     line = tiny.log(tmp_path / "two")[-1]
     # Evaluation is sharded and exact: every image counts once, however many processes share them. The loss is the same
     # but for rounding, for which it matters how many rows a product has.
@@ -187,7 +198,7 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step(tmp_path):
         mpi=(MPIEXEC, "-n", "2"),
         env={**ENVIRONMENT, "PYTHONPATH": path},
     )
-    assert tiny.first_line(process).startswith("epoch   1/3")
+    assert tiny.first_epoch(process).startswith("epoch   1/3")
     os.kill(ranks_of(process)[1], signal.SIGTERM)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
@@ -216,7 +227,7 @@ def test_a_signal_to_one_rank_ends_all_before_they_have_met(tmp_path, module):
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_dies_ends_all(tmp_path, rank):
     process = start(2, "--epochs", "1000", "--save-every", "1", "--out", tmp_path)
-    assert tiny.first_line(process).startswith("epoch   1/1000")
+    assert tiny.first_epoch(process).startswith("epoch   1/1000")
     pids = ranks_of(process)
     os.kill(pids[rank], signal.SIGKILL)
     begin = time.monotonic()
@@ -258,6 +269,50 @@ def test_what_is_wrong_is_said_once(tmp_path, options, code, sentence):
     found, _, error = train(2, *options, "--out", tmp_path / "out")
     assert found == code
     assert error.count(sentence) == 1
+
+
+@needs_mpi
+@pytest.mark.parametrize(
+    ("first", "second", "sentence"),
+    [
+        (("--limit-train", "22"), ("--limit-train", "20"), "rank 1 has --limit-train 20 where rank 0 has 22"),
+        ((), ("--epochs", "9"), "rank 1 has --epochs 9 where rank 0 has 3"),
+        (("--data", "A"), ("--data", "B"), "rank 1 has training images with the checksum"),
+    ],
+)
+def test_ranks_with_other_data_or_options_end_before_the_first_step(tmp_path, first, second, sentence):
+    for shade, folder in enumerate("AB"):
+        for name in ("train/a", "train/b", "test/a", "test/b"):
+            (tmp_path / folder / name).mkdir(parents=True)
+            Image.new("RGB", (32, 32), (shade, 100, 0)).save(tmp_path / folder / name / "0.png")
+    command = [sys.executable, "-m", "mpi4py", "-m", "train.cifar", *tiny.OPTIONS, "--out", tmp_path / "out"]
+    both = [MPIEXEC, "-n", "1", *command, *first, ":", "-n", "1", *command, *second]
+    environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": str(tiny.ROOT), "OPENBLAS_NUM_THREADS": "1"}
+    done = subprocess.run(both, env=environment, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    assert done.returncode != 0
+    assert done.stderr.count(sentence) == 1
+    assert not (tmp_path / "out").exists()
+
+
+@needs_mpi
+@pytest.mark.parametrize("number", [None, signal.SIGTERM])
+def test_a_rank_that_has_stopped_is_not_waited_for_for_ever(tmp_path, number):
+    """It lives, so MPI waits; the other rank's patience has an end, and after a signal an earlier one."""
+    patience = {"MINIGRAD_PATIENCE": "2"} if number is None else {"MINIGRAD_GRACE": "1"}
+    process = tiny.start(
+        *(*tiny.OPTIONS, "--epochs", "100000", "--out", tmp_path),
+        mpi=(MPIEXEC, "-n", "2"),
+        env={**ENVIRONMENT, **patience},
+    )
+    tiny.first_epoch(process)
+    pids = ranks_of(process)
+    os.kill(pids[1], signal.SIGSTOP)
+    if number is not None:
+        os.kill(pids[0], number)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "rank 0 has waited" in error and f"{tmp_path} holds the state after epoch " in error
+    tiny.wait_until(lambda: not any(running(pid) for pid in pids))
 
 
 def ranks_of(process):
