@@ -86,7 +86,7 @@ class Ranks:
         """Whether all ranks have the same number."""
         return True
 
-    def wait(self) -> None:
+    def wait(self, patience: float = PATIENCE) -> None:
         """Return when all ranks have come here."""
 
     def in_turn(self, function: Callable[[], T]) -> T:
@@ -204,8 +204,8 @@ class MPIRanks(Ranks):
         largest, smallest = self.maximum(number, -number)
         return largest == -smallest
 
-    def wait(self) -> None:
-        self._complete(self.comm.Ibarrier(), patience=PATIENCE)
+    def wait(self, patience: float = PATIENCE) -> None:
+        self._complete(self.comm.Ibarrier(), patience=patience)
 
     def in_turn(self, function: Callable[[], T]) -> T:
         if self.rank > 0:

@@ -8,7 +8,7 @@ import math
 import time
 import zlib
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -137,7 +137,8 @@ def train_command(args: argparse.Namespace, ranks: Ranks, signals: Signals) -> R
                     train(run, args.out, guard, lock)
                 except Interrupted as stop:
                     save()
-                    ranks.wait()  # the first rank to exit ends the others: not before the state is saved
+                    with suppress(Deserted):  # the first rank to exit ends the others: not before the state is saved
+                        ranks.wait(parallel.GRACE if ranks.rank == 0 else parallel.PATIENCE)
                     raise Interrupted(stop.number, f"; {args.out} holds the run: go on with --resume") from None
         except (TrainingError, folder.InUse, Deserted) as error:
             epoch, step = run.saved or (0, 0)
