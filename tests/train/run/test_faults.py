@@ -41,7 +41,7 @@ DECORATION = {
 ERRORS = (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), KeyError("?"), MemoryError())
 
 
-@pytest.mark.parametrize(("name", "error"), zip(DECORATION, ERRORS * 2, strict=True))
+@pytest.mark.parametrize(("name", "error"), list(zip(DECORATION, ERRORS * 2, strict=True)))
 def test_no_picture_report_bar_or_line_ends_a_run(undisturbed, tmp_path, capsys, monkeypatch, name, error):
     def fail(*arguments, **options):
         raise error
