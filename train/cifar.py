@@ -69,7 +69,7 @@ def run_command(args: argparse.Namespace, ranks: Ranks, signals: Signals) -> int
 def complain(sentence: object, code: int, ranks: Ranks) -> int:
     """Print a sentence to standard error and return the exit code."""
     if ranks.rank > 0:
-        time.sleep(1)  # if rank 0 has the same to say, its exit ends this process before it repeats it
+        time.sleep(3)  # if rank 0 has the same to say, its exit ends this process before it repeats it
     warn(sentence, kind="")
     return code
 
