@@ -278,3 +278,30 @@ def test_the_learning_rate_may_be_an_array(gpu, monkeypatch):
     sgd.sgd_step(update, rate)
     sgd.sgd_step(update, np.float64(0.5))
     assert seen[0] is rate and seen[1].dtype == F32 and seen[1] == 0.5
+
+
+@needs_compiler
+@pytest.mark.parametrize("far", [0, 10, 100])
+def test_the_sums_that_a_convolution_leaves_lose_less_than_bfloat16_has_lost(gpu, far):
+    """Sums of squares cancel where the mean is `far` deviations from 0, but bfloat16 has rounded the values before.
+
+    A tile adds at most 48 numbers one after the other: the variance is off by (1 + far²) 48 2⁻²⁴ of itself at most.
+    bfloat16's own rounding, to 2⁻⁸ of the mean, has changed it by about far² 2⁻¹⁶ / 12 in the mean of squares.
+    """
+    rng = np.random.default_rng(19)
+    x = rng.standard_normal((4, 64, 8, 8)).astype(BF16)
+    x[:, ::8] = 1  # one channel of each group lifts all outputs alike
+    w = 0.3 * rng.standard_normal((64, 8, 3, 3))
+    w[:, 0], w[:, 0, 1, 1] = 0, 2.5 * far
+    x, w = Tensor._of(x), Tensor._of(w.astype(BF16))
+    w.requires_grad = True
+    running = np.zeros(64, F32), np.ones(64, F32)
+    with only(lambda: cuda.register("cpu")):
+        y = F.conv2d(x, w, None, padding=1, groups=8)
+        F.batch_norm(y, Tensor._of(np.ones(64, F32)), Tensor._of(np.zeros(64, F32)), *running, True, momentum=1.0)
+    assert "bn_sums_bfloat16" not in gpu
+    stored = y.data.astype(np.float64)
+    exact, mean = stored.var((0, 2, 3), ddof=1), stored.mean((0, 2, 3))
+    bound = (1 + mean**2 / exact) * 48 * 2.0**-24 + 2e-6
+    assert (np.abs(running[1] - exact) <= bound * exact).all()
+    np.testing.assert_allclose(running[0], mean, rtol=1e-5, atol=1e-5)
