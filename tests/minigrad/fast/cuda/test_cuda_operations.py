@@ -293,11 +293,11 @@ def test_the_sums_that_a_convolution_leaves_lose_less_than_bfloat16_has_lost(gpu
     x[:, ::8] = 1  # one channel of each group lifts all outputs alike
     w = 0.3 * rng.standard_normal((64, 8, 3, 3))
     w[:, 0], w[:, 0, 1, 1] = 0, 2.5 * far
-    x, w = Tensor._of(x), Tensor._of(w.astype(BF16))
-    w.requires_grad = True
+    images, filters = Tensor._of(x), Tensor._of(w.astype(BF16))
+    filters.requires_grad = True
     running = np.zeros(64, F32), np.ones(64, F32)
     with only(lambda: cuda.register("cpu")):
-        y = F.conv2d(x, w, None, padding=1, groups=8)
+        y = F.conv2d(images, filters, None, padding=1, groups=8)
         F.batch_norm(y, Tensor._of(np.ones(64, F32)), Tensor._of(np.zeros(64, F32)), *running, True, momentum=1.0)
     assert "bn_sums_bfloat16" not in gpu
     stored = y.data.astype(np.float64)
