@@ -80,7 +80,7 @@ def test_names_are_text_whatever_they_are(tmp_path, capsys, names):
     options = ["--model", "resnext11_2x4d_w8", "--epochs", "1", "--lr", "0.01"]
     assert cifar.main([*options, "--data", str(data), "--out", str(out)]) == 0
     printed = capsys.readouterr()
-    assert printed.err == "" and "\x1b" not in printed.out
+    assert "warning" not in printed.err and "\x1b" not in printed.err + printed.out
     assert {path.name for path in out.iterdir()} >= {LAST, "curves.png", "confusion.png", "report.html"}
     assert cifar.main(["--evaluate", str(out / LAST)]) == 0
 
