@@ -23,6 +23,7 @@ def new_axes(width: float, height: float) -> tuple[Any, Any]:
     figure = new_figure(width, height)
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
+    axes.set_axisbelow(True)
     return figure, axes
 
 
