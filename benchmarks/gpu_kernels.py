@@ -153,16 +153,21 @@ def product(bench: Bench) -> dict[str, Any]:
 
 def convolution(bench: Bench, layer: Layer) -> dict[str, Any]:
     """Forward, input gradient and weight gradient of a layer: ours, ours by columns and products, PyTorch's."""
+    from minigrad import registry
     from minigrad.fast.cuda import conv
+    from minigrad.ops.conv import Conv2d
 
     p, k, out = layer.kernel // 2, layer.kernel, (layer.H - 1) // layer.stride + 1
     options = (layer.stride, layer.stride), (p, p), (1, 1), layer.groups
     x = bench.array(BATCH, layer.H, layer.H, layer.C)
     w = bench.array(layer.O, layer.C // layer.groups, k, k)
     dy = bench.array(BATCH, out, out, layer.O)
-    methods = {"ours": conv._method(x, w, *options)}
+    named = dict(zip(("stride", "padding", "dilation", "groups"), options, strict=True))
+    methods: dict[str, Any] = {"ours": registry.choose(Conv2d, "cuda", x.transpose(0, 3, 1, 2), w, **named)()}
     if isinstance(methods["ours"], conv.TensorCores):
-        methods["columns"] = conv.Products(x.shape, w, *options)
+        methods["columns"] = conv.Products()
+    for method in methods.values():
+        method.prepare(x.shape, w, *options)
 
     tx, tdy = (bench.as_torch(a).permute(0, 3, 1, 2) for a in (x, dy))
     tw = bench.as_torch(w).contiguous(memory_format=bench.torch.channels_last)
@@ -173,7 +178,7 @@ def convolution(bench: Bench, layer: Layer) -> dict[str, Any]:
         return bench.torch.ops.aten.convolution_backward(tdy, tx, tw, None, *sizes, [dx, dw, False])
 
     passes: dict[str, tuple[Callable, Callable]] = {
-        "forward": (lambda m: m.forward(x), lambda: conv2d(tx, tw, None, *options)),
+        "forward": (lambda m: m.convolve(x), lambda: conv2d(tx, tw, None, *options)),
         "dgrad": (lambda m: m.input_gradient(dy), lambda: backward(True, False)),
         "wgrad": (lambda m: m.weight_gradient(x, dy), lambda: backward(False, True)),
     }
@@ -184,7 +189,7 @@ def convolution(bench: Bench, layer: Layer) -> dict[str, Any]:
         row[f"{name} torch ms"] = bench.theirs(theirs)
     tensor_cores = methods["ours"]
     if isinstance(tensor_cores, conv.TensorCores):  # what the sums for the batch norm cost
-        plan, packed, y = tensor_cores.forward_launch, tensor_cores._packed(False), bench.cp.empty_like(dy)
+        plan, packed, y = tensor_cores.plan.forward, tensor_cores._packed(False), bench.cp.empty_like(dy)
         row["forward kernel ms"] = bench.ours(lambda: tensor_cores._convolve(plan, x, packed, y, tensor_cores.sums))
         row["without sums ms"] = bench.ours(lambda: tensor_cores._convolve(plan, x, packed, y))
     return row
@@ -192,20 +197,19 @@ def convolution(bench: Bench, layer: Layer) -> dict[str, Any]:
 
 def batch_norm(bench: Bench, C: int, H: int, with_shortcut: bool) -> dict[str, Any]:
     """Batch norm with ReLU, with or without shortcut, in training: forward and backward."""
-    from minigrad.fast import handover
-    from minigrad.fast.cuda import conv
+    from minigrad.fast.cuda import norm
 
     cp, np, torch = bench.cp, bench.np, bench.torch
     x, dy, shortcut = (bench.array(BATCH, H, H, C).transpose(0, 3, 1, 2) for _ in range(3))
     weight, bias, mean, var = (cp.ones(C, np.float32) for _ in range(4))
     state = {"running_mean": mean, "running_var": var, "training": True, "momentum": 0.1, "eps": 1e-5}
-    node = conv.BatchNormReLU()
+    node = norm.BatchNormReLU()
     node.needs = (True,) * 4
     arrays = (x, weight, bias, shortcut if with_shortcut else None)
     row: dict[str, Any] = {"name": f"{C} channels, {H}x{H}{', shortcut' if with_shortcut else ''}"}
     row["GB"] = x.nbytes / 1e9
     row["forward ours ms"] = bench.ours(lambda: node.forward(*arrays, **state))
-    handover.attach(x, conv.Sums(cp.zeros((BATCH * H * H // 256, 2, C), np.float32)))
+    node.heard = ([norm.Sums(cp.zeros((BATCH * H * H // 256, 2, C), np.float32))],)  # as after a convolution
     row["forward after 3x3 ms"] = bench.ours(lambda: node.forward(*arrays, **state))
     row["backward ours ms"] = bench.ours(lambda: node.backward(dy))
 
@@ -230,17 +234,17 @@ def batch_norm(bench: Bench, C: int, H: int, with_shortcut: bool) -> dict[str, A
 
 def addition(bench: Bench, C: int, H: int) -> dict[str, Any]:
     """Two gradients that meet behind a residual block."""
-    from minigrad.fast.cuda import conv
+    from minigrad.fast.cuda import add
 
     a, b = (bench.array(BATCH, H, H, C).transpose(0, 3, 1, 2) for _ in range(2))
     ta, tb = (bench.as_torch(x.transpose(0, 2, 3, 1)) for x in (a, b))
     row = {"name": f"addition, {C} channels, {H}x{H}", "GB": a.nbytes / 1e9}
-    return row | {"ours ms": bench.ours(lambda: conv.add_gradients(a, b)), "torch ms": bench.theirs(lambda: ta + tb)}
+    return row | {"ours ms": bench.ours(lambda: add.add_gradients(a, b)), "torch ms": bench.theirs(lambda: ta + tb)}
 
 
 def sgd(bench: Bench) -> dict[str, Any]:
     """One step on the parameters of resnext29_8x64d."""
-    from minigrad.fast.cuda import conv
+    from minigrad.fast.cuda import sgd as fast
     from resnext import create
 
     cp, torch = bench.cp, bench.torch
@@ -248,7 +252,7 @@ def sgd(bench: Bench) -> dict[str, Any]:
     there = [tuple(bench.array(*shape, dtype="float32") for _ in range(3)) for shape in shapes]
     lr = cp.full(1, 0.1, "float32")
     total = sum(w.size for w, _, _ in there)
-    ours = bench.ours(lambda: conv.sgd_step([(*arrays, 0.9, 5e-4, True) for arrays in there], lr))
+    ours = bench.ours(lambda: fast.sgd_step([(*arrays, 0.9, 5e-4, True) for arrays in there], lr))
     parameters = [torch.nn.Parameter(bench.as_torch(w)) for w, _, _ in there]
     for parameter, (_, dw, _) in zip(parameters, there, strict=True):
         parameter.grad = bench.as_torch(dw)
@@ -262,7 +266,8 @@ def columns(bench: Bench, D: int, H: int) -> dict[str, Any]:
     from minigrad.fast.cuda import conv
 
     x, w = bench.array(BATCH, H, H, D), bench.array(D, D // 8, 3, 3)
-    method = conv.Products(x.shape, w, (1, 1), (1, 1), (1, 1), 8)
+    method = conv.Products()
+    method.prepare(x.shape, w, (1, 1), (1, 1), (1, 1), 8)
     size = max(1, conv.COLUMN_BYTES // (H * H * method.ld * 2))
     ms = bench.ours(lambda: method._columns(x[:size]))
     return {"name": f"{D} channels, {H}x{H}", "ms": ms, "GB/s": size * H * H * method.ld * 2 / ms / 1e6}
