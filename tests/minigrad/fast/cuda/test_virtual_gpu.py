@@ -238,6 +238,50 @@ def test_captured_and_eager_steps_are_the_same_to_the_bit(dtype):
     assert sum(k["mma"] for k in captured["kernels"].values()) == (0 if dtype == "float32" else 331776)
 
 
+REFUSALS = """
+from tests.virtual_gpu import install
+install()
+import cupy as cp
+
+kernel = cp.RawKernel('extern "C" __global__ void f(int* x) { *x = 1; }', "f")
+x = cp.zeros(1, "i4")
+stream = cp.cuda.Stream(non_blocking=True)
+
+
+def refused(action):
+    try:
+        action()
+    except Exception as error:
+        return type(error).__name__
+    return "allowed"
+
+
+print(refused(lambda: kernel((1,), (2048,), (x,))), refused(lambda: kernel((1,), (1,), (x,), shared_mem=49153)))
+with stream:
+    stream.begin_capture()
+    kernel((1,), (1,), (x,))
+    print(refused(lambda: cp.cuda.runtime.streamSynchronize(stream.ptr)), refused(stream.end_capture))
+    print(int(x.get(stream=cp.cuda.Stream.null)[0]))
+    stream.begin_capture()
+    kernel((1,), (1,), (x,))
+    graph = stream.end_capture()
+print(int(x[0]))
+graph.launch(stream)
+print(int(x[0]), refused(lambda: cp.cuda.runtime.free(12345)))
+"""
+
+
+@needs_cupy
+def test_what_cuda_refuses_is_refused():
+    """Too many threads, too much shared memory, a wait in a capture; and a captured launch runs when it is launched."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", REFUSALS]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=120)
+    assert result.returncode == 0, result.stderr
+    driver, runtime = "CUDADriverError", "CUDARuntimeError"
+    assert result.stdout.split() == [driver, driver, runtime, runtime, "0", "0", "1", runtime]
+
+
 @needs_cupy
 def test_the_command_trains(tmp_path):
     """train.cifar itself: three epochs with a smaller last batch, a test after each, a checkpoint."""
