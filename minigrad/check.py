@@ -203,7 +203,11 @@ def leave_out_what_fails(device: str, say: Callable[[str], None]) -> None:
     answers = known(path)
     if answers is None:
         say(f"checking the kernels on this {found['gpu']} once; it takes a minute or two")
-        answers = [result for result in results(device) if isinstance(result, Result)]
+        try:
+            answers = [result for result in results(device) if isinstance(result, Result)]
+        except DeviceError as error:
+            say(f"the kernels cannot be checked: {error}")
+            return
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, json.dumps({"machine": found, "results": answers}, indent=1).encode())

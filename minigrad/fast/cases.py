@@ -131,7 +131,8 @@ def _convolution(
     name: str, dtype: str, candidate: Any, sizes: tuple[int, ...], kernel: int = 3, stride: int = 1
 ) -> Family:
     N, C, O, G, H, W = sizes
-    arrays = [_normal(N, C, H, W), _normal(O, C // G, kernel, kernel), None if kernel == 3 else _normal(O)]
+    bias = _normal(O) if kernel == 1 and dtype != "bfloat16" else None  # no layer with a bias computes in bfloat16
+    arrays = [_normal(N, C, H, W), _normal(O, C // G, kernel, kernel), bias]
     pad = kernel // 2
     options = {"stride": (stride, stride), "padding": (pad, pad), "dilation": (1, 1), "groups": G}
     return _through_the_tape(name, dtype, candidate, arrays, **options)
