@@ -59,6 +59,12 @@ def is_array(value: Any) -> bool:
     return isinstance(value, np.ndarray | np.generic) or array_module(value) is not np
 
 
+class Memory:
+    """What tensors share that share their memory: how often it was changed in place, and as which array last."""
+
+    changes, array = 0, None
+
+
 def share_memory(a: Array, b: Array) -> bool:
     """Whether two arrays are views of one array, be it of parts that do not overlap."""
     return owner(a) is owner(b)
@@ -139,6 +145,14 @@ def is_float(dtype: np.dtype) -> bool:
     return dtype in (np.float32, np.float64) or dtype.name == "bfloat16"
 
 
+def check_dtype(array: Array) -> Array:
+    """Return the array; TypeError where its numbers are none that a tensor holds."""
+    if array.dtype.kind not in "biu" and not is_float(array.dtype):
+        kinds = "float32, float64, integers or booleans"
+        raise TypeError(f"a Tensor holds {kinds}, not {array.dtype}: convert the data first")
+    return array
+
+
 def matmul(a: Array, b: Array) -> Array:
     """Return a @ b; half precision is multiplied in float32, because CuPy 14 has no batched product for bfloat16.
 
@@ -163,6 +177,14 @@ def total(array: Array, axis: Any, keepdims: bool = False) -> Array:
     if array.dtype.itemsize == 2:  # CuPy turns bfloat16 into float32 only
         return total(array.astype(np.float32), axis, keepdims).astype(array.dtype)
     return array.sum(axis=axis, keepdims=keepdims, dtype=np.float64).astype(array.dtype, copy=False)
+
+
+def unbroadcast(dx: Array, shape: tuple[int, ...]) -> Array:
+    """Sum `dx` over the axes along which an input of `shape` was repeated: the transpose of broadcasting."""
+    lead = max(dx.ndim - len(shape), 0)
+    repeated = tuple(i for i in range(dx.ndim) if i < lead or shape[i - lead] == 1)
+    dx = total(dx, repeated, keepdims=True)
+    return dx.reshape(dx.shape[lead:])
 
 
 # Random numbers are drawn on the host, whatever the device: the same seed gives the same run on a CPU and on a GPU.

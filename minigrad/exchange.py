@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from . import ops
-from .backend import cupy
+from .backend import check_dtype, cupy
 from .ops.operators import OPERATORS
-from .tensor import Tensor, check_dtype
+from .tensor import Tensor
 
 # NumPy's functions that are operations of minigrad.
 CALLS: dict[Any, Callable[..., Any]] = {

@@ -24,7 +24,9 @@ import numpy as np
 
 from .backend import (
     Array,
+    Memory,
     array_module,
+    check_dtype,
     device_of,
     float_dtype,
     is_array,
@@ -32,7 +34,7 @@ from .backend import (
     share_memory,
     to_device,
     to_numpy,
-    total,
+    unbroadcast,
 )
 from .registry import book_of, choose
 
@@ -114,10 +116,9 @@ class Function:
     def run(self, forward: Callable[..., Array], tensors: tuple[Tensor | None, ...], options: dict[str, Any]) -> Tensor:
         """Call `forward` on the tensors' arrays, which it may keep or show: see `Tensor.data`."""
         result = forward(*(None if t is None else t.data for t in tensors), **options)
-        if not isinstance(result, np.ndarray | np.generic) and array_module(result) is np:
-            raise TypeError(
-                f"{type(self).__name__}.forward must return an array, it returned a {type(result).__name__}"
-            )
+        if not is_array(result):
+            name, kind = type(self).__name__, type(result).__name__
+            raise TypeError(f"{name}.forward must return an array, it returned a {kind}")
         return Tensor._of(result)
 
     @classmethod
@@ -154,10 +155,9 @@ class Function:
             if self.broadcasts and dx.shape != shape:
                 dx = unbroadcast(dx, shape)
             if dx.shape != shape or dx.dtype != dtype:
-                raise ValueError(
-                    f"{type(self).__name__}.backward returned a gradient of shape {dx.shape} and dtype {dx.dtype} "
-                    f"for input {i}, which has shape {shape} and dtype {dtype}"
-                )
+                returned = f"returned a gradient of shape {dx.shape} and dtype {dx.dtype}"
+                wanted = f"for input {i}, which has shape {shape} and dtype {dtype}"
+                raise ValueError(f"{type(self).__name__}.backward {returned} {wanted}")
             if isinstance(parent, Tensor) and (dx is dy or dx.base is not None or any(dx is d for _, d in checked)):
                 dx = dx.copy()  # a leaf keeps its gradient, so it must not share memory with another one
             checked.append((parent, dx))
@@ -170,10 +170,9 @@ class Function:
             return
         kept = [v for value in vars(self).values() for v in (value if isinstance(value, tuple) else (value,))]
         if any(is_array(v) and share_memory(v, array) for v in kept for array in changed):
-            raise ValueError(
-                f"{book_of(type(self)).__name__} needs an array for its backward pass that was changed in place "
-                "after its forward pass: call backward() before optimizer.step() and before changing .data"
-            )
+            name, when = book_of(type(self)).__name__, "before optimizer.step() and before changing .data"
+            kept_for = "needs an array for its backward pass that was changed in place after its forward pass"
+            raise ValueError(f"{name} {kept_for}: call backward() {when}")
 
     def free(self) -> None:
         """Let go of the saved arrays and of the edges, so that memory falls while the walk goes on."""
@@ -185,25 +184,9 @@ class Function:
 observer: Callable[..., Any] | None = None
 
 
-def unbroadcast(dx: Array, shape: tuple[int, ...]) -> Array:
-    """Sum `dx` over the axes along which an input of `shape` was repeated: the transpose of broadcasting."""
-    lead = max(dx.ndim - len(shape), 0)
-    repeated = tuple(i for i in range(dx.ndim) if i < lead or shape[i - lead] == 1)
-    dx = total(dx, repeated, keepdims=True)
-    return dx.reshape(dx.shape[lead:])
-
-
 def add_gradients(a: Array, b: Array) -> Array:
     """a + b, for two gradients that meet at a node: a new array."""
     return a + b
-
-
-def check_dtype(array: Array) -> Array:
-    """Return the array; TypeError where its numbers are none that a tensor holds."""
-    if array.dtype.kind not in "biu" and not is_float(array.dtype):
-        kinds = "float32, float64, integers or booleans"
-        raise TypeError(f"a Tensor holds {kinds}, not {array.dtype}: convert the data first")
-    return array
 
 
 def consumers(root: Function | Tensor) -> dict[Function | Tensor, int]:
@@ -223,12 +206,6 @@ def consumers(root: Function | Tensor) -> dict[Function | Tensor, int]:
                     stack.append(parent)
                 counts[parent] = counts.get(parent, 0) + 1
     return counts
-
-
-class Memory:
-    """What tensors share that share their memory: how often it was changed in place, and as which array last."""
-
-    changes, array = 0, None
 
 
 class Tensor:
@@ -284,11 +261,10 @@ class Tensor:
     def data(self) -> Array:
         """The array itself, which may be read, changed in place, and replaced.
 
-        From here on it may be another at any time, so what operations noted about it to be faster is forgotten.
-        Operations keep arrays for their backward passes, and a change between the two makes their gradients wrong.
-        `backward()` raises ValueError after `t.data += x` and its like, and after `optimizer.step()`. It cannot see a
-        change that never comes back here: `t.data[0] = x`, or one through `numpy()`, a view or DLPack. Replacing the
-        array, `t.data = array`, is always safe: the old one stays as it was.
+        From here on it may be another at any time, so what operations noted about it to be faster is forgotten. Some
+        keep it for their backward passes: `backward()` raises ValueError after `t.data += x` and its like, and after
+        `optimizer.step()`. It cannot see a change that never comes back here: `t.data[0] = x`, or one through
+        `numpy()`, a view or DLPack. Replacing the array, `t.data = array`, is safe: the old one stays as it was.
         """
         for note in self._notes or ():
             note.seen()
@@ -369,8 +345,8 @@ class Tensor:
         does not depend on a tensor that requires a gradient, when shapes differ, on a graph that is freed already, and
         when an array that the graph keeps was changed in place since (see `data`).
 
-        Threads may call it on graphs of their own that end in the same leaves: every gradient is added. In which order
-        is open, so that the last digits may differ from run to run.
+        Threads may call it on graphs of their own with common leaves: all gradients are added, in any order, so the
+        last digits may differ from run to run.
         """
         root = self.node or self
         dy = self._output_gradient(gradient)
