@@ -261,10 +261,9 @@ class Tensor:
     def data(self) -> Array:
         """The array itself, which may be read, changed in place, and replaced.
 
-        From here on it may be another at any time, so what operations noted about it to be faster is forgotten. Some
-        keep it for their backward passes: `backward()` raises ValueError after `t.data += x` and its like, and after
-        `optimizer.step()`. It cannot see a change that never comes back here: `t.data[0] = x`, or one through
-        `numpy()`, a view or DLPack. Replacing the array, `t.data = array`, is safe: the old one stays as it was.
+        From here on it may be another at any time, so what operations noted about it is forgotten. A `backward()` that
+        needs the values from before `t.data += x` or `optimizer.step()` raises ValueError; it misses `t.data[0] = x`
+        or a change through `numpy()`, a view or DLPack. `t.data = array` is safe: the old array stays as it was.
         """
         for note in self._notes or ():
             note.seen()
