@@ -227,6 +227,7 @@ INSIDE = {
     "optim": "a module, in this table name by name",
     "Module": "a base class; its methods are in this table",
     "nn.Parameter": "Parameter",
+    "draw.Picture": "what draw.svg returns: text that a notebook shows",
     "nn.Module": "a base class; its methods are in this table",
     "nn.he_normal": "called by the layers, with sizes that they have checked",
     "nn.uniform": "called by the layers, with sizes that they have checked",
