@@ -1,30 +1,46 @@
-"""Draw the README's picture of a run: `python docs/draw_run.py RUN` writes docs/images/first_run.png.
+"""Draw the README's picture of a run: `python docs/draw_run.py RUN` writes docs/images/first_run.png and its dark twin.
 
-On the left the error over the epochs, on the right test images with what the network says of them: the first of each
-class that it got right, and below them its most confident mistakes.
+Above the error over the epochs, below it test images with what the network says of them: one of each class that it got
+right, and its most confident mistakes with the true class. Letters are large enough for a picture 390 pixels wide.
 """
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any, NamedTuple
 
-import matplotlib
-
-matplotlib.use("Agg")  # draw into a file; there may be no screen
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from train.data import load
 from train.run import checkpoint
 from train.run.predictor import load_predictor, predict
 
-TARGET = Path(__file__).resolve().parent / "images" / "first_run.png"
-TRAIN, TEST, RIGHT, WRONG = "#8a8a8a", "#1f65b7", "#2c8a4b", "#c2410c"
+IMAGES = Path(__file__).resolve().parent / "images"
+COLUMNS, LETTERS = 5, 15  # images in a row; points
+
+
+class Colours(NamedTuple):
+    """A theme."""
+
+    paper: str
+    ink: str
+    train: str
+    test: str
+    right: str
+    wrong: str
+
+
+THEMES = {
+    "first_run.png": Colours("#fcfbf8", "#222222", "#6e6e6e", "#1f65b7", "#1d7a3d", "#b93a08"),
+    "first_run_dark.png": Colours("#0d1117", "#e6edf3", "#9aa4ae", "#6cb2ff", "#5fd68a", "#ff9a66"),
+}
 
 
 def main(run: Path) -> None:
-    """Draw the picture of one run."""
+    """Draw the picture of one run, in both themes."""
     _, state = checkpoint.read(run / checkpoint.LAST)
     config, lines = state["config"], state["history"]
     limits = {"limit_train": config["limit_train"], "limit_test": config["limit_test"]}
@@ -32,35 +48,58 @@ def main(run: Path) -> None:
     predictor = load_predictor(run / checkpoint.LAST, None, None, "cpu")
     predictions = predict(predictor, test_set, "cpu")
     right = np.flatnonzero(predictions.said == predictions.labels)
-    first = [i for k in range(len(test_set.classes)) for i in right[predictions.labels[right] == k][:2]]
-    shown = [*first[:20], *predictions.mistakes()[:10]]
+    first = [i for k in range(len(test_set.classes)) for i in right[predictions.labels[right] == k][:1]][: 2 * COLUMNS]
+    wrong = list(predictions.mistakes()[: 2 * COLUMNS])
+    for name, colours in THEMES.items():
+        figure = Figure(figsize=(7.8, 10.6), dpi=100, layout="constrained", facecolor=colours.paper)
+        FigureCanvasAgg(figure)
+        above, below = figure.subfigures(2, 1, height_ratios=(1, 2.3))
+        for part in (above, below):
+            part.set_facecolor(colours.paper)
+        draw_errors(above.subplots(), config["model"], lines, colours)
+        below.suptitle("test images and the network's answer", fontsize=LETTERS + 2, color=colours.ink)
+        for cell, i in zip(below.subplots(4, COLUMNS).ravel(), [*first, *wrong], strict=False):
+            draw_image(cell, test_set.images[i], test_set.classes, predictions.said[i], predictions.labels[i], colours)
+        figure.savefig(IMAGES / name, facecolor=colours.paper)
 
-    figure = plt.figure(figsize=(12, 3.8), layout="constrained", facecolor="#fcfbf8")
-    left, images = figure.subfigures(1, 2, width_ratios=(1, 1.9))
-    for part in (left, images):
-        part.set_facecolor("#fcfbf8")
-    axis = left.subplots()
-    axis.set_facecolor("none")
+
+def draw_errors(axis: Any, model: str, lines: list[dict[str, float]], colours: Colours) -> None:
+    """Training and test error over the epochs, with their last values written beside them."""
     epochs = [line["epoch"] for line in lines]
     higher = max(("train", "test"), key=lambda part: lines[-1][f"{part}_error"])
-    for part, colour in (("train", TRAIN), ("test", TEST)):
-        side = "bottom" if part == higher else "top"
+    highest = max(line[f"{part}_error"] for line in lines for part in ("train", "test"))
+    for part, colour, marker in (("train", colours.train, "o"), ("test", colours.test, "s")):
         values = [line[f"{part}_error"] for line in lines]
-        axis.plot(epochs, values, color=colour, marker="o", markersize=4)
-        axis.annotate(f"  {part} {values[-1]:.1f} %", (epochs[-1], values[-1]), color=colour, va=side)
-    axis.set(xlabel="epoch", ylim=(0, None), xlim=(epochs[0] - 0.3, epochs[-1] + 0.45 * len(epochs)))
+        axis.plot(epochs, values, color=colour, marker=marker, markersize=7, linewidth=2.5)
+        place = (epochs[-1], values[-1] + (0.06 if part == higher else -0.02) * highest)
+        axis.annotate(
+            f"   {part} {values[-1]:.1f} %",
+            place,
+            color=colour,
+            fontsize=LETTERS,
+            va="bottom" if part == higher else "center",
+        )
+    axis.set_facecolor("none")
+    axis.set(ylim=(-0.05 * highest, 1.05 * highest), xlim=(epochs[0] - 0.2, epochs[-1] + 0.4 * len(epochs)))
     axis.set_xticks(epochs[:: max(1, len(epochs) // 8)])
-    axis.set_title(f"{config['model']}: error (%)", fontsize=11)
+    axis.set_xlabel("epoch", fontsize=LETTERS, color=colours.ink)
+    axis.set_ylabel("error, %", fontsize=LETTERS, color=colours.ink)
+    axis.set_title(model, fontsize=LETTERS + 2, color=colours.ink)
+    axis.tick_params(labelsize=LETTERS, colors=colours.ink)
     axis.spines[["top", "right"]].set_visible(False)
-    cells = images.subplots(3, 10).ravel()
-    for cell in cells:
-        cell.axis("off")
-    for cell, i in zip(cells, shown, strict=False):
-        said, was = predictions.said[i], predictions.labels[i]
-        cell.imshow(test_set.images[i].transpose(1, 2, 0))
-        cell.set_title(test_set.classes[said], fontsize=9.5, color=RIGHT if said == was else WRONG, pad=3)
-    images.suptitle("test images, with the network's answer: right, and its most confident mistakes", fontsize=11)
-    figure.savefig(TARGET, dpi=130)
+    axis.spines[["bottom", "left"]].set_color(colours.ink)
+
+
+def draw_image(cell: Any, image: np.ndarray, classes: Any, said: int, was: int, colours: Colours) -> None:
+    """A test image and the answer: a tick where it is right, else a cross and the true class below."""
+    cell.imshow(image.transpose(1, 2, 0))
+    cell.axis("off")
+    if said == was:
+        cell.set_title(f"\u2713 {classes[said]}", fontsize=LETTERS, color=colours.right, pad=4)
+    else:
+        cell.set_title(f"\u2717 {classes[said]}", fontsize=LETTERS, color=colours.wrong, pad=4)
+        cell.text(0.5, -0.06, f"is {classes[was]}", transform=cell.transAxes, ha="center", va="top",
+                  fontsize=LETTERS - 1, color=colours.ink)  # fmt: skip
 
 
 if __name__ == "__main__":
