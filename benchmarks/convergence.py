@@ -25,10 +25,10 @@ import torch.nn.functional as F
 import minigrad
 from minigrad import Tensor
 from minigrad.weights import write_atomically
-from train.cifar import load_data
 from train.data import augment
 from train.measure.torch_model import ResNeXt
 from train.run.config import configure, parser
+from train.run.loading import load_data
 from train.run.loop import Run, prepare
 
 STATE = "torch_state.pt"

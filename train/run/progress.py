@@ -41,7 +41,9 @@ def introduce(run: Run) -> None:
     tell(f"test: {counted(run.test_set)}")
     if run.epoch < recipe.epochs:
         steps = math.ceil(len(run.train_set) / run.config.batch_size)
-        tell(f"{recipe.epochs} epochs of {steps:,} steps of {run.config.batch_size} images, on {run.config.device}")
+        images = min(run.config.batch_size, len(run.train_set))
+        each = f"{steps:,} step{'s' if steps > 1 else ''} of {images} images"
+        tell(f"{recipe.epochs} epochs of {each}, on {run.config.device}")
 
 
 def counted(dataset: Dataset) -> str:
@@ -63,9 +65,9 @@ def advise_on_steps(run: Run) -> None:
     steps, epochs = math.ceil(len(run.train_set) / run.config.batch_size), run.config.recipe.epochs
     if steps >= FEW_STEPS_AN_EPOCH or steps * epochs >= FEW_STEPS or run.epoch:
         return
-    smaller = max(2, len(run.train_set) // FEW_STEPS_AN_EPOCH)
+    smaller = max(8, len(run.train_set) // FEW_STEPS_AN_EPOCH)
     advice = [f"--batch-size {smaller}"] if smaller < run.config.batch_size else []
-    advice += [f"--epochs {math.ceil(FEW_STEPS / max(steps, len(run.train_set) // smaller))}"]
+    advice += [f"--epochs {math.ceil(FEW_STEPS / max(steps, math.ceil(len(run.train_set) / smaller)))}"]
     tell(f"note: this run has {steps * epochs} steps, too few to learn much: try {' and '.join(advice)}")
 
 
