@@ -348,12 +348,8 @@ def work() -> Iterator[tuple[str, Callable[[Bench], dict[str, Any]]]]:
 
 def environment() -> dict[str, Any]:
     """The card and the versions of everything that bears on a number."""
-    versions = {}
-    for package in ("cupy-cuda13x", "cupy-cuda12x", "numpy", "ml_dtypes", "torch", "cuda-pathfinder"):
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
+    packages = {"cupy-cuda13x", "cupy-cuda12x", "numpy", "ml_dtypes", "torch", "cuda-pathfinder"}
+    versions = {d.metadata["Name"]: d.version for d in metadata.distributions() if d.metadata["Name"] in packages}
     found: dict[str, Any] = {"python": platform.python_version(), "packages": versions}
     import cupy as cp
 
