@@ -29,7 +29,7 @@ from train.data import augment
 from train.measure.torch_model import ResNeXt
 from train.run.config import configure, parser
 from train.run.loading import load_data
-from train.run.loop import Run, prepare
+from train.run.loop import Run, average_decay, prepare
 
 STATE = "torch_state.pt"
 
@@ -59,10 +59,11 @@ class Twin:
         loss = F.cross_entropy(logits, y, label_smoothing=self.recipe.label_smoothing)
         loss.backward()
         self.optimizer.step()
+        decay = average_decay(self.recipe.average, self.run.steps_done())
         with torch.no_grad():
             for name, t in self.model.state_dict().items():
                 if t.is_floating_point():
-                    self.average[name].lerp_(t, 1 - self.recipe.average)
+                    self.average[name].lerp_(t, 1 - decay)
                 else:
                     self.average[name].copy_(t)
         return loss.item(), int((logits.argmax(1) != y).sum())
@@ -95,6 +96,7 @@ class Twin:
         for i, indices in enumerate(batches):
             labels = run.train_set.labels[indices].astype(np.int64)
             lr = schedule(number + i / len(batches))
+            run.step = i  # from which `step` knows how far the average reaches back
             loss, wrong = self.step(prepare(run, indices, i), labels, lr)
             total_loss += loss * len(indices)
             errors += wrong

@@ -104,11 +104,30 @@ def test_averages_follow_the_weights():
     for name, t in run.model.named_tensors():
         before[name] = run.average[name].copy()
         t.data += rng.integers(1, 9, t.shape).astype(t.dtype)
-    loop.update_average(run)
+    loop.update_average(run, 0.75)
     for name, t in run.model.named_tensors():
         counted = name.endswith("num_batches_tracked")
         expected = t.data if counted else 0.75 * before[name] + 0.25 * t.data
         assert_allclose(run.average[name], expected, rtol=1e-6, atol=1e-6)
+
+
+def test_the_average_reaches_back_over_a_share_of_the_steps_so_far():
+    assert loop.average_decay(0.999, 0) == 0.1  # the random weights of the beginning are all but forgotten
+    assert loop.average_decay(0.999, 89) == 90 / 99
+    assert loop.average_decay(0.999, 10**6) == 0.999
+    assert loop.average_decay(0.0, 5) == 0.0
+
+
+def test_a_short_run_is_not_evaluated_with_the_weights_of_its_beginning(monkeypatch):
+    config = configure(parser().parse_args([*tiny.OPTIONS, "--average", "0.999"]))
+    train_set, test_set = load("shapes", tiny.ROOT, limit_train=48, limit_test=2)
+    run = loop.Run.start(config, train_set, test_set)
+    start = run.average["fc.weight"].copy()
+    kept = []
+    monkeypatch.setattr(loop, "update_average", lambda run, decay: kept.append(decay))
+    loop.train_epoch(run, lambda run: None)
+    assert kept == [loop.average_decay(0.999, t) for t in range(len(kept))] and len(kept) > 1
+    assert_array_equal(run.average["fc.weight"], start)  # nothing else moves it
 
 
 def test_averaged_weights_are_what_is_evaluated(tmp_path, capsys):

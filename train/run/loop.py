@@ -132,6 +132,10 @@ class Run:
         picture = self.out / "curves.png" if self.out else None
         return picture.read_bytes() if picture and picture.is_file() else None
 
+    def steps_done(self) -> int:
+        """How many steps of gradient descent the run has taken."""
+        return self.epoch * math.ceil(len(self.train_set) / self.config.batch_size) + self.step
+
     def seconds(self) -> float:
         """The time that the run has taken so far, in all its processes."""
         return self.earlier + time.monotonic() - self.started
@@ -244,11 +248,12 @@ def train_step(run: Run, batch: Array, labels: np.ndarray, lr: float, share: flo
 
     On a GPU it returns when the work is handed over, long before it is done.
     """
+    decay = average_decay(run.config.recipe.average, run.steps_done())
     if run.graph is None:
-        return update(run, batch, labels, lr, share)
+        return update(run, batch, labels, lr, decay, share)
     # Whatever changes from step to step goes into a graph as an array on the device.
-    there = (to_device(a, run.config.device) for a in (labels.astype(np.int64), np.array([lr], np.float32)))
-    return run.graph(batch, *there)
+    changing = (labels.astype(np.int64), np.array([lr], np.float32), np.array([decay], np.float32))
+    return run.graph(batch, *(to_device(a, run.config.device) for a in changing))
 
 
 def outcome(loss: Array, logits: Array, labels: np.ndarray) -> tuple[float, int]:
@@ -256,7 +261,18 @@ def outcome(loss: Array, logits: Array, labels: np.ndarray) -> tuple[float, int]
     return float(loss), int((to_numpy(logits).argmax(axis=1) != labels).sum())
 
 
-def update(run: Run, batch: Array, labels: Array, lr: float | Array, share: float = 1.0) -> tuple[Array, Array]:
+def average_decay(decay: float, t: int) -> float:
+    """How much of the averaged weights is kept after step t + 1:  min(decay, (1 + t) / (10 + t)).
+
+    So at first the average follows the weights, which still move far: it reaches back over about a tenth of the steps
+    so far. (The rule of TensorFlow's ExponentialMovingAverage with `num_updates`.)
+    """
+    return min(decay, (1 + t) / (10 + t))
+
+
+def update(
+    run: Run, batch: Array, labels: Array, lr: float | Array, decay: float | Array, share: float = 1.0
+) -> tuple[Array, Array]:
     """Forward, backward and the optimiser's step, which read nothing back; return the mean loss and the logits."""
     run.optimizer.lr = lr
     run.optimizer.zero_grad()
@@ -267,7 +283,7 @@ def update(run: Run, batch: Array, labels: Array, lr: float | Array, share: floa
         average_over_ranks(run, share)
     run.optimizer.step()
     if run.average:
-        update_average(run)
+        update_average(run, decay)
     return loss.data, logits.data
 
 
@@ -282,7 +298,7 @@ def average_over_ranks(run: Run, share: float) -> None:
         t.data[...] = statistic
 
 
-def update_average(run: Run) -> None:
+def update_average(run: Run, decay: float | Array) -> None:
     """average ← decay average + (1 - decay) weights, for parameters and batch-norm statistics; counts are copied.
 
     That is gradient descent with rate 1 - decay on ½ (average - value)²: the gradient, value - average up to the sign,
@@ -295,7 +311,7 @@ def update_average(run: Run) -> None:
             updates.append((run.average[name], t.data, t.data, 0.0, -1.0, False))
         else:
             run.average[name][...] = t.data
-    optim.update_all(run.config.device.partition(":")[0], updates, run.config.recipe.average - 1)
+    optim.update_all(run.config.device.partition(":")[0], updates, decay - 1)
 
 
 # ------------------------------------------------------------------------------------------------- one epoch

@@ -40,7 +40,7 @@ PARTS = {
     "flip": "mirror images by a coin per image and epoch, every other epoch, or never",
     "crop_area": "with --image-size: the smallest share of a photograph that a random crop shows",
     "cutout": "side of the square that is blanked, in pixels",
-    "average": "decay per step of the averaged weights that are evaluated; 0: the weights themselves",
+    "average": "decay per step of the averaged weights that are evaluated, less at first; 0: the weights themselves",
 }
 CHOICES = {
     "schedule": ("multi-step", "linear", "cosine", "constant"),

@@ -26,11 +26,12 @@ def test_a_training_step_is_the_same_through_a_graph():
         minigrad.manual_seed(0)
         network = cifar(11, cardinality=2, width=4)
         run = SimpleNamespace(
-            config=SimpleNamespace(device="cpu", recipe=SimpleNamespace(label_smoothing=0.1)),
+            config=SimpleNamespace(device="cpu", recipe=SimpleNamespace(label_smoothing=0.1, average=0.0)),
             model=network,
             optimizer=optim.SGD(network.parameters(), 1.0, momentum=0.9),
             ranks=SimpleNamespace(size=1),
             average={},
+            steps_done=lambda: 0,
             graph=None,
         )
         if through_graph:
