@@ -92,23 +92,28 @@ def _cuda_index(device: str) -> int:
     return int(index or 0)
 
 
+def check_device(device: str) -> int | None:
+    """Raise `DeviceError` where a device cannot be used; return a GPU's index, None for the CPU.
+
+    It only asks the driver: a process that looks and does not compute takes none of the GPU's memory.
+    """
+    if isinstance(device, str) and device == "cpu":
+        return None
+    index = _cuda_index(device)
+    if reason := diagnosis.not_here(cupy(), index):
+        raise DeviceError(reason)
+    return index
+
+
 def to_device(array: Array, device: str) -> Array:
     """Return the array on the named device: the array itself if it is there already, else a copy.
 
     A GPU becomes the current one: kernels run on the current device, wherever their arrays are.
     """
-    if isinstance(device, str) and device == "cpu":
+    if (index := check_device(device)) is None:
         return to_numpy(array)
-    index = _cuda_index(device)
-    cp = cupy()
-    if index >= cp.cuda.runtime.getDeviceCount():
-        raise DeviceError(
-            f"device {device!r} does not exist: this machine has {cp.cuda.runtime.getDeviceCount()} GPU(s)"
-        )
-    if reason := diagnosis.too_old(cp, index):
-        raise DeviceError(reason)
-    cp.cuda.Device(index).use()
-    return array.copy() if array_module(array) is cp and array.device.id != index else cp.asarray(array)
+    cupy().cuda.Device(index).use()
+    return array.copy() if array_module(array) is cupy() and array.device.id != index else cupy().asarray(array)
 
 
 def to_numpy(array: Array) -> np.ndarray:

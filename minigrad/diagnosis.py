@@ -37,8 +37,11 @@ def unusable(cupy: ModuleType) -> str | None:
     return None if count else "CuPy finds no NVIDIA GPU: is CUDA_VISIBLE_DEVICES empty?"
 
 
-def too_old(cupy: ModuleType, index: int) -> str | None:
-    """Return why GPU `index` is too old for this CuPy, and what helps; None where it is not."""
+def not_here(cupy: ModuleType, index: int) -> str | None:
+    """Return why there is no GPU `index`, or why it is too old for this CuPy and what helps; None where it is fine."""
+    count = cupy.cuda.runtime.getDeviceCount()
+    if index >= count:
+        return f"device 'cuda:{index}' does not exist: this machine has {count} GPU(s)"
     built = cupy.cuda.runtime.runtimeGetVersion() // 1000
     capability = int(cupy.cuda.Device(index).compute_capability)
     if capability >= OLDEST.get(built, 0):
@@ -61,7 +64,9 @@ def errors() -> tuple[type[Exception], ...]:
     from cupy_backends.cuda.libs.cublas import CUBLASError
     from cupy_backends.cuda.libs.nvrtc import NVRTCError
 
-    return GPUError, CUDARuntimeError, CUDADriverError, CUBLASError, NVRTCError, CompileException
+    found = GPUError, CUDARuntimeError, CUDADriverError, CUBLASError, NVRTCError, CompileException
+    nccl = sys.modules.get("cupy_backends.cuda.libs.nccl")  # there only where several GPUs train together
+    return found if nccl is None else (*found, nccl.NcclError)
 
 
 def in_words(error: Exception) -> str:

@@ -14,9 +14,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
-
-from minigrad.backend import DeviceError, to_device
+from minigrad.backend import DeviceError, check_device
 from minigrad.weights import write_atomically
 from resnext import ResNeXt, create
 
@@ -57,7 +55,7 @@ def check(args: argparse.Namespace) -> None:
     """Fill in what depends on the device; raise ValueError for what cannot be measured here, before anything starts."""
     network = create(args.model)
     check_threads(args.threads)
-    to_device(np.zeros(1), args.device)
+    check_device(args.device)
     args.dtype = args.dtype or default_dtype(args.device)
     args.batch_size = args.batch_size or (32 if args.device == "cpu" else 128)
     check_dtype(args.dtype, args.device)

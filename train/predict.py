@@ -18,7 +18,7 @@ if __name__ == "__main__":
 
 import numpy as np
 
-from minigrad.backend import to_device
+from minigrad.backend import check_device
 
 from .options import DONE, FAILED, USAGE, Parser, UsageError, prepare_process, printable, said, say, warn
 from .run.predictor import load_predictor
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         p.error(f"--top must be at least 1, got {args.top}")
     prepare_process()
     try:
-        to_device(np.zeros(1), args.device)  # says what is missing before anything else is done
+        check_device(args.device)  # says what is missing before anything else is done
     except ValueError as error:
         p.error(str(error))
     try:

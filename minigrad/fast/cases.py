@@ -39,7 +39,10 @@ class Declined(Exception):
 
 def families(device: str) -> list[Family]:
     """Every family of a kind of device, "cpu" or "cuda"."""
-    return _cpu() if device == "cpu" else _cuda()
+    if device == "cpu":
+        return _cpu()
+    to_device(np.zeros(1), device)  # makes it the current one, whose properties are asked for
+    return _cuda()
 
 
 def _cpu() -> list[Family]:

@@ -66,7 +66,7 @@ def test_a_gpu_that_is_too_old_is_named(monkeypatch, runtime, capability, senten
 
 @pytest.mark.parametrize(("runtime", "capability"), [(13020, 75), (12090, 60), (13020, 120), (14000, 90)])
 def test_a_gpu_that_is_young_enough_is_not(runtime, capability):
-    assert diagnosis.too_old(stand_in(runtime=runtime, devices=(capability,)), 0) is None
+    assert diagnosis.not_here(stand_in(runtime=runtime, devices=(capability,)), 0) is None
 
 
 def test_a_compilers_pages_become_one_line():

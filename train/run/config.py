@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import NoneType
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from minigrad import optim
-from minigrad.backend import to_device
+from minigrad.backend import check_device
 
 from ..data.folders import check_options
 from ..options import Parser, check_dtype, check_threads, compute_capability, default_dtype, folder
@@ -187,13 +187,16 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def configure(args: argparse.Namespace, base: Config | None = None) -> Config:
+def configure(
+    args: argparse.Namespace, base: Config | None = None, place: Callable[[str], str] = lambda device: device
+) -> Config:
     """Turn the command line into a configuration; what it leaves open is as in `base`, or by default.
 
-    Raises ValueError for numbers out of range, and DeviceError for a device that cannot be used.
+    `place` turns the device that the user asked for into this process's own, where several train together. Nothing is
+    put on it yet. Raises ValueError for numbers out of range, and DeviceError for a device that cannot be used.
     """
-    device = args.device or (base.device if base else "cpu")
-    to_device(np.zeros(1), device)  # says what is missing before anything else is done
+    device = place(args.device or (base.device if base else "cpu"))
+    check_device(device)  # says what is missing before anything else is done
     defaults = DEFAULTS[kind_of_device(device)]
     data = args.data or (base.data if base else defaults["data"])
     name = args.recipe or ("fine-tune" if args.weights else "quick" if data == "shapes" else "paper")

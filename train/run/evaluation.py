@@ -12,7 +12,7 @@ import numpy as np
 
 from minigrad import Tensor, no_grad
 from minigrad import functional as F
-from minigrad.backend import DeviceError, float_dtype, to_device, to_numpy
+from minigrad.backend import DeviceError, check_device, float_dtype, to_numpy
 from minigrad.nn import Module
 from resnext import create
 from resnext.counts import outlines
@@ -97,9 +97,9 @@ def evaluate_file(args: argparse.Namespace, ranks: Ranks) -> None:
             base = on_this_machine(base)
         if not base and not args.model:
             raise ValueError(f"{path} holds weights but not the name of their network: give it with --model")
-        config = configure(args, base)
-        config = replace(config, device=ranks.device(config.device))
+        config = configure(args, base, ranks.device)
     parallel.use_threads(args.threads or ranks.threads())
+    ranks.connect(config.device)
     leave_out_kernels(config.device, ranks)
     # A run's state knows how its images were normalised: the training images are not needed.
     train_set, test_set = ranks.in_turn(
@@ -128,7 +128,7 @@ def evaluate_file(args: argparse.Namespace, ranks: Ranks) -> None:
 def on_this_machine(config: Config) -> Config:
     """The configuration, on the CPU if its device is not to be had here."""
     try:
-        to_device(np.zeros(1), config.device)
+        check_device(config.device)
         return config
     except DeviceError:
         return replace(config, device="cpu", dtype="float32" if config.dtype == "bfloat16" else config.dtype)

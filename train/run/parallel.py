@@ -11,7 +11,8 @@ From the same weights and the same dw all ranks step to the same weights, so wei
 normalises with each rank's own statistics, as in the paper; the running statistics are averaged like the gradients.
 
 MPI starts the ranks and connects them. Gradients go through MPI on the CPU, and between GPUs through NCCL, one GPU a
-rank. The command is started as a module of mpi4py because that ends all ranks when one of them fails.
+rank, whether each rank sees all GPUs of its machine or, as under SLURM, only its own. The command is started as a
+module of mpi4py because that ends all ranks when one of them fails.
 """
 
 from __future__ import annotations
@@ -21,21 +22,25 @@ import os
 import pickle
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from itertools import accumulate
+from types import ModuleType
 from typing import Any, TypeVar
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
 import minigrad
-from minigrad import registry
-from minigrad.backend import Array, array_module, cupy
+from minigrad import optim, registry
+from minigrad.backend import Array, array_module, check_device, cupy
 
 from .signals import Signals
 
 T = TypeVar("T")
 
-# Gradients travel in pieces of about this size: large enough for bandwidth, small enough to overlap.
+# Gradients travel in pieces of about this size through MPI: large enough for bandwidth, small enough to overlap.
 BUCKET_BYTES = 4 << 20
 # How long a rank waits for the others, in seconds, before it ends the run: one of them has stopped, or does something
 # else. A slow disk or file server may want more.
@@ -105,8 +110,11 @@ class Ranks:
         self.wait()  # a rank that differs does not come here, and its exit ends the others
 
     def device(self, name: str) -> str:
-        """The device of this rank, where the user asked for `name`; connects GPUs with one another."""
+        """The device of this rank, where the user asked for `name`; it only looks, and takes no GPU's memory."""
         return name
+
+    def connect(self, device: str) -> None:
+        """Connect this rank's GPU, which becomes the current one, with those of the others."""
 
     def threads(self) -> int | None:
         """How many CPU threads this rank should use; None: as many as the libraries like."""
@@ -126,7 +134,7 @@ class MPIRanks(Ranks):
         self.rank, self.size = self.comm.rank, self.comm.size
         self.local = self.comm.Split_type(MPI.COMM_TYPE_SHARED)
         self.local_rank, self.local_size = self.local.rank, self.local.size
-        self.nccl: Any = None
+        self.nccl: Any = None  # on GPUs: the communicator
         self.buckets: dict[tuple, list[tuple[list[int], Array]]] = {}
 
     def _complete(self, *requests: Any, patience: float = math.inf, grace: float = math.inf) -> None:
@@ -148,31 +156,47 @@ class MPIRanks(Ranks):
                 time.sleep(0.001)
 
     def average(self, arrays: Sequence[Array], share: float) -> Sequence[Array]:
-        results: list[Array] = [None] * len(arrays)
-        requests = []
-        for members, flat in self._buckets(arrays):
-            xp, begin = array_module(flat), 0
+        buckets, requests = self._buckets(arrays), []
+        places: list[Array] = [None] * len(arrays)
+        for members, flat in buckets:
+            for i, begin in zip(members, accumulate([arrays[i].size for i in members], initial=0), strict=False):
+                places[i] = flat[begin : begin + arrays[i].size].reshape(arrays[i].shape)
+        if self.nccl is not None:
+            self._average_on_gpus(arrays, places, [flat for _, flat in buckets], share)
+            return places
+        for members, flat in buckets:
             for i in members:
-                results[i] = flat[begin : begin + arrays[i].size].reshape(arrays[i].shape)
-                xp.multiply(arrays[i], share, out=results[i])
-                begin += arrays[i].size
-            if self.nccl is not None:
-                self.nccl.all_reduce(flat, flat)
-            else:
-                requests.append(self.comm.Iallreduce(self.MPI.IN_PLACE, flat))  # travels while the next one is packed
+                np.multiply(arrays[i], share, out=places[i])
+            requests.append(self.comm.Iallreduce(self.MPI.IN_PLACE, flat))  # travels while the next one is packed
         self._complete(*requests, patience=PATIENCE, grace=GRACE)
-        return results
+        return places
+
+    def _average_on_gpus(
+        self, arrays: Sequence[Array], places: Sequence[Array], buckets: Sequence[Array], share: float
+    ) -> None:
+        """Fill the buckets and add them up over the ranks: one group of NCCL's calls, on the current stream."""
+        for flat in buckets:
+            flat.fill(0)
+        # place ← place - lr array, with place = 0 and lr = -share: a launch for 64 arrays, not one for each.
+        optim.update_all("cuda", [(p, a, p, 0.0, 0.0, False) for p, a in zip(places, arrays, strict=True)], -share)
+        nccl, stream = load_nccl(), cupy().cuda.get_current_stream().ptr
+        kinds = {"float32": nccl.NCCL_FLOAT32, "float64": nccl.NCCL_FLOAT64}
+        nccl.groupStart()
+        for flat in buckets:
+            at = flat.data.ptr
+            self.nccl.allReduce(at, at, flat.size, kinds[flat.dtype.name], nccl.NCCL_SUM, stream)
+        nccl.groupEnd()
 
     def _buckets(self, arrays: Sequence[Array]) -> list[tuple[list[int], Array]]:
         """Which arrays travel together, and the memory they travel in; made once for arrays of the same shapes."""
         key = tuple((a.shape, a.dtype.str) for a in arrays)
         if key not in self.buckets:
             groups: list[list[int]] = []
-            room, dtype = 0, None
+            room, dtype = 0.0, None
             for i, a in enumerate(arrays):
                 if a.nbytes > room or a.dtype != dtype:
                     groups.append([])
-                    room, dtype = BUCKET_BYTES, a.dtype
+                    room, dtype = (BUCKET_BYTES if self.nccl is None else math.inf), a.dtype
                 groups[-1].append(i)
                 room -= a.nbytes
             self.buckets[key] = [
@@ -228,21 +252,61 @@ class MPIRanks(Ranks):
             return name
         if name != "cuda":
             raise ValueError(f"under mpiexec each rank takes a GPU of its own: use --device cuda, not {name}")
-        count = cupy().cuda.runtime.getDeviceCount()
-        if self.local_size > count:
-            raise ValueError(
-                f"mpiexec started {self.local_size} ranks on a machine with {count} GPU(s): start one for each"
-            )
-        from cupyx.distributed import init_process_group
+        check_device(name)
+        runtime = cupy().cuda.runtime
+        seen = [runtime.deviceGetPCIBusId(i) for i in range(runtime.getDeviceCount())]
+        index = deal_gpus(self.local.allgather(seen))[self.local_rank]
+        mine = f"cuda:{index}" if index else "cuda"
+        check_device(mine)
+        if self.size > 1:
+            load_nccl()
+        return mine
 
-        cupy().cuda.Device(self.local_rank).use()
-        self.nccl = init_process_group(self.size, self.rank, use_mpi=True)
-        return "cuda" if self.local_rank == 0 else f"cuda:{self.local_rank}"
+    def connect(self, device: str) -> None:
+        if device == "cpu":
+            return
+        cupy().cuda.Device(check_device(device)).use()
+        if self.size > 1:
+            nccl = load_nccl()
+            identity = self.broadcast(nccl.get_unique_id() if self.rank == 0 else None)
+            self.nccl = nccl.NcclCommunicator(self.size, identity, self.rank)
 
     def threads(self) -> int | None:
         """The cores of this machine that its ranks may use, divided among them."""
         cores = set().union(*self.local.allgather(os.sched_getaffinity(0)))
         return max(1, len(cores) // self.local_size)
+
+
+def deal_gpus(seen: Sequence[Sequence[str]]) -> list[int]:
+    """For each rank of a machine, which of the GPUs that it sees is its own: no two ranks have the same one.
+
+    `seen` holds the PCI addresses of the GPUs that each rank sees: those of all GPUs, or of its own alone, as SLURM's
+    CUDA_VISIBLE_DEVICES makes it. Who has the least choice chooses first. Raises ValueError where there are too few.
+    """
+    chosen: dict[int, str] = {}
+    for rank in sorted(range(len(seen)), key=lambda r: (len(seen[r]), r)):
+        free = [gpu for gpu in seen[rank] if gpu not in chosen.values()]
+        if not free:
+            count = len(set().union(*seen))
+            same = next(r for r, gpu in chosen.items() if gpu in seen[rank])
+            raise ValueError(
+                f"mpiexec started {len(seen)} ranks on a machine where they see {count} GPU(s): start one for each "
+                f"(ranks {same} and {rank} of the machine would share {chosen[same]})"
+            )
+        chosen[rank] = free[0]
+    return [seen[rank].index(chosen[rank]) for rank in range(len(seen))]
+
+
+def load_nccl() -> ModuleType:
+    """Return CuPy's module for NCCL, through which GPUs add their gradients; ValueError with what to install."""
+    built = cupy().cuda.runtime.runtimeGetVersion() // 1000
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # CuPy's own words on what it cannot load
+        nccl = import_module("cupy.cuda.nccl")
+    if not nccl.available:
+        package = f"nvidia-nccl-cu{built}"
+        raise ValueError(f"several GPUs add their gradients through NCCL, which is missing: pip install -U {package}")
+    return nccl
 
 
 def use_threads(count: int | None) -> None:

@@ -9,7 +9,7 @@ import time
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -159,14 +159,14 @@ def set_up(
 ) -> tuple[Run, tuple[Dataset, Dataset], dict[str, Any], Evaluation]:
     """The run that the command line asks for, its images, and when to save it; everything is checked and tried once."""
     with usage_errors():
-        config = configure(args, Config.stored(found[1]["config"], args.out) if found else None)
+        config = configure(args, Config.stored(found[1]["config"], args.out) if found else None, ranks.device)
         if config.batch_size < ranks.size:
             raise ValueError(f"--batch-size {config.batch_size} leaves some of the {ranks.size} ranks without an image")
-        config = replace(config, device=ranks.device(config.device))
         interval = save_interval(args.save_every)
         with outlines():
             create(config.model)  # a name that is wrong is told before any image is read
     parallel.use_threads(args.threads or ranks.threads())
+    ranks.connect(config.device)
     leave_out_kernels(config.device, ranks)
     train_set, test_set = ranks.in_turn(lambda: load_data(args, config, progress=ranks.rank == 0))
     with usage_errors():

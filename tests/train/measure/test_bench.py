@@ -93,7 +93,7 @@ def test_a_gpu_measures_as_it_trains(monkeypatch, capability, dtype):
     device = SimpleNamespace(compute_capability=capability)
     gpu = SimpleNamespace(cuda=SimpleNamespace(Device=lambda index: device))
     monkeypatch.setattr(options, "cupy", lambda: gpu)
-    monkeypatch.setattr(bench, "to_device", lambda array, device: array)
+    monkeypatch.setattr(bench, "check_device", lambda device: 0)
     args = bench.parser().parse_args(["--device", "cuda:0", "--model", "resnext11_4x4d_w16"])
     bench.check(args)
     assert (args.dtype, args.batch_size, workers.in_a_row(args.device)) == (dtype, 128, 10)
