@@ -325,7 +325,7 @@ function costs() {
   const own = data.choices.G.filter(G => G <= state.C).map(G => ({G, ...data.layers[key({...state, G})]}));
   const row = b => ({cells: [`${b.G} × ${b.d}d`, b.parameters.toLocaleString("en"), big(b.multiply_adds)], bar: b.parameters});
   $("costs").replaceChildren(
-    table("This layer", `${state.C} channels in and out; weights and multiply-adds fall as groups rise`, ["groups", "weights", "multiply-adds", ""],
+    table("This layer", `${state.C} channels in and out; weights and multiply-adds fall as the number of groups grows`, ["groups", "weights", "multiply-adds", ""],
       own.map(r => ({cells: [r.G, r.parameters.toLocaleString("en"), r.multiply_adds.toLocaleString("en")], bar: r.parameters, now: r.G === state.G}))),
     table("A ResNeXt block at equal width", "256 → 128 → 256 channels on 56×56 pixels: only the 3×3 gets cheaper", ["G × d", "weights", "mult-adds", ""], data.equal_width.map(row)),
     table("A ResNeXt block at equal cost", "256 → 64 … 128 → 256: the savings are spent on width (the paper’s Table 2)", ["G × d", "weights", "mult-adds", ""], data.equal_cost.map(row)));

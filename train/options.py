@@ -59,10 +59,11 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         words = message.split() if message.startswith("unrecognized arguments") else []
         unknown = next((word.partition("=")[0] for word in words if word.startswith("--")), "")
-        meant = MEANT.get(unknown.replace("_", "-"), "")
-        near = difflib.get_close_matches(unknown, self._option_string_actions, n=1)
-        if meant.partition(" ")[0] in self._option_string_actions:
-            near = [meant]
+        own = {flag: flag for flag in self._option_string_actions if flag.startswith("--")}
+        known = {flag: meant for flag, meant in MEANT.items() if meant.partition(" ")[0] in own} | own
+        names = {flag.removeprefix("--"): meant for flag, meant in known.items()}
+        alike = difflib.get_close_matches(unknown.removeprefix("--").replace("_", "-"), names, n=1, cutoff=0.7)
+        near = [names[name] for name in alike]
         hint = f"did you mean {near[0]}?" if near else f"{self.prog} --help lists the options"
         self.exit(USAGE, f"{self.prog}: {message}{': ' if near else '; '}{hint}\n")
 

@@ -32,6 +32,7 @@ def tape() -> None:
     text = draw.graph(y, {"w": w, "b": b, "y": y}).replace("rankdir=LR", "rankdir=TB")
     text = text.replace('bgcolor="transparent"', 'bgcolor="#fcfbf8"; pad=0.2')
     text = text.replace("fontsize=12", "fontsize=15").replace("fontsize=10", "fontsize=13")
+    text = text.replace('[label="(', '[label="  (')  # a shape beside its arrow, not on it
     svg = subprocess.run([dot, "-Tsvg"], input=text, capture_output=True, text=True, check=True).stdout
     svg = svg.replace('pt" height="', '" height="').replace('pt"\n', '"\n')  # a point of the drawing is a pixel
     head, rest = svg.split("<g id=", 1)

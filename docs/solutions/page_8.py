@@ -8,7 +8,7 @@ from minigrad.optim import SGD
 
 
 def exercise_1() -> None:
-    """-log p_q = -z_q + log Σ e^zⱼ. The gradient with respect to zₖ: -1 if k = q, plus e^zₖ / Σ e^zⱼ = pₖ."""
+    """-log pᵣ = -zᵣ + log Σ e^zⱼ. The gradient with respect to zₖ: -1 if k = r, plus e^zₖ / Σ e^zⱼ = pₖ."""
     z = Tensor(np.array([[1.0, 2.0, 3.0]]), requires_grad=True)
     F.cross_entropy(z, np.array([0])).backward()
     p = np.exp([1, 2, 3]) / np.exp([1, 2, 3]).sum()

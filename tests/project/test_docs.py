@@ -137,6 +137,11 @@ EXERCISES = {page.name: re.findall(r"^(\d+)\. \*\*", page.read_text(), re.MULTIL
 EXERCISES = {page: numbers for page, numbers in EXERCISES.items() if numbers}
 
 
+def test_every_page_ends_with_exercises():
+    assert EXERCISES.keys() == {page.name for page in GUIDE.glob("*.md")} - {"summary.md"}
+    assert all(len(numbers) >= 2 for numbers in EXERCISES.values())
+
+
 @pytest.mark.parametrize("page", EXERCISES)
 def test_every_exercise_has_a_solution_that_runs(page, monkeypatch):
     solutions = ROOT / "docs" / "solutions" / f"page_{page.partition('-')[0]}.py"

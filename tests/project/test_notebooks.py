@@ -19,7 +19,7 @@ NOTEBOOKS = ROOT / "docs" / "notebooks"
 
 # Reads cells as JSON from standard input and runs them in one namespace; shown pictures are only counted.
 RUNNER = r"""
-import json, re, subprocess, sys, types
+import ast, json, re, subprocess, sys, types
 
 def shell(command):
     done = subprocess.run(command, shell=True, capture_output=True, text=True)
@@ -27,16 +27,22 @@ def shell(command):
     assert done.returncode == 0, f"{command}\n{done.stderr}"
 
 def display(picture):
-    assert picture.width > 0
+    assert picture._repr_png_().startswith(b"\x89PNG")
     print("<picture>")
 
 ipython, module = types.ModuleType("IPython"), types.ModuleType("IPython.display")
 module.display = display
+ipython.version_info, ipython.get_ipython = (9, 0), lambda: None  # what Matplotlib asks for
 sys.modules |= {"IPython": ipython, "IPython.display": module}
 space = {"__name__": "__main__", "_shell": shell}
 for cell in json.load(sys.stdin):
     code = re.sub(r"^!(.*)$", lambda line: f"_shell(f{line[1]!r})", cell, flags=re.MULTILINE)
-    exec(compile(code, cell[:60], "exec"), space)
+    tree = ast.parse(code)
+    last = tree.body.pop().value if tree.body and isinstance(tree.body[-1], ast.Expr) else ast.parse("None", mode="eval").body
+    exec(compile(tree, cell[:60], "exec"), space)
+    value = eval(compile(ast.Expression(last), cell[:60], "eval"), space)
+    if hasattr(value, "_repr_png_"):  # a cell shows what its last line comes to
+        display(value)
 """
 
 
@@ -93,7 +99,7 @@ def test_the_training_notebook_runs_small_on_the_cpu(tmp_path):
     found = cells(NOTEBOOKS / "train_on_a_gpu.ipynb")
     tags = [cell["metadata"].get("tags") for cell in found]
     assert tags.index(["parameters"]) == 0
-    small = {"DATA": "shapes", "MODEL": "resnext11_1x4d", "EPOCHS": 1, "MORE": "--limit-train 20 --limit-test 40"}
+    small = {"DATA": "shapes", "MODEL": "resnext11_1x4d", "EPOCHS": 1, "MORE": {"limit_train": 20, "limit_test": 40}}
     sources = ["".join(cell["source"]) for cell in found]
     for name in small:
         assert f"\n{name} = " in sources[0]

@@ -219,6 +219,8 @@ def test_options_that_do_not_exist(capsys):
         (["--learning-rate=1"], "unrecognized arguments: --learning-rate=1: did you mean --lr?"),
         (["--arch", "x"], "unrecognized arguments: --arch x: did you mean --model?"),
         (["--modle", "resnext29_8x64d"], "unrecognized arguments: --modle resnext29_8x64d: did you mean --model?"),
+        (["--pretraned", "x"], "unrecognized arguments: --pretraned x: did you mean --weights?"),
+        (["--foo", "x"], "unrecognized arguments: --foo x; python -m train.cifar --help lists the options"),
         (["--seeds=1"], "unrecognized arguments: --seeds=1: did you mean --seed?"),
         (["here"], "unrecognized arguments: here; python -m train.cifar --help lists the options"),
         (["--epochs", "many"], "argument --epochs: invalid int value: 'many'"),
