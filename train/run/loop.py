@@ -50,6 +50,7 @@ class Run:
     history: list[dict[str, float]] = field(default_factory=list)  # the lines of metrics.jsonl, one an epoch
     fingerprint: int = 0  # of the training images and labels, by which other data is noticed
     saved: tuple[int, int] | None = None  # epoch and step of the last state that was saved
+    saved_seconds: float = 0.0  # what the run had taken by then, as its report says
     ranks: Ranks = ALONE  # the processes that train this network together
     out: Path | None = None  # its folder, once it is trained
     decoration: Decoration = field(default_factory=Decoration)
@@ -148,7 +149,7 @@ class Run:
         try:
             if path.name == checkpoint.LAST:
                 checkpoint.write_last(path.parent, arrays, state)
-                self.saved = (self.epoch, self.step)
+                self.saved, self.saved_seconds = (self.epoch, self.step), state["seconds"]
             else:
                 checkpoint.write(path, arrays, state)
         except OSError as error:
@@ -186,7 +187,7 @@ class Run:
         self.best_error = math.inf if state["best_error"] is None else state["best_error"]
         self.totals, self.earlier = state["totals"], state.get("seconds", 0.0)
         minigrad.backend.generator().bit_generator.state = state["generator"]
-        self.saved = (self.epoch, self.step)
+        self.saved, self.saved_seconds = (self.epoch, self.step), self.earlier
 
     def _check_progress(self, state: checkpoint.State) -> None:
         """Raise ValueError for a state that says to stand where no run of this configuration can."""

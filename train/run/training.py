@@ -94,7 +94,7 @@ def decorate(run: Run, out: Path, confusion: np.ndarray | None, pictures: bool =
             plots.draw_curves(run.history, out / "curves.png", title)
     if pictures and confusion is not None:
         with run.decoration("confusion.png"):
-            what = f"{title}, after epoch {run.epoch}: {run.history[-1]['test_error']:.2f} % test error"
+            what = f"{title}\nafter epoch {run.epoch}: {run.history[-1]['test_error']:.2f} % test error"
             plots.draw_confusion(confusion, run.train_set.classes, out / "confusion.png", what)
 
 

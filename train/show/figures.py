@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from matplotlib.ticker import MaxNLocator, MultipleLocator
 
 from ..run.series import Result, mean_and_error
-from .plots import drawing, new_figure, write_png
+from .plots import drawing, new_figure, spread, write_png
 from .tables import in_words
 
 # Apart in colour, in grey and, with the marker, in black and white.
@@ -31,31 +30,6 @@ def save(figure: Any, path: Path) -> None:
     """Write the picture, sharp enough for print, and say where it is."""
     write_png(figure, path, dpi=200)
     print(f"{path}\n{path.with_suffix('.md')}")
-
-
-def spread(positions: Sequence[float], gap: float) -> list[float]:
-    """Move label positions apart until neighbours are `gap` from each other, as little as that takes."""
-    order = sorted(range(len(positions)), key=lambda i: positions[i])
-    groups: list[list[int]] = []  # labels that touch move as one, around the mean of their positions
-    for i in order:
-        groups.append([i])
-        while len(groups) > 1 and top(groups[-2], positions, gap) + gap > bottom(groups[-1], positions, gap):
-            groups[-2:] = [groups[-2] + groups[-1]]
-    moved = [0.0] * len(positions)
-    for group in groups:
-        for step, i in enumerate(group):
-            moved[i] = bottom(group, positions, gap) + step * gap
-    return moved
-
-
-def bottom(group: Sequence[int], positions: Sequence[float], gap: float) -> float:
-    """Where the lowest label of a group goes."""
-    return statistics.mean(positions[i] for i in group) - gap * (len(group) - 1) / 2
-
-
-def top(group: Sequence[int], positions: Sequence[float], gap: float) -> float:
-    """Where the highest label of a group goes."""
-    return bottom(group, positions, gap) + gap * (len(group) - 1)
 
 
 @drawing()

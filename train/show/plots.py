@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import statistics
 import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
@@ -69,6 +70,31 @@ def ceiling(values: Sequence[float]) -> tuple[float, str]:
     return inside, f"{count} value{'s lie' if count > 1 else ' lies'} above the axis: up to {most:,.4g}"
 
 
+def spread(positions: Sequence[float], gap: float) -> list[float]:
+    """Move label positions apart until neighbours are `gap` from each other, as little as that takes."""
+    order = sorted(range(len(positions)), key=lambda i: positions[i])
+    groups: list[list[int]] = []  # labels that touch move as one, around the mean of their positions
+    for i in order:
+        groups.append([i])
+        while len(groups) > 1 and top(groups[-2], positions, gap) + gap > bottom(groups[-1], positions, gap):
+            groups[-2:] = [groups[-2] + groups[-1]]
+    moved = [0.0] * len(positions)
+    for group in groups:
+        for step, i in enumerate(group):
+            moved[i] = bottom(group, positions, gap) + step * gap
+    return moved
+
+
+def bottom(group: Sequence[int], positions: Sequence[float], gap: float) -> float:
+    """Where the lowest label of a group goes."""
+    return statistics.mean(positions[i] for i in group) - gap * (len(group) - 1) / 2
+
+
+def top(group: Sequence[int], positions: Sequence[float], gap: float) -> float:
+    """Where the highest label of a group goes."""
+    return bottom(group, positions, gap) + gap * (len(group) - 1)
+
+
 def duration(seconds: float) -> str:
     """Seconds in words: 48 s, 3 min 20 s, 2 h 5 min, 3 d 4 h."""
     whole = round(seconds)
@@ -100,20 +126,17 @@ def draw_curves(lines: Sequence[dict[str, Any]], path: Path, title: str) -> None
     left, right = figure.subplots(1, 2)
     for axis, quantity, unit in ((left, "loss", "loss (nats)"), (right, "error", "error (%)")):
         top, above = ceiling([line[f"{part}_{quantity}"] for line in lines for part in ("train", "test")])
-        higher = max(("test", "train"), key=lambda part: lines[-1][f"{part}_{quantity}"])
-        for part, colour in (("train", TRAIN), ("test", TEST)):
+        height = 1.05 * top or 1.0
+        places = spread([min(lines[-1][f"{part}_{quantity}"], top) for part in ("train", "test")], 0.08 * height)
+        lift = max(0.0, 0.05 * height - min(places))  # no label touches the axis below
+        for part, colour, place in zip(("train", "test"), (TRAIN, TEST), places, strict=True):
             values = [line[f"{part}_{quantity}"] for line in lines]
             axis.plot(epochs, values, color=colour, marker="o", markersize=3 if len(epochs) < 40 else 0)
-            axis.annotate(
-                f" {part} {values[-1]:.3g}",
-                (epochs[-1], min(values[-1], top)),
-                color=colour,
-                va="bottom" if part == higher else "top",  # labels of curves that end together do not overlap
-                annotation_clip=False,
-            )
+            label = (epochs[-1], place + lift)
+            axis.annotate(f"  {part} {values[-1]:.3g}", label, color=colour, va="center", annotation_clip=False)
         axis.set_xlabel(f"epoch\n{above}" if above else "epoch")
         axis.set_ylabel(unit)
-        axis.set_ylim(0, 1.05 * top or 1)
+        axis.set_ylim(0, height)
         axis.set_xlim(min(epochs) - 0.5, max(epochs) + 0.15 * (max(epochs) - min(epochs) + 1))
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.spines[["top", "right"]].set_visible(False)

@@ -15,7 +15,7 @@ from support import tiny
 
 from train import cifar
 from train.data import load
-from train.run import progress, training
+from train.run import checkpoint, progress, training
 from train.run.config import configure, parser
 from train.run.loop import Run
 from train.show import plots
@@ -38,6 +38,8 @@ def test_it_says_what_it_read_then_a_line_an_epoch_and_at_last_where_to_look(run
         *before.splitlines()[2:],
     ]
     assert after.splitlines()[-1] == f"open {out / 'report.html'}"
+    seconds = plots.duration(checkpoint.read(out / checkpoint.LAST)[1]["seconds"])
+    assert f"{seconds} in all" in " ".join(after.split()) and f"<b>{seconds}</b>" in (out / "report.html").read_text()
     assert all(len(line) <= 60 for line in before.splitlines())
     for i, line in enumerate(lines, start=1):
         assert re.fullmatch(

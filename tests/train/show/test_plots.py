@@ -9,8 +9,8 @@ import pytest
 from train.show import plots
 
 
-@pytest.mark.parametrize(("train", "test"), [(0.3, 0.31), (0.31, 0.3), (0.3, 0.3)])
-def test_labels_of_curves_that_end_together_do_not_overlap(
+@pytest.mark.parametrize(("train", "test"), [(0.3, 0.31), (0.31, 0.3), (0.3, 0.3), (0.0, 0.0), (0.001, 4.0)])
+def test_labels_of_curves_overlap_neither_each_other_nor_the_axis(
     train: float, test: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     figures: list[Any] = []
@@ -23,6 +23,7 @@ def test_labels_of_curves_that_end_together_do_not_overlap(
     for axis in figure.axes:
         first, second = (text.get_window_extent().shrunk(0.98, 0.98) for text in axis.texts)  # they may touch
         assert not first.overlaps(second)
+        assert min(first.y0, second.y0) > axis.bbox.y0
 
 
 NAMES = ["$\\frac$", "cost$_$", "a\udcffb", "two\nlines", "图", "x" * 200]
