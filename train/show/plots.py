@@ -133,7 +133,8 @@ def draw_curves(lines: Sequence[dict[str, Any]], path: Path, title: str) -> None
             values = [line[f"{part}_{quantity}"] for line in lines]
             axis.plot(epochs, values, color=colour, marker="o", markersize=3 if len(epochs) < 40 else 0)
             label = (epochs[-1], place + lift)
-            axis.annotate(f"  {part} {values[-1]:.3g}", label, color=colour, va="center", annotation_clip=False)
+            text = f"  {part} {values[-1]:.3g}{' %' * (quantity == 'error')}"
+            axis.annotate(text, label, color=colour, va="center", annotation_clip=False)
         axis.set_xlabel(f"epoch\n{above}" if above else "epoch")
         axis.set_ylabel(unit)
         axis.set_ylim(0, height)
@@ -183,6 +184,7 @@ def draw_pairs(pairs: Sequence[dict[str, Any]], path: Path, title: str) -> None:
     axis.invert_yaxis()
     axis.set_xlabel("per cent of the true class's test images")
     axis.set_xlim(0, 1.2 * max(shares, default=1.0))
+    axis.set_xticks([tick for tick in axis.get_xticks() if tick <= min(100, axis.get_xlim()[1])])
     axis.spines[["top", "right"]].set_visible(False)
     figure.suptitle(wrapped(f"{title}\nthe most frequent confusions", 8))
     write_png(figure, path)
