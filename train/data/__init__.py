@@ -16,7 +16,7 @@ from train.data.dataset import Dataset, channel_statistics
 from train.data.download import DataError
 from train.data.folders import check_options, holds_classes, load_class_folder
 from train.data.formats import CIFAR10, CIFAR100, FORMATS, BinaryFormat, decode
-from train.data.images import read_image
+from train.data.images import SUFFIXES, read_image
 from train.data.sources import find_official
 
 __all__ = [
@@ -96,6 +96,8 @@ def load(
     names = ", ".join(archive.remote.name for format in FORMATS for archive in format.archives)
     if path.is_file():
         raise DataError(f"{path} is not one of the official archives, {names}")
+    if path.is_dir() and any(file.suffix.lower() in SUFFIXES for file in path.iterdir()):
+        raise DataError(f"{path} holds images but no class folders: put them into a folder for each class")
     if path.is_dir():
         raise DataError(
             f"{path} holds neither data_batch_1.bin ... nor train.bin, directly or in cifar-10-batches-bin/ or "

@@ -43,7 +43,7 @@ def introduce(run: Run) -> None:
         steps = math.ceil(len(run.train_set) / run.config.batch_size)
         images = min(run.config.batch_size, len(run.train_set))
         each = f"{steps:,} step{'s' if steps > 1 else ''} of {images} images"
-        tell(f"{recipe.epochs} epochs of {each}, on {run.config.device}")
+        tell(f"{recipe.epochs} epoch{'s' if recipe.epochs > 1 else ''} of {each}, on {run.config.device}")
 
 
 def counted(dataset: Dataset) -> str:

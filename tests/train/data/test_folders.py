@@ -117,6 +117,12 @@ def test_a_faulty_class_folder_is_refused(tmp_path: Path, kind: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_images_in_no_class_folder_are_told_so(tmp_path: Path) -> None:
+    write_images(tmp_path)
+    with pytest.raises(DataError, match=r"train/cat holds images but no class folders: put them into a folder for each"):
+        load(str(tmp_path / "train" / "cat"), tmp_path)
+
+
 def test_a_fifo_among_the_images_does_not_hang(tmp_path: Path) -> None:
     write_images(tmp_path)
     os.mkfifo(tmp_path / "train" / "cat" / "pipe.png")
