@@ -38,9 +38,9 @@ space = {"__name__": "__main__", "_shell": shell}
 for cell in json.load(sys.stdin):
     code = re.sub(r"^!(.*)$", lambda line: f"_shell(f{line[1]!r})", cell, flags=re.MULTILINE)
     tree = ast.parse(code)
-    last = tree.body.pop().value if tree.body and isinstance(tree.body[-1], ast.Expr) else ast.parse("None", mode="eval").body
+    shown = tree.body.pop().value if tree.body and isinstance(tree.body[-1], ast.Expr) else None
     exec(compile(tree, cell[:60], "exec"), space)
-    value = eval(compile(ast.Expression(last), cell[:60], "eval"), space)
+    value = eval(compile(ast.Expression(shown), cell[:60], "eval"), space) if shown else None
     if hasattr(value, "_repr_png_"):  # a cell shows what its last line comes to
         display(value)
 """

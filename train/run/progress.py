@@ -164,5 +164,6 @@ def clock(seconds: float) -> str:
 def farewell(run: Run, page: Any) -> None:
     """Say how the run ended and where to look."""
     best = min(run.history, key=lambda line: line["test_error"])
-    tell(f"best test error {best['test_error']:.2f} % after epoch {best['epoch']}; {duration(run.saved_seconds)} in all")
+    total = duration(run.saved_seconds)
+    tell(f"best test error {best['test_error']:.2f} % after epoch {best['epoch']}; {total} in all")
     say(f"open {page}")

@@ -119,7 +119,7 @@ def test_a_faulty_class_folder_is_refused(tmp_path: Path, kind: str) -> None:
 
 def test_images_in_no_class_folder_are_told_so(tmp_path: Path) -> None:
     write_images(tmp_path)
-    with pytest.raises(DataError, match=r"train/cat holds images but no class folders: put them into a folder for each"):
+    with pytest.raises(DataError, match=r"train/cat holds images but no class folders: put them into a folder for"):
         load(str(tmp_path / "train" / "cat"), tmp_path)
 
 
