@@ -8,8 +8,7 @@ instance is a node of the graph: it keeps what its backward pass needs and point
 
 `y.backward()` walks from the last node to the leaves. If y = f(u) and u = g(x), the chain rule says
 dx = (∂u/∂x)ᵀ (∂f/∂u)ᵀ dy: each node multiplies by the transpose of its own Jacobian and knows nothing of the others.
-A node returns its gradients; adding up those that meet at one node, summing over broadcast axes and checking shapes is
-done here, once, for all operations.
+What all nodes need, adding up gradients that meet, summing over broadcast axes and checking shapes, is done here, once.
 """
 
 from __future__ import annotations
@@ -71,6 +70,7 @@ class Function:
 
     broadcasts = False  # True where inputs broadcast as in NumPy: the engine then sums a gradient to its input's shape
     any_dtype = False  # True for operations that only move data, which take integers too
+    inputs_at_most = 0  # the last of so many inputs may be left out, which means None; 0: none may
     mixed = False  # True where the weights may be float32 while the first input is bfloat16
 
     parents: tuple[Function | Tensor | None, ...] | None = None  # where each input's gradient goes; None once freed
@@ -95,6 +95,7 @@ class Function:
         for t in tensors:
             if not isinstance(t, Tensor | None):
                 raise TypeError(f"{cls.__name__} takes tensors, got {type(t).__name__}: wrap it in Tensor(...)")
+        tensors = (*tensors, *(None,) * (cls.inputs_at_most - len(tensors)))
         arrays = tuple(None if t is None else t._array for t in tensors)
         device = cls._check(arrays)
         node = choose(cls, device, *arrays, **options)()
@@ -104,13 +105,11 @@ class Function:
         given = [t for t in tensors if t is not None]
         y.memory = next((t.memory for t in given if share_memory(y._array, t._array)), y.memory)
         if any(node.needs):
-            # The edge leads to the node that made the input, not to the input: arrays that no backward pass
-            # needs are freed as soon as the forward pass lets go of them.
+            # The edge leads to the node that made the input, not to the input, which nothing may need any more.
             node.parents = tuple((t.node or t) if n else None for t, n in zip(tensors, node.needs, strict=True))  # type: ignore[union-attr]
             node.inputs = tuple(None if a is None else (a.shape, a.dtype) for a in arrays)
             node.seen = tuple((t.memory, t.memory.changes) for t in (*given, y))
-            y.node = node
-            y.requires_grad = True
+            y.node, y.requires_grad = node, True
         return y
 
     def run(self, forward: Callable[..., Array], tensors: tuple[Tensor | None, ...], options: dict[str, Any]) -> Tensor:

@@ -110,6 +110,8 @@ class Conv2d(Function):
     dcolumns_g = w_gᵀ · dy_g, and col2im takes dcolumns back to dx.
     """
 
+    inputs_at_most = 3
+
     def forward(
         self, x: Array, w: Array, bias: Array | None = None, *, stride: Pair, padding: Pair, dilation: Pair, groups: int
     ) -> Array:

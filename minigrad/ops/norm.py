@@ -77,6 +77,8 @@ class BatchNormReLU(BatchNorm):
     With z = BN(x) + shortcut and dz = dy where z > 0, the shortcut's gradient is dz and the others follow from dz.
     """
 
+    inputs_at_most = 4
+
     def forward(self, x: Array, weight: Array, bias: Array, shortcut: Array | None = None, **options: Any) -> Array:
         z = super().forward(x, weight, bias, **options)
         if shortcut is not None:

@@ -1,5 +1,7 @@
 """The tape (minigrad/tensor.py): the backward walk, and what the engine checks on it."""
 
+import contextlib
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,6 +12,9 @@ from support.tape import leaf, operation
 
 import minigrad.functional as F
 from minigrad import Function, Tensor
+from minigrad.ops.conv import Conv2d
+from minigrad.ops.norm import BatchNormReLU
+from minigrad.registry import book_only
 from minigrad.tensor import unbroadcast
 
 # --- the walk ---------------------------------------------------------------------------------------------------------
@@ -22,6 +27,24 @@ def test_the_chain_rule_by_hand():
     z = s * s * x
     z.backward()
     assert (z.item(), x.grad.item(), y.grad.item()) == (50.0, 45.0, 20.0)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_a_last_input_may_be_left_out(fast):
+    """A bias, a shortcut: as if it were None."""
+    conv = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1}
+    norm = {"running_mean": None, "running_var": None, "training": True, "momentum": 0.1, "eps": 1e-5}
+    cases = [(Conv2d, [(2, 3, 4, 4), (5, 3, 1, 1)], conv), (BatchNormReLU, [(2, 3, 4, 4), (3,), (3,)], norm)]
+    for function, shapes, options in cases:
+        gradients = []
+        for rest in ((), (None,)):
+            inputs = [leaf(*normal(i, *shape)) for i, shape in enumerate(shapes)]
+            with contextlib.nullcontext() if fast else book_only():
+                y = function.apply(*inputs, *rest, **options)
+            y.backward(normal(9, *y.shape))
+            gradients.append([x.grad for x in inputs])
+        assert_array_equal(gradients[0][0], gradients[1][0])
+        assert_array_equal(gradients[0][1], gradients[1][1])
 
 
 @pytest.mark.parametrize("length", [5_000, 50_000])

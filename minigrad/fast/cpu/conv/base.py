@@ -80,6 +80,16 @@ class FastConv2d(Informed, Conv2d):
             y += bias
         return to_nchw(y)
 
+    def pull_back_weights(self, s: Geometry, dy: np.ndarray, dw: np.ndarray) -> None:
+        """Write dw anew so that a pixel which is NaN or infinite reaches only the taps that meet it.
+
+        Winograd's transforms mix a filter's nine taps, and who takes windows from dy multiplies a pixel at the edge
+        with the zeros beyond it. The product of dy and the input's own windows does neither.
+        """
+        from .columns import Columns  # which stands on this file
+
+        Columns().backward_from_x(s, self.x, self.w, dy, None, dw)
+
     def remake(self) -> Remake | None:
         """What the batch norm that made x told: then x need not be kept."""
         return self.told(0, Remake)
@@ -102,5 +112,7 @@ class FastConv2d(Informed, Conv2d):
                 s = s.apart()
                 grad = self.gradient(s, dy.dtype)
                 self.pull_back(s, self.x, self.w, dy, grad, dw)
+            if dw is not None and (s.KH, s.KW) != (1, 1) and not np.isfinite(dw).all():
+                self.pull_back_weights(s.apart(), dy, dw)
             dbias = channel_sums(rows_of(dy)).astype(dy.dtype) if self.needs[2] else None
         return (None if grad is None else grad.result()), dw, dbias

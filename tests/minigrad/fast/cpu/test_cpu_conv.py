@@ -255,6 +255,38 @@ def test_a_bad_gradient_stays_in_its_group(shape, after_norm):
         np.testing.assert_allclose(fast[finite], book[finite], rtol=0, atol=1e-11)
 
 
+@pytest.mark.parametrize(
+    ("shape", "weights", "options"),
+    [
+        ((2, 48, 6, 6), (48, 48, 3, 3), {"padding": 1}),
+        ((2, 64, 4, 16), (64, 1, 3, 3), {"padding": 1, "groups": 64}),
+        ((2, 4, 6, 7), (4, 2, 3, 3), {"padding": 1, "groups": 2}),
+        ((2, 4, 6, 7), (4, 2, 3, 3), {"padding": 1, "groups": 2, "stride": 2}),
+        ((2, 4, 6, 7), (5, 4, 1, 1), {}),
+    ],
+    ids=["winograd", "stacks", "columns of dy", "columns of x", "pointwise"],
+)
+@pytest.mark.parametrize("where", ["x", "dy"])
+@pytest.mark.parametrize("bad", [np.nan, -np.inf])
+def test_a_bad_pixel_reaches_the_taps_that_meet_it_and_no_others(shape, weights, options, where, bad):
+    """A pixel in a corner meets four of nine taps."""
+    results = []
+    for rooms in ([cpu.register], []):
+        with only(*rooms), np.errstate(invalid="ignore"):
+            images, w = normal(0, *shape), Tensor(normal(1, *weights), requires_grad=True)
+            images[1, 2, 0, 0] = bad if where == "x" else 1.0
+            y = F.conv2d(Tensor(images), w, **options)
+            dy = normal(2, *y.shape)
+            dy[1, 2, 0, 0] = bad if where == "dy" else 1.0
+            y.backward(dy)
+            results.append(w.grad)
+    fast, book = results
+    finite = np.isfinite(book)
+    np.testing.assert_array_equal(np.isfinite(fast), finite)
+    assert finite.any()
+    np.testing.assert_allclose(fast[finite], book[finite], rtol=0, atol=1e-11)
+
+
 @pytest.mark.parametrize("shape", [(16, 2, 224, 224), (1, 600, 5, 5), (3, 7, 40, 40)], ids=["tall", "wide", "square"])
 def test_the_bias_gradient_does_not_drift(shape):
     """Sums of 1,024 numbers at most in float32, the rest in float64: 1e-4 is far above, 0.8 % was the drift."""
