@@ -23,6 +23,14 @@ FEW = 24  # values that are shown one by one; of more, their range
 CELLS = 12  # rows and columns of a notebook's table
 
 
+def printable(text: str) -> str:
+    """A text in one line that every terminal and every page can show: other characters as Python writes them.
+
+    Names of files and classes may hold line breaks, escape sequences, or bytes that are no UTF-8.
+    """
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def head(t: Tensor) -> str:
     """Shape, dtype and what is not as usual."""
     device = "" if t.device == "cpu" else f", device={t.device!r}"

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from . import functional as F
+from .display import printable
 from .nn import Conv2d
 from .tensor import Tensor, no_grad
 from .weights import write_atomically
@@ -98,10 +99,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = parser.parse_args(argv).out
     try:
         write_atomically(out, page().encode())
-    except OSError as error:
-        print(f"python -m minigrad.explore: cannot write {out}: {error.strerror}", file=sys.stderr)
+    except (OSError, ValueError) as error:  # ValueError: a name with a null in it
+        reason = getattr(error, "strerror", None) or error
+        print(printable(f"python -m minigrad.explore: cannot write {out}: {reason}"), file=sys.stderr)
         return 1
-    print(f"{out} is written: open it in a browser")
+    print(printable(f"{out} is written: open it in a browser"))
     return 0
 
 

@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from minigrad.backend import DeviceError, check_device
+from minigrad.backend import check_device
 from minigrad.weights import write_atomically
 from resnext import ResNeXt, create
 
 from .measure.rounds import measure, sweep
 from .measure.workers import PINS, serve
-from .options import DONE, FAILED, USAGE, Parser, check_dtype, check_threads, default_dtype, said
+from .options import DONE, FAILED, USAGE, Parser, check_dtype, check_threads, default_dtype, refuse
 from .show.tables import speed_table, sweep_table
 
 
@@ -78,9 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return serve(args)
     try:
         check(args)
-    except (ValueError, DeviceError, MemoryError) as error:
-        print(f"python -m train.bench: {said(error)}", file=sys.stderr)
-        return USAGE
+    except (ValueError, OSError, MemoryError) as error:
+        return refuse(error, "python -m train.bench", USAGE)
     pinned = [f"{name}={os.environ[name]}" for name in PINS if name in os.environ]
     if pinned:
         print(f"measured without {', '.join(pinned)}, which this shell sets", file=sys.stderr)
@@ -91,8 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.json:
             write_atomically(args.json, (json.dumps(result, indent=1) + "\n").encode())
     except (RuntimeError, OSError) as error:
-        print(f"python -m train.bench: {said(error)}", file=sys.stderr)
-        return FAILED
+        return refuse(error, "python -m train.bench", FAILED)
     except KeyboardInterrupt:
         print("python -m train.bench: stopped by SIGINT", file=sys.stderr)
         return 128 + signal.SIGINT

@@ -29,7 +29,7 @@ from tqdm import tqdm
 from resnext import zoo
 
 from . import cifar
-from .options import DONE, FAILED, USAGE, Parser, prepare_process, said
+from .options import DONE, FAILED, USAGE, Parser, prepare_process, refuse
 from .run.jobs import train_side_by_side
 from .run.series import Cell, Result, Stopped, System, mean_and_error, plan, read_metrics, summarise, train_in_turn
 from .show.figures import STYLES, draw_curves, draw_road, draw_sweep
@@ -224,12 +224,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.run_command(args, f"python -m train.figures {shlex.join(arguments)}", options)
     except Stopped as stop:
         return stop.code
-    except (ValueError, FileNotFoundError) as error:
-        print(f"python -m train.figures: {said(error)}", file=sys.stderr)
-        return USAGE
-    except OSError as error:
-        print(f"python -m train.figures: {said(error)}", file=sys.stderr)
-        return FAILED
+    except (ValueError, OSError) as error:
+        return refuse(error, p.prog, USAGE if isinstance(error, ValueError | FileNotFoundError) else FAILED)
     return DONE
 
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from .measure.memory import USABLE, largest_batch, step_bytes
-from .options import DONE, USAGE, Parser, said
+from .options import DONE, USAGE, Parser, refuse
 
 MODELS = ["resnext29_8x64d", "resnext29_16x64d", "resnext29_8x16d", "resnext29_32x4d", "resnext29_4x16d"]
 CARDS = (6, 8, 12, 16, 24, 40, 80)  # GiB
@@ -43,8 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError(f"sizes must be positive: --batch-size {args.batch_size}, --image-size {args.image_size}")
         print("\n".join(table(args.model, args.dtype, args.batch_size, args.image_size)))
     except (ValueError, TypeError) as error:
-        print(f"{p.prog}: {said(error)}", file=sys.stderr)
-        return USAGE
+        return refuse(error, p.prog, USAGE)
     return DONE
 
 

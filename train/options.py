@@ -14,6 +14,7 @@ from typing import NoReturn
 import minigrad
 from minigrad import registry
 from minigrad.backend import cupy, float_dtype
+from minigrad.display import printable
 
 # The exit codes of all commands. A command that a signal n ends returns 128 + n.
 DONE, FAILED, USAGE = 0, 1, 2  # USAGE: the command line is wrong, and nothing was done
@@ -65,15 +66,7 @@ class Parser(argparse.ArgumentParser):
         alike = difflib.get_close_matches(unknown.removeprefix("--").replace("_", "-"), names, n=1, cutoff=0.7)
         near = [names[name] for name in alike]
         hint = f"did you mean {near[0]}?" if near else f"{self.prog} --help lists the options"
-        self.exit(USAGE, f"{self.prog}: {message}{': ' if near else '; '}{hint}\n")
-
-
-def printable(text: str) -> str:
-    """A text in one line that every terminal and every page can show: other characters as Python writes them.
-
-    Names of files and classes may hold line breaks, escape sequences, or bytes that are no UTF-8.
-    """
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+        self.exit(USAGE, printable(f"{self.prog}: {message}{': ' if near else '; '}{hint}") + "\n")
 
 
 def said(error: Exception) -> str:
@@ -94,6 +87,12 @@ def warn(sentence: object, program: str = "python -m train.cifar", kind: str = "
     if sys.stderr is not None:
         with suppress(OSError, ValueError):  # nobody reads it any more
             print(printable(f"{program}: {kind}{sentence}"), file=sys.stderr, flush=True)
+
+
+def refuse(error: Exception, program: str, code: int) -> int:
+    """Print an error as one sentence of this program, and return the exit code."""
+    warn(said(error), program, kind="")
+    return code
 
 
 class Decoration:

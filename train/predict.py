@@ -20,7 +20,7 @@ import numpy as np
 
 from minigrad.backend import check_device
 
-from .options import DONE, FAILED, USAGE, Parser, UsageError, prepare_process, printable, said, say, warn
+from .options import DONE, FAILED, USAGE, Parser, UsageError, prepare_process, printable, refuse, say
 from .run.predictor import load_predictor
 
 
@@ -49,8 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             for k in np.argsort(-probabilities, kind="stable")[: args.top]:
                 say(f"{100 * probabilities[k]:7.2f} %  {printable(predictor.classes[k])}")
     except (ValueError, OSError) as error:
-        warn(said(error), "python -m train.predict", kind="")
-        return USAGE if isinstance(error, UsageError | FileNotFoundError) else FAILED
+        return refuse(error, p.prog, USAGE if isinstance(error, UsageError | FileNotFoundError) else FAILED)
     return DONE
 
 

@@ -14,7 +14,7 @@ from .run.signals import end_at_once
 if __name__ == "__main__":
     end_at_once("python -m train.report")  # the page is written whole or not at all
 
-from .options import DONE, FAILED, USAGE, Parser, prepare_process, said
+from .options import DONE, FAILED, USAGE, Parser, UsageError, prepare_process, printable, refuse, say
 from .show.report import write_report
 
 
@@ -26,14 +26,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = p.parse_args(argv)
     prepare_process()
     try:
-        print(f"{write_report(args.run, args.data_root)} is written")
+        say(printable(f"{write_report(args.run, args.data_root)} is written"))
         return DONE
-    except FileNotFoundError as error:
-        print(f"python -m train.report: {said(error)}", file=sys.stderr)
-        return USAGE
     except (ValueError, OSError) as error:
-        print(f"python -m train.report: {said(error)}", file=sys.stderr)
-        return FAILED
+        return refuse(error, p.prog, USAGE if isinstance(error, UsageError | FileNotFoundError) else FAILED)
 
 
 if __name__ == "__main__":

@@ -18,9 +18,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from support import tiny
+TESTS = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(TESTS), str(TESTS.parent)]
 
-from train.run.checkpoint import LAST
+from support import tiny  # noqa: E402
+
+from train.run.checkpoint import LAST  # noqa: E402
 
 
 @dataclass

@@ -21,6 +21,8 @@ from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
+from minigrad.display import printable
+
 READ_SIZE = 1 << 18  # bytes asked of the socket at once
 SLOWEST = 1024  # bytes per second below which a transfer counts as stalled
 
@@ -216,24 +218,30 @@ def receive(
         feed.left.set()
 
 
+def in_one_line(text: object) -> str:
+    """What a server or the system has said: its beginning, without line breaks and with no character that acts."""
+    return printable(" ".join(str(text).split())[:200])
+
+
 def following(feed: Feed, pace: Pace, url: str, trouble: str, part: BinaryIO) -> Any:
     """The feed's next item, waited for by the clock; what the network does wrong becomes Interrupted or DataError."""
     while True:
         try:
             item = feed.get(pace.wait())
         except urllib.error.HTTPError as error:
-            answer = f"the server answered {error.code} {' '.join(str(error.reason).split())}"
+            answer = f"the server answered {error.code} {in_one_line(error.reason)}"
             if error.code == 416:  # the server cannot go on from here: start over
                 part.truncate(0)
             if error.code in (408, 416, 429) or error.code >= 500:
                 raise Interrupted(answer) from None
             raise DataError(f"{url}: {answer}") from None
         except http.client.InvalidURL as error:
-            raise DataError(f"{url}: {error}") from None
+            raise DataError(f"{url}: {in_one_line(error)}") from None
         except (OSError, http.client.HTTPException) as error:  # URLError, refused, reset, timed out
-            raise Interrupted(f"{trouble} ({getattr(error, 'reason', None) or error or 'closed'})") from None
+            reason = getattr(error, "reason", None) or error
+            raise Interrupted(f"{trouble} ({in_one_line(reason) or 'closed'})") from None
         except Exception as error:  # an address, or one that a redirect leads to, that cannot be asked
-            raise DataError(f"{url}: {error}") from None
+            raise DataError(f"{url}: {in_one_line(error)}") from None
         pace.check()
         if item is not None:
             return item
@@ -251,7 +259,7 @@ def begin(response: Any, url: str, remote: Remote, part: BinaryIO, start: int) -
         raise DataError(f"{url} answers with a web page where {remote.name} is expected; try another mirror")
     announced = response.headers.get("Content-Length")
     if announced is not None and announced != str(expected):
-        raise DataError(f"{url} offers {announced} bytes where {expected:,} are expected")
+        raise DataError(f"{url} offers {in_one_line(announced)} bytes where {expected:,} are expected")
     return start
 
 

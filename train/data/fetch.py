@@ -23,6 +23,7 @@ from typing import BinaryIO
 from filelock import FileLock
 from tqdm import tqdm
 
+from minigrad.display import printable
 from train.data.download import DataError, Interrupted, Remote, TooSlow, check_address, receive, verify
 
 LEAVINGS = 3  # how often a server is left for another before it may be as slow as it likes
@@ -32,7 +33,7 @@ def note(sentence: str) -> None:
     """Say something on standard error that is no error, in one line, around a bar that may be there."""
     if sys.stderr is not None:
         with suppress(OSError, ValueError):  # nobody listens: no reason to stop
-            tqdm.write("".join(c if c.isprintable() else repr(c)[1:-1] for c in sentence), file=sys.stderr)
+            tqdm.write(printable(sentence), file=sys.stderr)
 
 
 def silent(sentence: str) -> None:

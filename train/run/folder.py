@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from ..options import warn
 from . import checkpoint
 
 RUN_FILES = (
@@ -50,7 +50,7 @@ class Lock:
             if isinstance(error, OSError) and error.errno not in CANNOT_LOCK:
                 raise
             reason = getattr(error, "strerror", None) or "no locks on this file system"
-            print(f"{self.folder} cannot be locked ({reason}): keep other processes out of it", file=sys.stderr)
+            warn(f"{self.folder} cannot be locked ({reason}): keep other processes out of it")
             return
         descriptor = os.open(self.path, os.O_WRONLY | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0))
         with open(descriptor, "w") as file:

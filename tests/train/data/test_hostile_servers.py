@@ -69,6 +69,24 @@ def test_bytes_that_are_thrown_away_are_no_progress(server: Server, tmp_path: Pa
     assert len(server.requests) < 10
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"X: y\r\n\r\n",
+        b"HTTP/1.1 -1 OK\r\n\r\n",
+        b"HTTP/1.1 \x1b[31m\r\n\r\n",
+        b"HTTP/1.1 404 \x1b[31mred\rX\r\n\r\n",
+        b"HTTP/1.1 503 " + b"x" * 60_000 + b"\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: \x1b[31m\r\n\r\n",
+    ],
+)
+def test_what_a_server_says_is_told_in_one_line(server: Server, tmp_path: Path, answer: bytes) -> None:
+    server.behaviours = [lambda h: h.wfile.write(answer)]
+    with pytest.raises(DataError) as error:
+        get(server, tmp_path, attempts=1)
+    assert str(error.value).isprintable() and str(error.value).startswith(server.base) and len(str(error.value)) < 400
+
+
 def test_a_redirect_that_leaves_the_web_is_refused(server: Server, tmp_path: Path) -> None:
     for address in (
         "ftp://127.0.0.1/x",

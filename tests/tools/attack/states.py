@@ -1,0 +1,101 @@
+"""States of a run whose every field may be anything, with the checksum that belongs to them.
+
+`--resume`, `--evaluate`, `train.predict` and `train.report` take them, or refuse them in one sentence. No state that
+was saved before is lost.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from train import cifar, predict, report
+from train.run import checkpoint
+from train.run.checkpoint import LAST
+
+from .commands import call, copy_of_honest, resume
+
+WORDS = """
+x <script>alert(1)</script> $\\frac$ ../../x /dev/zero cpu cuda cuda:99 bfloat16 float64 shapes cifar10 resnext29_8x64d
+resnext9999999_1x4d resnext11_99999x99999d
+"""
+NUMBERS = [0, 1, -1, 2, 3, 7, 1.5, -0.0, 1e-300, 1e300, 1e308, 10**30, 2**63]
+VALUES: list[Any] = [None, True, False, *NUMBERS, *WORDS.split(), "", "\x1b[31m", "a" * 10_000]
+VALUES += [[], [1], [None], {}, {"a": 1}, [[]]]
+
+
+def places(value: Any, at: tuple = ()) -> list[tuple]:
+    """Every place inside a JSON value."""
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [at, *(place for key, item in inside for place in places(item, (*at, key)))]
+
+
+def spoil(rng: random.Random, value: Any) -> Any:
+    """Put something else somewhere into a JSON value, remove something, or add something."""
+    value = copy.deepcopy(value)
+    at = rng.choice(places(value)[1:])
+    holder = value
+    for key in at[:-1]:
+        holder = holder[key]
+    kind = rng.choice(["replace", "replace", "replace", "remove", "add", "double"])
+    old = holder[at[-1]]
+    if kind == "remove":
+        del holder[at[-1]]
+    elif kind == "add" and isinstance(holder, dict):
+        holder[rng.choice(["x", "", "epochs", "__class__"])] = rng.choice(VALUES)
+    elif kind == "double" and isinstance(old, int | float) and not isinstance(old, bool):
+        holder[at[-1]] = rng.choice([-old, 2 * old, old + 1, old - 1, 1000 * old])
+    else:
+        holder[at[-1]] = rng.choice(VALUES)
+    return value
+
+
+def spoil_arrays(rng: random.Random, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Rename, remove, reshape, retype or overwrite an array."""
+    arrays = dict(arrays)
+    name = rng.choice(sorted(arrays))
+    array = arrays[name]
+    kind = rng.choice(["rename", "remove", "reshape", "retype", "nan", "empty", "huge", "negative"])
+    if kind in ("rename", "remove"):
+        del arrays[name]
+    if kind == "rename":
+        arrays[rng.choice(["x", "velocity:x", "average:x", ":", "fc.weight.", name + "\x1b[31m"])] = array
+    elif kind == "reshape":
+        arrays[name] = array.reshape(rng.choice([(-1,), (1, *array.shape), (*array.shape, 1)]))
+    elif kind == "retype":
+        arrays[name] = array.astype(rng.choice([np.float64, np.float16, np.int8, np.int64, bool, np.uint64]))
+    elif kind == "empty":
+        arrays[name] = array[:0] if array.ndim else np.zeros((0, 3), array.dtype)
+    elif kind != "remove" and array.dtype.kind == "f":
+        value = {"nan": np.nan, "huge": 1e30, "negative": -1.0}.get(kind, 0.0)
+        arrays[name] = np.full_like(array, value)
+    return arrays
+
+
+def trial(rng: random.Random, folder: Path) -> None:
+    """Spoil one of a run's states in one to three places; let every command that reads states read it."""
+    run = copy_of_honest(folder, rng.choice([None, 4, 6, 8]))
+    arrays, state = checkpoint.read(run / LAST)
+    for _ in range(rng.choice([1, 1, 1, 2, 3])):
+        if rng.random() < 0.75 and len(places(state)) > 1:
+            state = spoil(rng, state)
+        elif arrays:
+            arrays = spoil_arrays(rng, arrays)
+    checkpoint.write(run / LAST, arrays, state)
+    Image.new("RGB", (32, 32), "red").save(folder / "x.png")
+    before = {path.name: path.read_bytes() for path in run.glob("*.safetensors")}
+    call(cifar.main, "--evaluate", run / LAST)
+    call(predict.main, folder / "x.png", "--checkpoint", run / LAST)
+    call(report.main, run)
+    for name, content in before.items():
+        assert (run / name).read_bytes() == content, f"{name} was changed by a command that reads"
+    code, error = resume(run, "--epochs", 3) if rng.random() < 0.3 else resume(run)
+    if code:
+        kept = {path.read_bytes() for path in run.glob("*.safetensors")}
+        lost = [name for name, content in before.items() if content not in kept]
+        assert not lost or "going on from" in error, f"{lost} were lost: {error}"
