@@ -88,7 +88,7 @@ def _cuda_index(device: str) -> int:
     """Return i of "cuda:i" (0 for plain "cuda"); raise `DeviceError` for a name that is no device."""
     name, _, index = str(device).partition(":")
     if name != "cuda" or not (index.isdecimal() or device == "cuda"):
-        raise DeviceError(f"unknown device {device!r}: use 'cpu', 'cuda' or 'cuda:<index>'")
+        raise DeviceError(f"unknown device {diagnosis.shown(device)}: use 'cpu', 'cuda' or 'cuda:<index>'")
     return int(index or 0)
 
 

@@ -1,13 +1,23 @@
-"""What keeps a GPU from being used, in one sentence, for whoever would otherwise meet CUDA's own messages."""
+"""What keeps a GPU from being used, in one sentence, for whoever would otherwise meet CUDA's own messages.
+
+And how a wrong value is quoted in a sentence of any kind.
+"""
 
 from __future__ import annotations
 
 import sys
 from types import ModuleType
+from typing import Any
 
 CUPY = 14  # the oldest CuPy that computes with bfloat16
 OLDEST = {12: 60, 13: 75}  # the oldest compute capability that a CUDA version's kernels run on here: 75 is 7.5
 DRIVER = {12: "525", 13: "580"}  # the oldest driver for a CUDA version (CUDA Toolkit release notes, table 3)
+
+
+def shown(value: Any) -> str:
+    """A value as it appears in a sentence: in one line, and of a long one the beginning."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 class GPUError(RuntimeError):

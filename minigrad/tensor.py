@@ -245,9 +245,7 @@ class Tensor:
 
     def _set(self, array: Array, memory: Memory | None = None) -> None:
         self._array, self.memory, self._notes = array, memory or Memory(), None
-        self.grad = None
-        self.node = None
-        self.requires_grad = False
+        self.grad, self.node, self.requires_grad = None, None, False
 
     @classmethod
     def _of(cls, array: Array, memory: Memory | None = None) -> Tensor:

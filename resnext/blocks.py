@@ -22,6 +22,7 @@ import numpy as np
 
 from minigrad import Tensor
 from minigrad import functional as F
+from minigrad.diagnosis import shown
 from minigrad.nn import BatchNorm2d, Conv2d, Identity, Module, Sequential
 from minigrad.ops.arguments import as_size, check_kind
 
@@ -64,7 +65,7 @@ class Bottleneck(Module):
         residual: bool = True,
     ):
         if not isinstance(form, str) or form not in FORMS:
-            raise ValueError(f"a block has form 'a', 'b' or 'c', got {form!r}")
+            raise ValueError(f"a block has form 'a', 'b' or 'c', got {shown(form)}")
         sizes = {"in_channels": in_channels, "out_channels": out_channels, "cardinality": cardinality, "d": d}
         in_channels, out_channels, cardinality, d = (as_size(value, name) for name, value in sizes.items())
         stride = as_size(stride, "stride")

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from minigrad.diagnosis import shown
 from minigrad.nn import Module
 from minigrad.ops.arguments import check_kind
 
@@ -131,5 +132,5 @@ def create(name: str, num_classes: int | None = None, **options: Any) -> Module:
     else:
         near = difflib.get_close_matches(name, names(), n=3, cutoff=0.4)
         hint = f": did you mean {', '.join(near)}?" if near else f"; there are {', '.join(names())}"
-        raise ValueError(f"there is no network {name!r}{hint}")
+        raise ValueError(f"there is no network {shown(name)}{hint}")
     return factory(num_classes=default if num_classes is None else num_classes, **options)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..backend import Array, array_module, capturing, device_of, is_array, is_float, to_device
+from ..diagnosis import shown
 from ..tensor import Tensor
 
 Pair = tuple[int, int]
@@ -60,7 +61,7 @@ def is_integer(value: Any) -> bool:
 def as_number(value: Any, name: str) -> Any:
     """Return a number of Python or NumPy; TypeError for anything else."""
     if not isinstance(value, int | float | np.integer | np.floating) or isinstance(value, bool):
-        raise TypeError(f"{name} must be a number, got {value!r}")
+        raise TypeError(f"{name} must be a number, got {shown(value)}")
     return value
 
 
@@ -75,7 +76,7 @@ def as_size(value: Any, name: str) -> int:
     """Return a positive integer; ValueError for anything else, and for what no memory could hold."""
     if not is_integer(value) or not 0 < value < 1 << 31:
         limit = " below 2^31" if is_integer(value) and value > 0 else ""
-        raise ValueError(f"{name} must be a positive integer{limit}, got {value!r}")
+        raise ValueError(f"{name} must be a positive integer{limit}, got {shown(value)}")
     return int(value)
 
 
@@ -89,10 +90,10 @@ def as_pair(value: Any, name: str, minimum: int) -> Pair:
     """Return an int or a pair of ints as a pair (rows, columns); ValueError below `minimum`, TypeError otherwise."""
     pair = value if isinstance(value, tuple | list) else (value, value)
     if len(pair) != 2 or not all(is_integer(n) for n in pair):
-        raise TypeError(f"{name} is an integer or a pair of integers, got {value!r}")
+        raise TypeError(f"{name} is an integer or a pair of integers, got {shown(value)}")
     if min(pair) < minimum or max(pair) >= 1 << 31:
         limit = " and below 2^31" if min(pair) >= minimum else ""
-        raise ValueError(f"{name} must be at least {minimum}{limit}, got {value!r}")
+        raise ValueError(f"{name} must be at least {minimum}{limit}, got {shown(value)}")
     return int(pair[0]), int(pair[1])
 
 
@@ -102,7 +103,7 @@ def as_axes(operation: str, axis: Any, x: Tensor) -> tuple[int, ...]:
     axes = tuple(range(x.ndim)) if axis is None else tuple(axis) if isinstance(axis, tuple | list) else (axis,)
     for a in axes:
         if not is_integer(a):
-            raise TypeError(f"{operation}: an axis is an integer, got {a!r}")
+            raise TypeError(f"{operation}: an axis is an integer, got {shown(a)}")
         if not -x.ndim <= a < x.ndim:
             raise ValueError(f"{operation}: axis {a} is out of range for a tensor with {x.ndim} axes")
     axes = tuple(int(a) % x.ndim for a in axes)
@@ -166,7 +167,7 @@ def check_filters(x: Tensor, weight: Tensor, bias: Tensor | None, groups: Any) -
         raise ValueError(f"conv2d expects weights of shape (O, C/groups, KH, KW), got {weight.shape}")
     C, (O, c, _, _) = x.shape[1], weight.shape
     if not is_integer(groups) or groups < 1:
-        raise ValueError(f"conv2d: groups must be a positive integer, got {groups!r}")
+        raise ValueError(f"conv2d: groups must be a positive integer, got {shown(groups)}")
     if C % groups or O % groups:
         raise ValueError(f"conv2d: {C} input channels and {O} filters must both be divisible by {groups} groups")
     if c * groups != C:
@@ -214,7 +215,7 @@ def norm_options(
     for name, value in (("weight", weight), ("bias", bias), ("running_mean", mean), ("running_var", var)):
         shape = getattr(value, "shape", value)
         if shape != (C,) and (value is not None or name in ("weight", "bias")):
-            raise ValueError(f"batch_norm: {C} channels need a {name} of shape ({C},), got {shape}")
+            raise ValueError(f"batch_norm: {C} channels need a {name} of shape ({C},), got {shown(shape)}")
     for name, statistic in (("running_mean", mean), ("running_var", var)):
         if statistic is None:
             continue

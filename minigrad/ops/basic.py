@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..backend import Array, array_module, device_of, float_dtype, to_device, total
+from ..diagnosis import shown
 from ..tensor import Function, Tensor
 from .arguments import as_axes, as_pair, check_tensors, is_integer
 
@@ -326,7 +327,7 @@ def pad(x: Tensor, widths: Sequence[tuple[int, int]]) -> Tensor:
     """Put `widths[i] = (before, after)` zeros around axis i. Raises ValueError for negative or missing widths."""
     check_tensors("pad", x=x)
     if not isinstance(widths, tuple | list) or len(widths) != x.ndim:
-        raise ValueError(f"pad needs a pair (before, after) for each of the {x.ndim} axes, got {widths!r}")
+        raise ValueError(f"pad needs a pair (before, after) for each of the {x.ndim} axes, got {shown(widths)}")
     pairs = tuple(as_pair(pair, "a width of pad", 0) for pair in widths)
     return Pad.apply(x, widths=pairs) if pairs else x
 

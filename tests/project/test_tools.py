@@ -14,17 +14,18 @@ QUICK = {"chains": 30, "precision": 3, "values": 20, "archives": 3, "images": 20
 SLOW = ("states", "folders", "clocks", "disks")  # which train; the kills are tried in test_faults.py
 
 
-def run(*words, **options):
-    """Run Python as from a fresh shell."""
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    return subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True, **options)
+def help_of(words):
+    """Ask a tool for help as from a fresh shell in the checkout."""
+    shell = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, *words, "--help"]
+    return subprocess.run(command, env=shell, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
 @pytest.mark.parametrize(
     "words", [["tests/tools/kill_runs.py"], ["tests/tools/mutate.py"], ["-m", "tests.tools.attack"]]
 )
 def test_a_tool_starts_from_the_checkout_alone(words):
-    done = run(*words, "--help", cwd=ROOT, timeout=120)
+    done = help_of(words)
     assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("usage: ")
 
 

@@ -252,6 +252,7 @@ HOSTILE = {
     "dictionary": dict,
     "object": object,
     "array": lambda: np.array([1.0, 2.0]),
+    "rows": lambda: np.ones((30, 30)),
     "objects": lambda: np.array([None, {}], object),
     "tensor": lambda: Tensor([1.0, 2.0]),
     "type": lambda: Tensor,

@@ -8,7 +8,7 @@ import sys
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "agg")
 
-from . import ATTACKS, Skipped, attempt, campaign
+from . import ATTACKS, Skipped, all_campaigns, attempt, campaign
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -23,7 +23,9 @@ def main(argv: list[str] | None = None) -> int:
     if unknown or (args.trial is not None and len(names) != 1):
         p.error(f"there is no attack {unknown[0]}" if unknown else "--trial needs the name of one attack")
     if args.trial is None:
-        return 1 if sum([campaign(name, args.minutes / len(names), args.seed) for name in names]) else 0
+        if len(names) > 1:
+            return 1 if all_campaigns(names, args.minutes, args.seed) else 0
+        return 1 if campaign(names[0], args.minutes, args.seed) else 0
     try:
         finding = attempt(names[0], args.seed, args.trial)
     except Skipped as reason:

@@ -21,7 +21,7 @@ import minigrad
 from minigrad import Tensor, check, explore, nn
 from resnext import __main__ as networks
 from train import cifar, figures, memory, predict, report, scaling
-from train.run import training
+from train.run import parallel, training
 from train.run.faults import TrainingError
 
 from .commands import call, honest
@@ -127,7 +127,8 @@ def try_command(rng: random.Random) -> None:
         del given[rng.randrange(len(given))]
     stop = mock.Mock(side_effect=Enough("enough"))
     device = mock.patch.object(check, "results", lambda *_: iter(()))
-    with mock.patch.object(training, "train", stop), device, mock.patch.object(figures, "train_in_turn", stop):
+    threads = mock.patch.object(parallel, "use_threads")  # this process goes on
+    with threads, mock.patch.object(training, "train", stop), device, mock.patch.object(figures, "train_in_turn", stop):
         call(main, *given)
 
 
