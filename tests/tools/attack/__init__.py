@@ -111,8 +111,12 @@ def all_campaigns(names: Sequence[str], minutes: float, seed: int) -> int:
     found = 0
     for name in names:
         words = [name, "--minutes", str(minutes / len(names)), "--seed", str(seed)]
-        process = subprocess.run([sys.executable, "-X", "faulthandler", "-m", __name__, *words], cwd=TESTS.parent)
-        found += bool(process.returncode)
-        if process.returncode not in (0, 1):
-            print(f"{name:10} ended with {process.returncode}", flush=True)
+        command = [sys.executable, "-X", "faulthandler", "-m", "tests.tools.attack", *words]
+        try:
+            code = subprocess.run(command, cwd=TESTS.parent, timeout=60 * minutes + 4 * PATIENCE).returncode
+        except subprocess.TimeoutExpired:
+            code = -1
+        found += bool(code)
+        if code not in (0, 1):
+            print(f"{name:10} ended with {code}", flush=True)
     return found
