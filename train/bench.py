@@ -19,9 +19,9 @@ from minigrad.weights import write_atomically
 from resnext import ResNeXt, create
 
 from .measure.rounds import measure, sweep
+from .measure.tables import speed_table, sweep_table
 from .measure.workers import PINS, serve
 from .options import DONE, FAILED, USAGE, Parser, check_dtype, check_threads, default_dtype, refuse
-from .show.tables import speed_table, sweep_table
 
 
 def positive(text: str) -> int:

@@ -1,6 +1,8 @@
 """train.bench: what it measures, what it prints and what it refuses. The figures themselves are nobody's test."""
 
 import json
+import subprocess
+import sys
 from importlib.util import find_spec
 from types import SimpleNamespace
 
@@ -29,6 +31,12 @@ def test_the_figures_of_a_network(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert printed.startswith("resnext11_4x4d_w16, batch 2, images of 16 pixels, float32\n")
     assert "one training step by kind of layer" in printed
+
+
+def test_the_process_that_measures_holds_nothing_but_what_it_measures():
+    """Its peak is printed as the network's: Matplotlib and Pillow alone are 20 MiB."""
+    code = "import sys, train.bench; print([m for m in ('matplotlib', 'PIL', 'jinja2') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, timeout=60).stdout == b"[]\n"
 
 
 def test_a_sweep(tmp_path, capsys, monkeypatch):
