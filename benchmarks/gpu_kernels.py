@@ -1,7 +1,6 @@
 """Time every kernel of the CUDA engine room on the layers of the paper's networks, beside PyTorch's.
 
     python benchmarks/gpu_kernels.py [--json FILE] [--only SECTION] [--dry-run]
-    python benchmarks/gpu_kernels.py --environment FILE
 
 Sections: peak (the card's copy bandwidth and matrix product), step (a whole step eager and as a graph), layers (each
 convolution forward, input gradient, weight gradient), norm, sgd, columns, load (a kernel for sm_90a). A time is the
@@ -13,13 +12,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -346,33 +343,12 @@ def work() -> Iterator[tuple[str, Callable[[Bench], dict[str, Any]]]]:
     yield "load", load
 
 
-def environment() -> dict[str, Any]:
-    """The card and the versions of everything that bears on a number."""
-    packages = {"cupy-cuda13x", "cupy-cuda12x", "numpy", "ml_dtypes", "torch", "cuda-pathfinder"}
-    versions = {d.metadata["Name"]: d.version for d in metadata.distributions() if d.metadata["Name"] in packages}
-    found: dict[str, Any] = {"python": platform.python_version(), "packages": versions}
-    import cupy as cp
-
-    if cp.cuda.is_available():
-        properties = cp.cuda.runtime.getDeviceProperties(0)
-        found["device"] = properties["name"].decode()
-        found["processors"], found["memory"] = properties["multiProcessorCount"], properties["totalGlobalMem"]
-        found["driver"], found["runtime"] = cp.cuda.runtime.driverGetVersion(), cp.cuda.runtime.runtimeGetVersion()
-    return found
-
-
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Time the CUDA kernels beside PyTorch's.")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--only", choices=SECTIONS, help="measure one section")
-    parser.add_argument(
-        "--environment", type=Path, metavar="FILE", help="write card and versions here, measure nothing"
-    )
     parser.add_argument("--dry-run", action="store_true", help="say what would be measured")
     options = parser.parse_args(arguments)
-    if options.environment:
-        options.environment.write_text(json.dumps(environment(), indent=1))
-        return 0
     if options.dry_run:
         for layer in dict.fromkeys(layers(8, 64) + layers(4, 16)):
             print(f"{layer.name:28} {layer.C:5} -> {layer.O:5}, {layer.H}x{layer.H}, {layer.flops() / 1e9:7.1f} GFLOP")

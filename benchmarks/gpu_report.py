@@ -62,7 +62,11 @@ def report(folder: Path) -> str:
         ]
         parts += ["## Steps", "Exit status 0: passed. 124: out of time.", table(rows)]
     networks = [json.loads(path.read_text()) for path in sorted(folder.glob("resnext*.json"))]
+    profiles = [{"model": n["model"], **n.pop("layers")} for n in networks if n.get("layers")]
     parts += ["## Networks", table([flat(n) for n in networks]) if networks else "No figures: see log.txt."]
+    for profile in profiles:
+        parts += [f"### Seconds by kind of layer: {profile.pop('model')}, one eager step"]
+        parts += [table([{"layer": name, "seconds": seconds} for name, seconds in profile.items()])]
     kernels = folder / "kernels.json"
     for name, rows in (json.loads(kernels.read_text()) if kernels.exists() else {}).items():
         parts += [f"## Kernels: {name}", table(with_ratios(rows))]

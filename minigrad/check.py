@@ -234,7 +234,7 @@ def in_a_row(result: Result) -> str:
     """A line of the table."""
     error = "" if result.error is None else f"{result.error:.1e}"
     speed = "" if result.speed is None else f"{result.speed:.1f}"
-    return f"{result.name:34} {result.dtype:9} {error:>8} {speed:>6}  {result.verdict}"
+    return f"{result.name:36} {result.dtype:9} {error:>8} {speed:>6}  {result.verdict}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -252,7 +252,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     wrong = 0
     try:
         check_device(args.device)  # says what is missing
-        print(f"{'operation':34} {'dtype':9} {'error':>8} {'times':>6}  verdict   (times as fast as the formula)")
+        print(f"{'operation':36} {'dtype':9} {'error':>8} {'times':>6}  verdict   (times as fast as the formula)")
         for result in results(args.device):
             if isinstance(result, Result):
                 print(in_a_row(result), flush=True)

@@ -11,8 +11,10 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from minigrad.backend import check_device
 from minigrad.weights import write_atomically
@@ -46,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
         "--patience", type=positive, metavar="S", help="leave out a mode of PyTorch that compiles for longer"
     )
     p.add_argument("--sweep", choices=("batch", "image-size"), help="measure minigrad over a range of sizes instead")
-    p.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
+    p.add_argument("--json", type=Path, metavar="FILE", help="write the figures, as they come")
     p.add_argument("--worker", help=argparse.SUPPRESS)
     return p
 
@@ -71,6 +73,11 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError("--versus torch needs PyTorch, which is not installed: pip install torch")
 
 
+def write_json(path: Path, result: dict[str, Any]) -> None:
+    """Write the figures that there are so far."""
+    write_atomically(path, (json.dumps(result, indent=1) + "\n").encode())
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     args = parser().parse_args(argv)
@@ -85,10 +92,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"measured without {', '.join(pinned)}, which this shell sets", file=sys.stderr)
     say = (lambda text: print(text, file=sys.stderr, flush=True)) if sys.stderr.isatty() else (lambda text: None)
     try:
-        result = sweep(args, say) if args.sweep else measure(args, say)
+        keep = partial(write_json, args.json) if args.json else lambda result: None
+        result = sweep(args, say, keep) if args.sweep else measure(args, say, keep)
         print(sweep_table(result) if args.sweep else speed_table(result))
-        if args.json:
-            write_atomically(args.json, (json.dumps(result, indent=1) + "\n").encode())
     except (RuntimeError, OSError) as error:
         return refuse(error, "python -m train.bench", FAILED)
     except KeyboardInterrupt:

@@ -81,6 +81,10 @@ def _cuda() -> list[Family]:
                 _convolution("tensor cores, stride 2", dtype, TensorCores, (2, 128, 128, 1, 10, 9), stride=2),
                 _convolution("tensor cores, groups of 32", dtype, TensorCores, (2, 64, 64, 2, 9, 10)),
                 _convolution("tensor cores, groups of 4", dtype, TensorCores, (2, 64, 64, 16, 9, 10)),
+                *(
+                    _convolution(f"tensor cores, groups of {c}, stride 2", dtype, TensorCores, sizes, stride=2)
+                    for c, sizes in ((32, (2, 64, 64, 2, 10, 9)), (4, (2, 64, 64, 16, 10, 9)))
+                ),
             ]
         made += [
             _convolution("convolution 1x1", dtype, Products, (2, 32, 40, 1, 9, 8), kernel=1),

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
@@ -9,9 +10,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 import minigrad
+from minigrad import backend, tensor
+from minigrad.fast import cases
+from minigrad.fast.cuda import cublas, gpu
+from train import options
 from train.measure import workers as bench
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -25,31 +31,145 @@ def load(name):
     return module
 
 
-def test_the_script_stays_within_ten_minutes(monkeypatch, tmp_path):
-    script = BENCHMARKS / "gpu.sh"
-    assert subprocess.run(["bash", "-n", script], check=False, timeout=60).returncode == 0
-    environment = {"PATH": "/usr/bin:/bin", "MINIGRAD_CIFAR10": "/images", "PYTHON": sys.executable}
-    command = ["bash", script, "--dry-run", tmp_path / "out"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60)
-    limits = [int(n) for n in re.findall(r"\(at most (\d+) s\)", done.stdout)]
-    assert len(limits) == 10 and sum(limits) <= 600
-    assert not (tmp_path / "out").exists(), "a dry run writes nothing"
-    for file in re.findall(r"\S+/(gpu_\w+\.py)", done.stdout):
-        assert (BENCHMARKS / file).exists()
+SCRIPT = BENCHMARKS / "gpu.sh"
 
 
-@pytest.mark.slow
-def test_the_sanitizers_find_tests():
-    """What gpu.sh selects by markers exists: small arrays for memcheck, the racing kernels among them for racecheck."""
-    script = (BENCHMARKS / "gpu.sh").read_text()
-    assert all(f"-m {marker} -p no:cacheprovider tests/minigrad/fast" in script for marker in ("memcheck", "racecheck"))
-    collect = "import pytest, sys; sys.exit(max(pytest.main([*sys.argv[2:], '-m', m]) for m in sys.argv[1].split()))"
-    options = "-p no:cacheprovider -p no:xdist --collect-only -q tests/minigrad/fast"
-    command = [sys.executable, "-c", collect, "memcheck racecheck", "-o", "addopts=", *options.split()]
-    root = BENCHMARKS.parent
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True, timeout=300)
-    memcheck, racecheck = (set(re.findall(r"^\S+::.*", part, re.M)) for part in done.stdout.split("collected")[:2])
-    assert racecheck and racecheck < memcheck
+def run_script(*words, **variables):
+    environment = {"PATH": "/usr/bin:/bin", "HOME": os.environ["HOME"], "PYTHON": sys.executable, **variables}
+    return subprocess.run(["bash", SCRIPT, *words], env=environment, capture_output=True, text=True, timeout=60)
+
+
+def test_the_script_stays_within_ten_minutes(tmp_path):
+    assert subprocess.run(["bash", "-n", SCRIPT], check=False, timeout=60).returncode == 0
+    done = run_script("--dry-run", tmp_path / "out", MINIGRAD_CIFAR10="/images")
+    limits = re.findall(r"^(\S+) \(at most (\d+) s\)", done.stdout, re.M)
+    names = "preflight check bench-resnext29_8x64d bench-resnext29_4x16d kernels tests cifar10 suite memcheck racecheck"
+    assert [name for name, _ in limits] == [*names.split(), "report"]
+    assert sum(int(seconds) for _, seconds in limits) <= 600
+    assert done.returncode == 0 and not (tmp_path / "out").exists(), "a dry run writes nothing"
+    for file in re.findall(r"benchmarks/\w+\.py", done.stdout):
+        assert (BENCHMARKS.parent / file).exists()
+
+
+def test_without_a_gpu_the_script_says_so_in_one_sentence(tmp_path):
+    done = run_script(tmp_path / "out", CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 2 and done.stderr == ""
+    assert done.stdout.splitlines()[0] == "=== preflight" and len(done.stdout.splitlines()) == 2
+    assert done.stdout.splitlines()[1].startswith("nothing can be measured here: ")
+    assert (tmp_path / "out" / "steps.tsv").read_text().split("\t")[:2] == ["preflight", "2"]
+    assert not (tmp_path / "out" / "gpu.md").exists()
+
+
+def test_earlier_figures_are_put_aside_and_a_missing_interpreter_is_named(tmp_path):
+    earlier = tmp_path / "out"
+    earlier.mkdir()
+    (earlier / "environment.json").write_text("{}")
+    done = run_script(f"{earlier}/", PYTHON="no-such-python")
+    assert (done.returncode, done.stderr) == (2, "there is no no-such-python: name an interpreter in PYTHON\n")
+    assert (earlier / "environment.json").exists(), "nothing was begun"
+    assert "holds earlier figures, which are kept in" in run_script(f"{earlier}/", CUDA_VISIBLE_DEVICES="").stdout
+    (kept,) = tmp_path.glob("out-before-*")
+    assert (kept / "environment.json").read_text() == "{}" and not (earlier / "environment.json").exists()
+
+
+# ---- what the script looks for first --------------------------------------------------------------------------------
+
+
+def card_of(gib, free=None, capability="90"):
+    """CuPy with a GPU of this much memory."""
+    memory = int((gib if free is None else free) * 2**30), gib << 30
+    runtime = SimpleNamespace(memGetInfo=lambda: memory)
+    device = SimpleNamespace(compute_capability=capability)
+    return SimpleNamespace(cuda=SimpleNamespace(runtime=runtime, Device=lambda index: device))
+
+
+def test_every_part_that_is_left_out_says_why(monkeypatch):
+    preflight = load("gpu_preflight")
+    monkeypatch.setattr(preflight, "find_spec", lambda name: None)
+    monkeypatch.setattr(preflight.shutil, "which", lambda name: None)
+    monkeypatch.setenv("MINIGRAD_CIFAR10", "/nowhere/at/all")
+    assert dict(preflight.parts()) == {
+        "tests": "pytest and hypothesis missing (pip install -e '.[test]'): the tests are left out",
+        "torch": "PyTorch is not installed: the networks are measured alone, the kernels not at all",
+        "sanitizer": "compute-sanitizer is not on the PATH: memory accesses are not checked (it comes with the CUDA "
+        "toolkit)",
+        "cifar10": "MINIGRAD_CIFAR10 names no folder (/nowhere/at/all): the epochs on CIFAR-10 are left out",
+    }
+
+
+@pytest.mark.parametrize(
+    ("code", "stdout", "fault"),
+    [
+        (0, "2.13.0+cpu None False", "PyTorch 2.13.0+cpu is built without CUDA"),
+        (0, "2.13.0 13.0 False", "PyTorch 2.13.0, built for CUDA 13.0, finds no GPU"),
+        (1, "", r"PyTorch cannot be imported (OSError: libcublas.so.13: not found)"),
+        (0, "2.13.0 13.0 True", None),
+    ],
+)
+def test_pytorch_without_cuda_is_told_from_pytorch_without_a_gpu(monkeypatch, code, stdout, fault):
+    preflight = load("gpu_preflight")
+    monkeypatch.setattr(preflight, "find_spec", lambda name: name)
+    answer = SimpleNamespace(returncode=code, stdout=stdout, stderr="Traceback\nOSError: libcublas.so.13: not found\n")
+    monkeypatch.setattr(preflight.subprocess, "run", lambda *a, **k: answer)
+    assert preflight.torch_fault() == fault
+
+
+@pytest.mark.parametrize(
+    ("card", "with_torch", "dtype", "batch", "sentences"),
+    [
+        (card_of(80), True, "bfloat16", 128, []),
+        (card_of(12), False, "bfloat16", 128, []),
+        (card_of(12), True, "bfloat16", 80, ["12.0 of the GPU's 12.0 GiB are free: batches of 80 instead of 128"]),
+        (card_of(80, free=9), False, "bfloat16", 128, []),
+        (card_of(15, capability="75"), False, "float32", 128, ["this GPU multiplies no bfloat16"]),
+        (card_of(15, capability="75"), True, "float32", 48, ["no bfloat16", "batches of 48 instead of 128"]),
+    ],
+)
+def test_dtype_and_batch_are_what_the_card_can_do(monkeypatch, card, with_torch, dtype, batch, sentences):
+    preflight = load("gpu_preflight")
+    monkeypatch.setattr(options, "cupy", lambda: card)
+    (_, found, older), (_, size, smaller) = preflight.choices(card, with_torch)
+    assert (found, int(size)) == (dtype, batch)
+    told = [sentence for sentence in (older, smaller) if sentence]
+    assert len(told) == len(sentences) and all(s in t for s, t in zip(sentences, told, strict=True))
+
+
+def test_a_full_card_and_a_full_disk_stop_it(monkeypatch, tmp_path):
+    preflight = load("gpu_preflight")
+    card = card_of(80, free=0.2)
+    monkeypatch.setattr(options, "cupy", lambda: card)
+    with pytest.raises(preflight.Stop, match=r"0\.2 of the GPU's 80\.0 GiB are free, too few for resnext29_8x64d"):
+        list(preflight.choices(card, False))
+    monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path / "cache"))
+    preflight.check_disk(tmp_path / "new" / "out")
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda folder: SimpleNamespace(free=5 << 20))
+    with pytest.raises(preflight.Stop, match=r"has 5 MiB left for the results, and 1 GiB may be needed: name another"):
+        preflight.check_disk(tmp_path / "new" / "out")
+
+
+def test_every_kernel_is_launched_for_the_sanitizer(monkeypatch):
+    """With launches that do nothing: all kernels of all files, and no memory pool."""
+    pytest.importorskip("ml_dtypes", reason="the kernels' bfloat16 arrays need ml_dtypes")
+    from support import host_gpu
+    from support.cuda_shim import kernel_names
+
+    launcher = load("launch_kernels")
+    allocators, launched = [], set()
+    host_gpu.install(monkeypatch)
+    for module, name, value in (
+        (launcher, "cupy", lambda: SimpleNamespace(cuda=SimpleNamespace(set_allocator=allocators.append))),
+        (launcher, "to_device", lambda array, device: array),
+        (launcher, "synchronize", lambda device: None),
+        (launcher, "families", lambda device: cases._cuda()),
+        (tensor, "float_dtype", lambda dtype, device: backend.float_dtype(dtype, "cuda")),  # bfloat16 on the host
+        (gpu, "launch", lambda file, name, *arguments: launched.add(name)),
+        (cublas, "product", lambda *arguments, **options: None),
+    ):
+        monkeypatch.setattr(module, name, value)
+    with np.errstate(all="ignore"):  # nothing is computed: results are what the memory holds
+        assert launcher.main() == 0
+    assert allocators == [None] and gpu.properties() == host_gpu.HOPPER
+    assert {name for file in gpu.FOLDER.glob("*.cu") for name in kernel_names(file.name)} == launched
 
 
 def test_the_layers_are_those_of_the_networks(capsys):
@@ -77,6 +197,7 @@ def test_the_report_reads_what_the_script_leaves(tmp_path, capsys):
     (tmp_path / "steps.tsv").write_text("tests\t0\t12\nkernels\t124\t100\n")
     (tmp_path / "environment.json").write_text(json.dumps({"device": "a GPU", "packages": {"torch": "2"}}))
     figures = {"model": "resnext29_8x64d", "train_images_per_second": 9000.0, "versus": {"eager": {"ratio": 1.5}}}
+    figures["layers"] = {"Add, forward": 0.25}
     (tmp_path / "resnext29_8x64d.json").write_text(json.dumps(figures))
     rows = [
         {"name": "3x3", "forward ours ms": 2.0, "forward torch ms": 3.0},
@@ -91,6 +212,7 @@ def test_the_report_reads_what_the_script_leaves(tmp_path, capsys):
     assert "| name | forward ours ms | forward torch ms | forward ratio | ours ms | torch ms | ratio |" in text
     assert "| 3x3 | 2 | 3 | 1.5 | - | - | - |" in text and "| 1x1 | - | - | - | 1 | 2 | 2 |" in text
     assert "| 1 | 40 |" in text
+    assert "resnext29_8x64d, one eager step\n\n| layer | seconds |\n| --- | --- |\n| Add, forward | 0.25 |" in text
 
 
 def test_the_report_says_what_is_missing(tmp_path, capsys):
@@ -126,3 +248,9 @@ def test_a_timed_step_on_a_gpu_is_a_replay_and_all_its_memory_counts(monkeypatch
     worker.use(2, 8)
     assert len(calls) > graph.EAGER_CALLS
     assert worker.peak_memory() == 8
+    # The profile is of eager steps, and the graph's memory, which they cannot use, is given back first.
+    worker.optimizer = SimpleNamespace(zero_grad=lambda: calls.append("no gradients"))
+    seen = []
+    monkeypatch.setattr(bench, "times_of_step", lambda step, model, device: (seen.append(worker.graph), {}, 1.0))
+    assert worker.layers() == {"everything else": 1.0}
+    assert seen == [None] and calls[-1] == "no gradients" and worker.step == worker.update

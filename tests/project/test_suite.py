@@ -23,7 +23,7 @@ def test_what_is_named_by_file_runs_in_one_process(arg):
 
 
 def test_one_gpu_is_for_one_process():
-    assert processes("tests", markexpr="cuda") == processes("tests", markexpr="memcheck") == (None, "no")
+    assert processes("tests", markexpr="cuda") == (None, "no")
 
 
 def test_whoever_says_how_has_it_his_way():

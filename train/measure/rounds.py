@@ -31,11 +31,18 @@ def torch_modes(dtype: str, device: str) -> list[str]:
     return modes
 
 
-def measure(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
-    """Run all modes in turns and return the figures as a dictionary, ready for JSON."""
+def measure(
+    args: argparse.Namespace, say: Callable[[str], None], keep: Callable[[dict[str, Any]], None] = lambda result: None
+) -> dict[str, Any]:
+    """Run all modes in turns and return the figures as a dictionary, ready for JSON.
+
+    `keep` is given what there is of it after every round: a measurement that is killed need not be lost.
+    """
     modes = [MINIGRAD] + (torch_modes(args.dtype, args.device) if args.versus else [])
     workers: list[Worker] = []
     figures: dict[str, dict[str, Any]] = {}
+    versions: dict[str, Any] = {"python": platform.python_version()}
+    layers: dict[str, float] = {}
     try:
         for mode in modes:
             say(f"warming up {mode}")
@@ -44,6 +51,9 @@ def measure(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, A
         for worker in list(workers):
             figures[worker.mode] = {"peak_memory_bytes": worker.ask("peak_memory")}
             warm_up(workers, worker, ["forward"], args.patience)
+        figures = {worker.mode: figures[worker.mode] for worker in workers}
+        for worker in workers[:2]:
+            versions |= worker.ask("describe")
         for command in ("train", "forward"):
             seconds: dict[str, list[float]] = {worker.mode: [] for worker in workers}
             for i in range(args.rounds):
@@ -51,25 +61,33 @@ def measure(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, A
                 for worker in workers:
                     worker.ask(command)  # not timed: its threads and caches have been idle during the others' turns
                     seconds[worker.mode].append(worker.ask(command))
-            images = args.batch_size * in_a_row(args.device)
-            for worker in workers:
-                figures[worker.mode] |= speeds(command, seconds[worker.mode], images)
-        versions: dict[str, Any] = {"python": platform.python_version()}
-        for worker in workers[:2]:
-            versions |= worker.ask("describe")
+                for mode, row in figures.items():
+                    row |= speeds(command, seconds[mode], args.batch_size * in_a_row(args.device))
+                keep(together(args, figures, versions, layers))
+        while len(workers) > 1:  # what follows needs memory that they hold
+            workers.pop().stop()
         layers = workers[0].ask("layers")
     finally:
         for worker in workers:
             worker.stop()
-    own = figures.pop(MINIGRAD)
-    figures = {worker.mode: figures[worker.mode] for worker in workers[1:]}
+    result = together(args, figures, versions, layers)
+    keep(result)
+    return result
+
+
+def together(
+    args: argparse.Namespace, figures: dict[str, dict[str, Any]], versions: dict[str, Any], layers: dict[str, float]
+) -> dict[str, Any]:
+    """The figures as one dictionary: what was measured of every mode so far."""
     result = {
         "model": args.model, "device": args.device, "dtype": args.dtype, "batch_size": args.batch_size,
-        "image_size": args.image_size, "hardware": hardware(args), "versions": versions, **own, "layers": layers,
+        "image_size": args.image_size, "hardware": hardware(args), "versions": versions, **figures[MINIGRAD],
+        "layers": layers,
     }  # fmt: skip
-    if figures:
-        comparable = {mode: row for mode, row in figures.items() if mode.endswith(args.dtype)}
-        result["versus"] = figures | (ratios(own, comparable) if comparable else {})
+    others = {mode: row for mode, row in figures.items() if mode != MINIGRAD}
+    comparable = {mode: row for mode, row in others.items() if mode.endswith(args.dtype)}
+    if others:
+        result["versus"] = others | (ratios(figures[MINIGRAD], comparable) if comparable else {})
     return result
 
 
@@ -96,6 +114,8 @@ def ratios(own: dict[str, Any], others: dict[str, dict[str, Any]]) -> dict[str, 
     """minigrad's speed over that of the fastest mode: the median over the rounds, and the lowest and highest round."""
     result: dict[str, Any] = {}
     for command, name in (("train", "ratio"), ("forward", "forward_ratio")):
+        if f"{command}_rounds" not in own:  # not measured yet
+            continue
         fastest = max(others, key=lambda mode: others[mode][f"{command}_images_per_second"])
         pairs = zip(own[f"{command}_rounds"], others[fastest][f"{command}_rounds"], strict=True)
         rounds = [a / b for a, b in pairs]
@@ -104,10 +124,15 @@ def ratios(own: dict[str, Any], others: dict[str, dict[str, Any]]) -> dict[str, 
     return result
 
 
-def sweep(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
-    """How minigrad's speed changes with the batch or with the image's size, everything else fixed."""
+def sweep(
+    args: argparse.Namespace, say: Callable[[str], None], keep: Callable[[dict[str, Any]], None] = lambda result: None
+) -> dict[str, Any]:
+    """How minigrad's speed changes with the batch or with the image's size, everything else fixed; see `measure`."""
     sizes = BATCHES if args.sweep == "batch" else IMAGE_SIZES
-    worker, rows = Worker(MINIGRAD, args), []
+    rows: list[dict[str, Any]] = []
+    result = {"model": args.model, "device": args.device, "dtype": args.dtype, "hardware": hardware(args)}
+    result["sweep"] = rows
+    worker = Worker(MINIGRAD, args)
     try:
         for size in sizes:
             say(f"{args.sweep} {size}")
@@ -119,6 +144,7 @@ def sweep(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any
                 images = batch * in_a_row(args.device)
                 row |= speeds(command, [worker.ask(command) for _ in range(args.rounds)], images)
             rows.append(row)
+            keep(result)
     finally:
         worker.stop()
-    return {"model": args.model, "device": args.device, "dtype": args.dtype, "hardware": hardware(args), "sweep": rows}
+    return result

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -85,7 +86,10 @@ class Minigrad:
 
     def forward(self) -> None:
         self.model.eval()
-        with no_grad():
+        with (
+            no_grad(),
+            self.graph.borrowed() if self.graph else nullcontext(),
+        ):  # a second pool would hold as much again
             for _ in range(in_a_row(self.device)):
                 self.model(self.images)
         synchronize(self.device)
@@ -101,7 +105,9 @@ class Minigrad:
         return {"minigrad": minigrad.__version__, "numpy": np.__version__, **blas(), **switched}
 
     def layers(self) -> dict[str, float]:
-        """Seconds of one eager training step by kind of layer, forward and backward."""
+        """Seconds of one eager training step by kind of layer, forward and backward; later steps are eager, too."""
+        self.optimizer.zero_grad()
+        self.step, self.graph = self.update, None  # and with it goes its memory pool, which eager steps cannot use
         self.model.train()
         _, by_kind, whole = times_of_step(lambda: self.update(self.images.data, self.labels), self.model, self.device)
         ways = ("forward", "backward")

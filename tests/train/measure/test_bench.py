@@ -5,6 +5,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 
@@ -37,6 +38,41 @@ def test_the_process_that_measures_holds_nothing_but_what_it_measures():
     """Its peak is printed as the network's: Matplotlib and Pillow alone are 20 MiB."""
     code = "import sys, train.bench; print([m for m in ('matplotlib', 'PIL', 'jinja2') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, timeout=60).stdout == b"[]\n"
+
+
+class Turns:
+    """A process that measures: its figures are drawn, and who is there while the layers are timed is noted."""
+
+    there: ClassVar[list[str]] = []
+    alone: ClassVar[list[list[str]]] = []
+
+    def __init__(self, mode, args):
+        self.mode = mode
+        self.there.append(mode)
+
+    def ask(self, command, patience=None):
+        if command == "layers":
+            self.alone.append(list(self.there))
+        return {"peak_memory": 1 << 30, "describe": {self.mode: "1.0"}, "layers": {"Add, forward": 1.0}}.get(command, 2)
+
+    def stop(self):
+        if self.mode in self.there:
+            self.there.remove(self.mode)
+
+
+def test_what_is_there_is_kept_after_every_round_and_the_layers_are_timed_alone(monkeypatch):
+    """A benchmark that is killed keeps its rounds; PyTorch's processes give their memory back before the profile."""
+    monkeypatch.setattr(rounds, "Worker", Turns)
+    args = bench.parser().parse_args([*SMALL, "--versus", "torch"])
+    args.dtype = "float32"
+    kept = []
+    result = rounds.measure(args, lambda text: None, lambda figures: kept.append(json.loads(json.dumps(figures))))
+    assert len(kept) == 2 * args.rounds + 1 and kept[-1] == result
+    assert [len(k["train_rounds"]) for k in kept] == [1, 2, 2, 2, 2]
+    assert [len(k.get("forward_rounds", ())) for k in kept] == [0, 0, 1, 2, 2]
+    assert kept[0]["versus"]["ratio"] == 1.0 and "forward_ratio" not in kept[0]["versus"]
+    assert (kept[3]["layers"], result["layers"]) == ({}, {"Add, forward": 1.0})
+    assert Turns.alone == [["minigrad"]] and Turns.there == []
 
 
 def test_a_sweep(tmp_path, capsys, monkeypatch):
@@ -100,7 +136,7 @@ def test_a_gpu_measures_as_it_trains(monkeypatch, capability, dtype):
     """bfloat16 where tensor cores multiply it, batches of 128, several steps in a row."""
     device = SimpleNamespace(compute_capability=capability)
     gpu = SimpleNamespace(cuda=SimpleNamespace(Device=lambda index: device))
-    monkeypatch.setattr(options, "cupy", lambda: gpu)
+    monkeypatch.setattr(options, "cupy", lambda: gpu)  # nothing is put on it: this process only looks after others
     monkeypatch.setattr(bench, "check_device", lambda device: 0)
     args = bench.parser().parse_args(["--device", "cuda:0", "--model", "resnext11_4x4d_w16"])
     bench.check(args)

@@ -63,16 +63,8 @@ REAL = {  # the paper's layers, few images: dtype, x shape, O, kernel, stride, p
 }
 
 
-# Under compute-sanitizer a kernel runs a hundred times slower: benchmarks/gpu.sh gives it what is marked, small arrays.
-RACES = ("3x3, tensor cores", "3x3, tensor cores, stride 2")  # the kernels whose threads meet in shared memory
-SMALL = [
-    pytest.param(case, id=name, marks=[pytest.mark.memcheck, *([pytest.mark.racecheck] if name in RACES else [])])
-    for name, case in CONVOLUTIONS.items()
-]
-
-
 @pytest.mark.cuda
-@pytest.mark.parametrize("case", [*SMALL, *(pytest.param(case, id=name) for name, case in REAL.items())])
+@pytest.mark.parametrize("case", [pytest.param(case, id=name) for name, case in {**CONVOLUTIONS, **REAL}.items()])
 def test_convolution_on_the_gpu(cp, case):
     dtype, arrays, dy, options = convolution_case(case)
     there = to_gpu(cp, arrays)
@@ -91,7 +83,7 @@ def test_convolution_on_the_gpu(cp, case):
 @pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
 @pytest.mark.parametrize(
     "shape",
-    [pytest.param((3, 8, 5, 7), marks=pytest.mark.memcheck), (128, 64, 32, 32), (64, 1024, 8, 8)],
+    [(3, 8, 5, 7), (128, 64, 32, 32), (64, 1024, 8, 8)],
     ids=str,
 )
 @pytest.mark.parametrize("with_shortcut", [False, True], ids=["plain", "shortcut"])
@@ -115,7 +107,6 @@ def test_batch_norm_on_the_gpu(cp, dtype, shape, with_shortcut):
 
 
 @pytest.mark.cuda
-@pytest.mark.memcheck
 def test_gradients_that_meet_on_the_gpu(cp):
     rng = np.random.default_rng(18)
     a, b = (rng.standard_normal((8, 40, 30, 256)).astype(BF16) for _ in range(2))  # (N, H, W, C)
@@ -125,7 +116,6 @@ def test_gradients_that_meet_on_the_gpu(cp):
 
 
 @pytest.mark.cuda
-@pytest.mark.memcheck
 def test_sgd_on_the_gpu(cp):
     rng = np.random.default_rng(13)
     sizes = [int(n) for n in rng.integers(1, 5000, 100)]  # more parameters than one launch takes
@@ -139,7 +129,6 @@ def test_sgd_on_the_gpu(cp):
 
 
 @pytest.mark.cuda
-@pytest.mark.memcheck
 def test_cross_entropy_on_the_gpu(cp):
     rng = np.random.default_rng(14)
     logits, labels = rng.standard_normal((130, 100)).astype(F32), rng.integers(0, 100, 130)
@@ -188,7 +177,6 @@ def test_a_captured_step_is_the_eager_step_on_the_gpu(cp, dtype):
 
 
 @pytest.mark.cuda
-@pytest.mark.memcheck
 def test_a_graph_takes_a_smaller_last_batch_on_the_gpu(cp):
     graph = CudaGraph(lambda x: (x + 1,))
     for value in range(9):
