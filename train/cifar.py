@@ -7,6 +7,7 @@ the command, which must end well whatever happens to it.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -25,6 +26,9 @@ from .run.evaluation import evaluate_file
 from .run.faults import TrainingError
 from .run.parallel import ALONE, Deserted, Ranks
 from .run.training import train_command
+
+# Seconds in which the other ranks leave it to rank 0 to say what is wrong: its exit ends them before they repeat it.
+SILENCE = float(os.environ.get("MINIGRAD_SILENCE", 3))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,7 +73,7 @@ def run_command(args: argparse.Namespace, ranks: Ranks, signals: Signals) -> int
 def complain(sentence: object, code: int, ranks: Ranks) -> int:
     """Print a sentence to standard error and return the exit code."""
     if ranks.rank > 0:
-        time.sleep(3)  # if rank 0 has the same to say, its exit ends this process before it repeats it
+        time.sleep(SILENCE)
     warn(sentence, kind="")
     return code
 

@@ -2,7 +2,9 @@
 
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 from support.web import CONTENT, Server, drop, good, slow
@@ -40,14 +42,36 @@ def test_another_file_of_the_same_images_will_do(server: Server, other: Server, 
     assert path.name == "b.tgz" and os.listdir(tmp_path) == ["b.tgz"]  # nor is the other's part left
 
 
-def test_the_least_slow_of_slow_servers_gets_it(server: Server, other: Server, tmp_path: Path) -> None:
-    server.behaviours, other.behaviours = [slow(30_000)], [slow(200_000)]
-    fetch(remotes(server, other), tmp_path, **FAST)
-    assert (len(server.requests), len(other.requests)) == (1, 1)
-    assert other.requests[0][1]
-    server.behaviours, other.behaviours = [slow(100_000)], [slow(30_000)]
-    fetch(remotes(server, other), tmp_path / "again", **FAST | {"patience": 0.1})
-    assert (len(server.requests), len(other.requests)) == (3, 2)  # there and back
+@pytest.mark.parametrize(
+    ("rates", "asked"),
+    [
+        ((30_000, 200_000), "ab"),
+        ((100_000, 30_000), "aba"),  # there and back: 1.5 seconds more from b, 0.6 promised by a
+        ((30_000, 20_000), "ab"),  # the first one would have to be twice as fast to be gone back to
+        ((100_000, 1_000, 2_000), "abca"),
+        ((1_000, 900, 800), "abc"),  # each may be fast until it was tried
+    ],
+)
+def test_the_least_slow_of_slow_servers_gets_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rates: tuple[int, ...], asked: str
+) -> None:
+    """Servers of exact rates, by a clock that stands still while this test waits for its machine."""
+    found = []
+
+    def receive(url: str, remote: Remote, part: BinaryIO, *, look: float, slow: Callable, **limits: object) -> None:
+        name = url[len("http://")]
+        found.append(name)
+        rate = rates["abc".index(name)]
+        while (at := part.seek(0, os.SEEK_END)) < len(CONTENT):
+            part.write(CONTENT[at : at + int(rate * look)])
+            if left := len(CONTENT) - part.tell():
+                slow(rate, left / rate)
+
+    monkeypatch.setattr("train.data.fetch.receive", receive)
+    first, *more = (f"http://{name}/file.tar.gz" for name in "abc"[: len(rates)])
+    path = fetch(Remote(first, len(CONTENT), DIGEST, tuple(more)), tmp_path, **FAST | {"patience": 0.1})
+    assert path.read_bytes() == CONTENT
+    assert "".join(found) == asked
 
 
 def test_a_single_server_may_be_slow(server: Server, tmp_path: Path) -> None:
