@@ -4,6 +4,7 @@ Training, evaluation and `train.predict` read images through here, so that they 
 """
 
 import io
+import logging
 import math
 import warnings
 from collections.abc import Iterator
@@ -42,9 +43,15 @@ TURNS = {
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Inside, Pillow does not warn about metadata that does not matter; for all threads, so enter it in one."""
-    with warnings.catch_warnings(action="ignore"):
-        yield
+    """Inside, Pillow does not warn or log what an error says or does not matter; for all threads, so enter it in one."""
+    log = logging.getLogger("PIL")
+    before = log.level
+    log.setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        log.setLevel(before)
 
 
 def open_image(path: Path, side: int | None = None) -> Image.Image:

@@ -263,3 +263,16 @@ def test_a_folder_that_cannot_be_written_is_no_reason_to_stop(tmp_path: Path, ca
     (tmp_path / "root").write_text("a file")
     assert len(load(str(tmp_path / "p"), tmp_path / "root", image_size=16, validate=0.5)[0]) == 2
     assert "the decoded images are not kept in" in capsys.readouterr().err
+
+
+def test_what_pillow_logs_about_a_damaged_image_is_not_printed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It would stand on standard error beside the sentence that names the file."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (9, 9)).save(buffer, "TIFF")
+    samples = (0x0115).to_bytes(2, "little") + (3).to_bytes(2, "little") + (1).to_bytes(4, "little")
+    (tmp_path / "x.tif").write_bytes(buffer.getvalue().replace(samples + b"\x03\0", samples + b"\xff\xff"))
+    with pytest.raises(DataError, match="x.tif is no readable image"):
+        read_image(tmp_path / "x.tif")
+    assert caplog.records == []
