@@ -43,7 +43,7 @@ TURNS = {
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Inside, Pillow does not warn or log what an error says or does not matter; for all threads, so enter it in one."""
+    """Inside, Pillow neither warns nor logs: errors say what matters. For all threads, so enter it in one."""
     log = logging.getLogger("PIL")
     before = log.level
     log.setLevel(logging.CRITICAL + 1)

@@ -273,6 +273,6 @@ def test_what_pillow_logs_about_a_damaged_image_is_not_printed(
     Image.new("RGB", (9, 9)).save(buffer, "TIFF")
     samples = (0x0115).to_bytes(2, "little") + (3).to_bytes(2, "little") + (1).to_bytes(4, "little")
     (tmp_path / "x.tif").write_bytes(buffer.getvalue().replace(samples + b"\x03\0", samples + b"\xff\xff"))
-    with pytest.raises(DataError, match="x.tif is no readable image"):
+    with pytest.raises(DataError, match=r"x\.tif is no readable image"):
         read_image(tmp_path / "x.tif")
     assert caplog.records == []
