@@ -9,7 +9,7 @@ import numpy as np
 
 from . import ops
 from .backend import device_of, float_dtype, generator, is_float, to_device
-from .ops.arguments import Pair, as_pair, as_probability, as_size, check_kind, check_moving, check_tensors
+from .ops.arguments import Pair, as_array, as_pair, as_probability, as_size, check_kind, check_moving, check_tensors
 from .tensor import Tensor
 
 
@@ -116,7 +116,7 @@ class Module:
                 f"{kind}: {_some(names)}" for kind, names in (("missing", missing), ("unexpected", unexpected)) if names
             ]
             raise ValueError(f"the weights do not fit the {type(self).__name__}: " + "; ".join(lists))
-        arrays = {n: np.asarray(state[n]) for n in own if n in state}
+        arrays = {n: as_array(state[n], n) for n in own if n in state}
         for n, array in arrays.items():
             if array.shape != own[n].shape:
                 raise ValueError(f"{n} has shape {array.shape} in the weights and {own[n].shape} in the model")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .backend import Array, array_module, device_of, to_device
-from .ops.arguments import as_amount, as_list, as_number
+from .ops.arguments import as_amount, as_array, as_list, as_number
 from .registry import choose
 from .tensor import Tensor
 
@@ -121,7 +121,9 @@ class SGD:
         if not isinstance(state, Mapping) or not {"lr", "velocities"} <= state.keys():
             raise ValueError("SGD's state is a dictionary with lr and velocities, as state_dict() returns it")
         lr, params = as_amount(state["lr"], "SGD's state: lr"), self.parameters()
-        velocities = [None if v is None else np.asarray(v) for v in as_list(state["velocities"], "velocities")]
+        velocities = [
+            None if v is None else as_array(v, "a velocity") for v in as_list(state["velocities"], "velocities")
+        ]
         if len(velocities) != len(params):
             raise ValueError(
                 f"the state has velocities for {len(velocities)} parameters, the optimizer has {len(params)}"

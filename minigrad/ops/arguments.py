@@ -86,6 +86,14 @@ def as_list(values: Any, name: str) -> list[Any]:
     return list(values)
 
 
+def as_array(value: Any, name: str) -> np.ndarray:
+    """Return what NumPy makes of a value on the host; ValueError where it is no rectangular array."""
+    try:
+        return np.asarray(value)
+    except ValueError:
+        raise ValueError(f"{name} must be a rectangular array, got {shown(value)}") from None
+
+
 def as_pair(value: Any, name: str, minimum: int) -> Pair:
     """Return an int or a pair of ints as a pair (rows, columns); ValueError below `minimum`, TypeError otherwise."""
     pair = value if isinstance(value, tuple | list) else (value, value)
@@ -235,7 +243,7 @@ def norm_options(
 def as_labels(labels: Any, logits: Tensor) -> Array:
     """Return class numbers (N,) as an array on the device of the logits (N, K); raise where they do not fit."""
     array = labels.data if isinstance(labels, Tensor) else labels
-    array = array if is_array(array) else np.asarray(array)
+    array = array if is_array(array) else as_array(array, "the labels")
     if array.dtype.kind not in "iu":
         raise TypeError(f"cross_entropy expects integer labels, got {array.dtype}")
     N, K = logits.shape

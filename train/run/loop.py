@@ -352,7 +352,7 @@ def train_epoch(run: Run, after_step: Callable[[Run], None]) -> dict[str, float]
             run.totals["loss"] += total_loss
             run.totals["errors"] += total_errors
             run.totals["images"] += len(indices)
-            run.totals["seconds"] += time.perf_counter() - begin
+            run.totals["seconds"] += max(time.perf_counter() - begin, 1e-9)  # of a clock that stands still, too
             bar.update()
             after_step(run)
     synchronize(config.device)

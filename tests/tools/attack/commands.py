@@ -7,7 +7,6 @@ import functools
 import io
 import shutil
 import tempfile
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from unittest import mock
 from support import tiny
 
 from train import cifar
-from train.run import loop, training
+from train.run import loop, rehearsal, training
 
 RAW = ("Traceback", "object at 0x", "NoneType", "[Errno", "not subscriptable", "has no attribute", "unexpected keyword")
 
@@ -57,15 +56,22 @@ def honest() -> Path:
     return home() / "honest"
 
 
+@contextlib.contextmanager
+def without_report() -> Iterator[None]:
+    """Inside, a run ends without its report, which takes longer than the run."""
+    with mock.patch.object(training, "write_report"), mock.patch.object(rehearsal, "render"):
+        yield
+
+
 def train(out: Path, *options: object) -> int:
     """Train in this process, without the report; return the exit code."""
-    with mock.patch.object(training, "write_report"):
+    with without_report():
         return call(cifar.main, *tiny.OPTIONS, "--out", out, *options)[0]
 
 
 def resume(out: Path, *options: object) -> tuple[int, str]:
     """Go on with a run; return the exit code and what was said on standard error."""
-    with mock.patch.object(training, "write_report"):
+    with without_report():
         code, _, error = call(cifar.main, "--out", out, "--resume", *options)
     return code, error
 
@@ -96,11 +102,3 @@ def same_as_honest(out: Path) -> None:
     """Raise AssertionError where a finished run differs from the honest one in a bit."""
     different = tiny.differences(honest(), out)
     assert not different, f"{out} differs from the run that was never stopped in {', '.join(different)}"
-
-
-@contextlib.contextmanager
-def nothing_left_open() -> Iterator[None]:
-    """Check that no thread stays behind."""
-    before = threading.active_count()
-    yield
-    tiny.wait_until(lambda: threading.active_count() <= before, 30)
