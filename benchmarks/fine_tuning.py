@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     p.add_argument("--model", default="resnext11_4x4d_w16")
     p.add_argument("--many", type=int, default=5000, help="training images of each of the first five classes")
     p.add_argument("--few", type=int, default=20, help="training images of each of the others")
-    p.add_argument("--tests", type=int, default=100, help="test images of each class")
+    p.add_argument("--tests", type=int, default=200, help="test images of each class")
     p.add_argument("--epochs", type=int, default=5, help="of the first training")
     p.add_argument("--seeds", type=int, default=3)
     p.add_argument("--out", type=Path, default=Path("runs/fine-tuning"))

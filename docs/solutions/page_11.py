@@ -21,7 +21,7 @@ def exercise_1() -> None:
     train, test = split_off(classes, 0.2, seed=0)
     counts = {name: (len(train[name]), len(test[name])) for name in classes}
     error = 100 * len(test["daisy"]) / sum(map(len, test.values()))
-    print(f"training and test: {counts}; who always says tulip errs in {error:.0f} %")
+    print(f"training and test: {counts}; saying tulip always errs in {error:.0f} %")
     assert counts == {"daisy": (7, 2), "tulip": (25, 6)} and error == 25
 
 

@@ -138,8 +138,8 @@ def balance(name: str, train: Classes, test: Classes) -> str:
     unequal = ""
     if counts[most] >= 2 * counts[least]:
         unequal = (
-            f"; the largest class has {counts[most] / counts[least]:.1f} times the images of the smallest: who always "
-            f"says {most} errs in {100 * (1 - counts[most] / total):.1f} %"
+            f"; the largest class has {counts[most] / counts[least]:.1f} times the images of the smallest: a network "
+            f"that always says {most} errs in {100 * (1 - counts[most] / total):.1f} %"
         )
     return f"{name}: {total:,} training and {tests:,} test images, {classes}{unequal}"
 

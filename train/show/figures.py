@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.ticker import MaxNLocator, MultipleLocator
 
 from ..run.series import Result, mean_and_error
-from .plots import drawing, new_figure, spread, write_png
+from .plots import drawing, new_figure, spread, wrapped, write_png
 from .tables import in_words
 
 # Apart in colour, in grey and, with the marker, in black and white.
@@ -24,6 +24,11 @@ def new_axes(width: float, height: float) -> tuple[Any, Any]:
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_axisbelow(True)
     return figure, axes
+
+
+def entitle(figure: Any, title: str) -> None:
+    """Write the title at the upper left, in as many lines as it takes."""
+    figure.suptitle(wrapped(title, figure.get_figwidth()), x=0.01, ha="left")
 
 
 def save(figure: Any, path: Path) -> None:
@@ -68,8 +73,8 @@ def draw_curves(series: Sequence[tuple[str, Sequence[Sequence[dict]]]], path: Pa
     axes.plot([], [], color="black", linewidth=1.8, label="test")
     axes.plot([], [], color="black", linewidth=1.0, linestyle=(0, (4, 2)), label="training (augmented images)")
     axes.legend(frameon=False, loc="upper right")
-    axes.set(xlabel="epoch", ylabel="error (%)", xlim=(0, last), ylim=(floor, None))
-    axes.set_title(title, loc="left")  # in the middle of the axes, a long one would leave the picture
+    axes.set(xlabel="epoch", ylabel="error (%)", xlim=(1 - 0.04 * last, last), ylim=(floor, None))
+    entitle(figure, title)
     axes.xaxis.set_major_locator(MultipleLocator(1) if last <= 16 else MaxNLocator(integer=True))
     axes.grid(axis="y", color="0.9")
     save(figure, path)
@@ -93,9 +98,10 @@ def draw_sweep(series: dict[str, list[tuple[str, float, Result]]], path: Path, t
             if label in labels:
                 continue  # where the curves begin, they share a point
             side = 1 if k else -1  # labels of the first curve below it, of the second above
+            left = (means[-1] > means[0]) == (side > 0)  # where the curve does not pass
             text = axes.annotate(
-                label, (x, y + side * error), (0, side * 6), textcoords="offset points", ha="center",
-                va="bottom" if k else "top", fontsize=9, color=colour,
+                label, (x, y + side * error), (1 if left else -1, side * 6), textcoords="offset points",
+                ha="right" if left else "left", va="bottom" if k else "top", fontsize=9, color=colour,
             )  # fmt: skip
             labels[label] = text, side
         if len(series) > 1:
@@ -106,11 +112,14 @@ def draw_sweep(series: dict[str, list[tuple[str, float, Result]]], path: Path, t
     axes.set_xscale("log")
     axes.minorticks_off()
     ticks = sorted({x for points in series.values() for _, x, _ in points})
-    named = [x for i, x in enumerate(ticks) if i == 0 or x > 1.15 * ticks[i - 1]]  # where a number has room
+    named = ticks[:1]
+    for x in ticks:  # where a number has room
+        if math.log(x / named[-1]) > 0.09 * math.log(ticks[-1] / ticks[0]):
+            named.append(x)
     axes.set_xticks(ticks, [f"{x:.3g}" if x in named else "" for x in ticks])
     axes.margins(x=0.1, y=0.2)
     axes.set(xlabel=xlabel, ylabel="test error (%)")
-    axes.set_title(title, loc="left")
+    entitle(figure, title)
     axes.grid(axis="y", color="0.9")
     part(figure, list(labels.values()))
     save(figure, path)
@@ -122,7 +131,7 @@ def part(figure: Any, labels: Sequence[tuple[Any, int]]) -> None:
     boxes: list[Any] = []
     for text, side in labels:
         while any(text.get_window_extent().overlaps(box) for box in boxes):
-            text.xyann = (0, text.xyann[1] + 2 * side)
+            text.xyann = (text.xyann[0], text.xyann[1] + 2 * side)
         boxes.append(text.get_window_extent())
 
 
@@ -145,7 +154,7 @@ def draw_road(results: Sequence[tuple[str, Result]], path: Path, title: str) -> 
             )
     axes.set_yticks(range(len(results)), [label for label, _ in results])
     axes.invert_yaxis()
-    axes.set_title(title, loc="left")
+    entitle(figure, title)
     axes.set(xlabel="test error (%)", xlim=(0, 1.5 * max(ends)))
     axes.tick_params(axis="y", length=0)
     save(figure, path)

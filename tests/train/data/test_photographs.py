@@ -157,7 +157,7 @@ def test_imbalance_is_shown_before_training(tmp_path: Path, capsys: pytest.Captu
     load(str(tmp_path / "p"), tmp_path, image_size=16)
     assert capsys.readouterr().err == (
         "p: 12 training and 2 test images, 2 classes of 3 (b) to 9 (a); the largest class has 3.0 times the images of "
-        "the smallest: who always says a errs in 25.0 %\n"
+        "the smallest: a network that always says a errs in 25.0 %\n"
     )
 
 

@@ -237,7 +237,9 @@ def test_labels_of_networks_of_nearly_one_size_do_not_cover_each_other(tmp_path,
 def test_titles_and_labels_lie_inside_the_picture(tmp_path, monkeypatch):
     pictures = []
     monkeypatch.setattr(figures, "save", lambda figure, path: pictures.append(figure))
-    title = "ResNeXt-11, 4x3d, on 8,000 images of CIFAR-10: minigrad and PyTorch"
+    title = (
+        "ResNeXt-11, 4x3d, on 8,000 images of CIFAR-10: minigrad and PyTorch, three seeds each, from the same weights"
+    )
     log = [{"train_error": 70.0, "test_error": 68.0}, {"train_error": 60.0, "test_error": 56.5}]
     result = series.Result("net", 105_940, 15_900_000, 3, (47.0, 1.0), (42.0, 1.0), (42.0, 1.0), 280.0)
     figures.draw_curves([("minigrad", [log, log]), ("PyTorch", [log])], tmp_path / "a.png", title)
@@ -246,10 +248,35 @@ def test_titles_and_labels_lie_inside_the_picture(tmp_path, monkeypatch):
     for figure in pictures:
         figure.canvas.draw()
         (axes,) = figure.axes
-        for text in (*axes.texts, axes.title, axes._left_title):
+        for text in (*axes.texts, axes.title, figure._suptitle):
             box = text.get_window_extent()
             assert box.x0 >= 0 and box.x1 <= figure.bbox.x1 and box.y0 >= 0 and box.y1 <= figure.bbox.y1, text
     assert pictures[0].axes[0].get_ylim()[0] > 50  # errors far from 0 are given the height
+
+
+def test_networks_of_similar_sizes_have_numbers_below_them_and_labels_beside_their_curve(tmp_path, monkeypatch):
+    pictures = []
+    monkeypatch.setattr(figures, "save", lambda figure, path: pictures.append(figure))
+    network = series.Result("net", 50_000, 15_900_000, 1, (1.0, math.nan), (50.0, math.nan), (1.0, math.nan), 280.0)
+    for slope in (-0.1, 0.1):
+        curves = {
+            name: [
+                (f"{name}{k}", 20.0 + 2 * k, replace(network, test_error=(50 + i + k * slope, math.nan)))
+                for k in range(5)
+            ]
+            for i, name in enumerate(("more", "wider"))
+        }
+        figures.draw_sweep(curves, tmp_path / "a.png", "", "")
+    for figure in pictures:
+        figure.draw_without_rendering()
+        (axes,) = figure.axes
+        assert sum(bool(label.get_text()) for label in axes.get_xticklabels()) >= 4
+        for text in axes.texts:
+            box = text.get_window_extent()
+            for line in (line for line in axes.lines if len(line.get_xdata()) == 5):
+                ends = axes.transData.transform(line.get_xydata())
+                between = np.linspace(ends[:-1], ends[1:], 50).reshape(-1, 2)
+                assert not any(box.contains(x, y) for x, y in between), text
 
 
 def test_a_real_run_from_the_command_to_the_table(tmp_path, capsys):
