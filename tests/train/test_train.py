@@ -292,7 +292,7 @@ def test_the_network_s_name_is_checked_before_any_image_is_read(tmp_path, capsys
     assert f"there is no network {model!r}" in capsys.readouterr().err
 
 
-def test_quick_adapts_to_a_small_folder():
+def test_quick_and_fine_tune_adapt_to_a_small_folder():
     """66 photographs are two batches of 32: too few steps of too large a size for batch norm's running averages."""
     args = parser().parse_args(["--recipe", "quick", "--data", "photos"])
     config = adapted(configure(args), args, 66)
@@ -300,6 +300,10 @@ def test_quick_adapts_to_a_small_folder():
     assert config.batch_size == 8 and config.recipe.lr == pytest.approx(0.1 * 8 / 32)
     assert steps * config.recipe.epochs >= 600
     assert adapted(configure(args), args, 5000) == configure(args)
+    args = parser().parse_args(["--data", "shapes", "--recipe", "fine-tune"])
+    config = adapted(configure(args), args, 100)
+    assert (config.batch_size, config.recipe.epochs, config.recipe.lr) == (8, 16, 0.01)  # 208 steps, not 40
+    assert adapted(configure(args), args, 640) == configure(args)
     args = parser().parse_args(
         ["--recipe", "quick", "--data", "photos", "--epochs", "3", "--batch-size", "16", "--lr", "0.2"]
     )

@@ -94,7 +94,8 @@ DEFAULTS = {
     # Without bfloat16's tensor cores: a seventh of the multiplications.
     "older cuda": {"data": "cifar10", "model": "resnext29_32x4d"},
 }
-QUICK_STEPS, QUICK_TOTAL, QUICK_SMALLEST = 20, 600, 8  # of `quick`: steps an epoch, steps, images a step at least
+# What recipes need where images are few: steps in all, in epochs of so many steps, of so many images at least.
+STEPS, STEPS_AN_EPOCH, SMALLEST_BATCH = {"quick": 600, "fine-tune": 200}, 20, 8
 BATCH_SIZE = {"paper": 128, "short": 128, "quick": 32, "fine-tune": 32}  # by recipe
 
 
@@ -235,21 +236,21 @@ def configure(
 def adapted(config: Config, args: argparse.Namespace, images: int) -> Config:
     """The configuration for a training set of this size; what the command line gave stays as it is.
 
-    `quick` is made for thousands of images in batches of 32. A small folder of photographs has but a few such batches
-    an epoch: large steps, few of them, behind which batch norm's running averages stay (0.9 of the old is kept in each
-    step), so that the test loss runs away. Here an epoch has about QUICK_STEPS steps in smaller batches, each step is
-    shorter in proportion, and there are as many epochs as QUICK_TOTAL steps take.
+    `quick` and `fine-tune` are made for a thousand images and more in batches of 32. A small folder of photographs has
+    but a few such batches an epoch: too few steps to learn much. Here an epoch has about STEPS_AN_EPOCH steps in
+    smaller batches, and there are as many epochs as the recipe's STEPS take. Each of `quick`'s large steps is shorter
+    in proportion: batch norm's running averages stay behind them (0.9 of the old is kept in each step), so that the
+    test loss would run away. From weights that are good already, steps are small, and stay as they are.
     """
-    quick = RECIPES["quick"]
-    if config.recipe != quick and replace(config.recipe, epochs=quick.epochs, lr=quick.lr) != quick:
-        return config
-    batch = args.batch_size or max(QUICK_SMALLEST, min(config.batch_size, images // QUICK_STEPS))
-    steps = math.ceil(images / batch)
     recipe = config.recipe
-    if args.lr is None:
+    name = next((n for n in STEPS if replace(RECIPES[n], epochs=recipe.epochs, lr=recipe.lr) == recipe), None)
+    if name is None:
+        return config
+    batch = args.batch_size or max(SMALLEST_BATCH, min(config.batch_size, images // STEPS_AN_EPOCH))
+    if args.lr is None and name == "quick":
         recipe = replace(recipe, lr=recipe.lr * min(1.0, batch / BATCH_SIZE["quick"]))
     if args.epochs is None:
-        recipe = replace(recipe, epochs=max(recipe.epochs, math.ceil(QUICK_TOTAL / steps)))
+        recipe = replace(recipe, epochs=max(recipe.epochs, math.ceil(STEPS[name] / math.ceil(images / batch))))
     return replace(config, batch_size=batch, recipe=recipe)
 
 
