@@ -63,7 +63,7 @@ def tensor_html(t: Tensor) -> str:
     """A table of the first values of the last two axes, for notebooks."""
     values = to_numpy(t._array)
     values = values.astype(np.float64) if is_float(values.dtype) else values
-    title = f"<b>{type(t).__name__}</b> {escape(head(t))}"
+    title = f"<b>{escape(type(t).__name__)}</b> {escape(head(t))}"
     if not values.size or not t.ndim:
         return f"<div>{title}, {escape(summary(values))}</div>"
     sheet = values.reshape(-1, *values.shape[-2:])[0] if t.ndim > 2 else np.atleast_2d(values)

@@ -33,6 +33,11 @@ HEAD = """digraph tape {
 """
 
 
+def _quoted(name: object) -> str:
+    """A name as it may stand between the quotes of a label."""
+    return str(name).replace("\\", "\\\\").replace('"', '\\"')
+
+
 def graph(y: Tensor, names: Module | Mapping[str, Tensor] | None = None) -> str:
     """Return the graph that leads to `y` in Graphviz's DOT language, inputs on the left.
 
@@ -54,11 +59,10 @@ def graph(y: Tensor, names: Module | Mapping[str, Tensor] | None = None) -> str:
         if node not in ids:
             ids[node] = f"n{len(ids)}"
             if isinstance(node, Tensor):
-                name = name_of.get(id(node), "leaf").replace("\\", "\\\\").replace('"', '\\"')
-                label = f"{name}\\n{node.shape}"
+                label = f"{_quoted(name_of.get(id(node), 'leaf'))}\\n{node.shape}"
                 lines.append(f'  {ids[node]} [shape=box, fillcolor="#dfe9f7", label="{label}"];')
             else:
-                name = book_of(type(node)).__name__
+                name = _quoted(book_of(type(node)).__name__)
                 lines.append(f'  {ids[node]} [shape=ellipse, label="{name}"];')
                 waiting.append(node)
         return ids[node]
@@ -80,7 +84,7 @@ def graph(y: Tensor, names: Module | Mapping[str, Tensor] | None = None) -> str:
                 source = declare(parent)
             label = f' [label="{shape}"]' if isinstance(parent, Function) else ""
             lines.append(f"  {source} -> {ids[node]}{label};")
-    last = f"{name_of[id(y)]}\\n" if id(y) in name_of else ""
+    last = f"{_quoted(name_of[id(y)])}\\n" if id(y) in name_of else ""
     lines.append(f'  y [shape=plain, style="", fontcolor="#717c89", label="{last}{y.shape}"];\n  {root} -> y;')
     return HEAD + "\n".join(lines) + "\n}\n"
 

@@ -84,3 +84,8 @@ def test_a_drawn_graph_shows_itself():
     picture = draw.svg((Parameter([1.0]) * 2.0).sum())
     assert picture._repr_svg_() == picture
     assert picture.startswith("<?xml")
+
+
+def test_a_name_is_text_in_a_notebook_s_table():
+    t = type("<script>alert(1)</script>", (Tensor,), {})([1.0])
+    assert "<script" not in t._repr_html_() and "&lt;script&gt;" in t._repr_html_()

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from minigrad import Tensor, draw
+from minigrad import Function, Tensor, draw
 from minigrad import functional as F
 from minigrad.nn import BatchNorm2d, Conv2d, Sequential
 
@@ -85,3 +85,19 @@ def test_svg():
     y, _, w = example()
     picture = draw.svg(y, {"w": w})
     assert picture.lstrip().startswith("<?xml") and "MatMul" in picture and "(3, 1)" in picture
+
+
+HOSTILE = '"];x[label="</text><script>alert(1)</script>\\N'
+
+
+def test_names_are_text_whatever_they_hold():
+    """Of an operation, a leaf and the result; a parameter's name may come from a file."""
+    kind = type(HOSTILE, (Function,), {"forward": lambda self, x: x + 0, "backward": lambda self, dy: dy})
+    w = Tensor([1.0], requires_grad=True)
+    y = kind.apply(w)
+    text = draw.graph(y, {HOSTILE: w, HOSTILE + "y": y, 3: w})
+    for line in text[len(draw.HEAD) :].splitlines():
+        assert line.replace('\\"', "").count('"') % 2 == 0, line  # whatever is quoted is closed
+    if shutil.which("dot"):
+        picture = draw.svg(y, {HOSTILE: w, HOSTILE + "y": y})
+        assert "<script" not in picture and picture.count("&lt;script") == 3

@@ -69,7 +69,7 @@ class Config:
             for f in fields(part):
                 value, kind = held.get(f.name), str(f.type)
                 fits = checkpoint.is_number(value) if kind == "float" else isinstance(value, kinds.get(kind, dict))
-                if not fits or f.name not in held:
+                if not fits or f.name not in held or value not in WORDS.get(f.name, [value]):
                     raise ValueError(f"{where} has {f.name} = {checkpoint.brief(value)} in its configuration")
         return config
 
@@ -82,6 +82,9 @@ class Config:
             if name not in ("recipe", "device", "data") and old[name] != new[name]
         ]
 
+
+# What else is no free text; a page shows the command that repeats a run, for people to copy.
+WORDS: dict[str, tuple[str, ...]] = {**CHOICES, "freeze": tuple(FREEZE), "dtype": ("float32", "float64", "bfloat16")}
 
 # What configurations of version 0.1 do not have, and what they meant.
 LATER: dict[str, Any] = {"image_size": None, "validate": None, "weights": None, "freeze": "none"}

@@ -236,7 +236,7 @@ class MPIRanks(Ranks):
             self._complete(self.comm.Ibarrier())  # for as long as it takes: rank 0 may have much to download
             return function()
         value = function()
-        self._complete(self.comm.Ibarrier())
+        self._complete(self.comm.Ibarrier(), patience=PATIENCE)  # the others had nothing to do but to wait here
         return value
 
     def broadcast(self, value: Any) -> Any:
@@ -273,8 +273,11 @@ class MPIRanks(Ranks):
 
     def threads(self) -> int | None:
         """The cores of this machine that its ranks may use, divided among them."""
-        cores = set().union(*self.local.allgather(os.sched_getaffinity(0)))
-        return max(1, len(cores) // self.local_size)
+        mine = np.zeros(1 << 16, np.uint8)  # more cores than any machine has
+        mine[list(os.sched_getaffinity(0))] = 1
+        some = np.empty_like(mine)  # of the ranks; no allgather, which would wait where no signal is noticed
+        self._complete(self.local.Iallreduce(mine, some, self.MPI.MAX), patience=PATIENCE)
+        return max(1, int(some.sum()) // self.local_size)
 
 
 def deal_gpus(seen: Sequence[Sequence[str]]) -> list[int]:

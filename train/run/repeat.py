@@ -23,13 +23,13 @@ def command(config: dict[str, Any], out: Path) -> str:
             if isinstance(value, bool):
                 options.append(f"--{flag}" if value else f"--no-{flag}")
             else:
-                options.append(f"--{flag} {value}")
+                options.append(f"--{flag} {shlex.quote(str(value))}")
         return options
 
     name, options = min(((name, changes(recipe)) for name, recipe in RECIPES.items()), key=lambda pair: len(pair[1]))
     parts = ["python -m train.cifar"]
-    for option in ("device", "model", "data", "dtype", "batch_size", "seed", "limit_train", "limit_test"):
-        if config[option] is not None:
-            parts.append(f"--{option.replace('_', '-')} {shlex.quote(str(config[option]))}")
+    for option, value in config.items():
+        if option != "recipe" and value is not None and (option, value) != ("freeze", "none"):
+            parts.append(f"--{option.replace('_', '-')} {shlex.quote(str(value))}")
     parts += [f"--recipe {name}", f"--epochs {own.epochs}", *options, f"--out {shlex.quote(f'{out}-again')}"]
     return " ".join(parts)

@@ -83,7 +83,9 @@ def disturb(rng: random.Random, out: Path) -> tuple[str, str, int]:
         return f"rank {which} with {limit} bytes of disk", done.stderr, done.returncode
     process = start("--out", out)
     tiny.wait_until(lambda: len(children(process.pid)) == 2 or process.poll() is not None)
-    time.sleep(rng.uniform(0, 4))
+    if kind == "stop":  # before that MPI itself may be waiting, or a rank for what rank 0 downloads
+        tiny.wait_until(lambda: (out / LAST).exists() or process.poll() is not None)
+    time.sleep(rng.uniform(0, 4 if kind != "stop" else 0.5))
     ranks = children(process.pid)
     number = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}.get(kind, rng.choice([signal.SIGINT, signal.SIGTERM]))
     for pid in ranks if kind == "all" else ranks[:1] if rng.random() < 0.5 else ranks[1:]:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -86,6 +87,16 @@ def test_ranks_that_were_started_differently_are_told_by_what_differs(monkeypatc
     ranks.compare({"--lr": 0.1, "training images:": "22 of 10 classes"})
     with pytest.raises(ValueError, match=r"rank 1 has --lr 0.2 where rank 0 has 0.1"):
         ranks.compare({"--lr": 0.2, "training images:": "22 of 10 classes"})
+
+
+def test_rank_0_has_patience_with_ranks_that_have_stopped_while_it_read_the_data(monkeypatch):
+    """They had nothing to do but to wait for it; it may have had much to download."""
+    ranks = object.__new__(parallel.MPIRanks)
+    ranks.rank, ranks.comm = 0, SimpleNamespace(Ibarrier=lambda: "nobody comes")
+    ranks.MPI = SimpleNamespace(Request=SimpleNamespace(Testall=lambda requests: False))
+    monkeypatch.setattr(parallel, "PATIENCE", 0.01)
+    with pytest.raises(parallel.Deserted, match="rank 0 has waited 0 s for the other ranks"):
+        ranks.in_turn(lambda: "the images")
 
 
 # ---- the model of many GPUs -----------------------------------------------------------------------------------------

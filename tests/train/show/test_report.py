@@ -83,6 +83,7 @@ def test_without_mistakes_the_page_says_so():
     [
         "--model resnext11_1x4d --data shapes --epochs 2 --seed 3",
         "--recipe short --data cifar10 --dtype float64 --batch-size 7",
+        "--recipe fine-tune --data photos --image-size 64 --validate 0.2",
         "--recipe short --decay-all --lr 0.2 --no-nesterov --limit-train 9 --limit-test 8 --data 'my images'",
     ],
 )
@@ -95,6 +96,26 @@ def test_the_command_repeats_the_run(options, tmp_path):
     assert words[:3] == ["python", "-m", "train.cifar"]
     assert configuration(words[3:]) == config
     assert words[-1] == f"{tmp_path}/a run-again"
+
+
+def test_no_state_puts_something_into_the_command_that_people_copy(run, tmp_path):
+    """What is text in a configuration is one of a few words, or stands in quotes."""
+    _, state = checkpoint.read(run / checkpoint.LAST)
+    evil = "cosine; touch evil"
+    for part, name in (
+        ("recipe", "schedule"),
+        ("recipe", "flip"),
+        ("recipe", "padding"),
+        ("", "freeze"),
+        ("", "dtype"),
+    ):
+        changed = json.loads(json.dumps(state["config"]))
+        (changed[part] if part else changed)[name] = evil
+        with pytest.raises(ValueError, match=f"x has {name} = '{evil}' in its configuration"):
+            Config.stored(changed, "x")
+    state["config"] |= {"data": evil, "weights": evil}
+    words = command(state["config"], tmp_path / evil)
+    assert words.count("touch") == words.count(f"'{evil}'") + words.count(f"'{tmp_path}/{evil}-again'") == 3
 
 
 def test_time_is_counted_where_it_is_spent(run):
