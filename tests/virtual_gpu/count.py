@@ -1,6 +1,7 @@
 """Count what a step of training asks of a GPU: python -m tests.virtual_gpu.count --model resnext11_2x4d_w8 --steps 6
 
-Takes the options of train.cifar, and: --steps N (of one epoch; the last is counted), --eager (no graph), --json.
+Takes the options of train.cifar, and: --steps N (of one epoch; the last is counted), --eager (no graph), --json, and
+--blank, where kernels are counted and not run: then the networks of the paper with their batches take a minute.
 """
 
 import argparse
@@ -48,6 +49,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--steps", type=int, default=6, help="how many steps; the last is counted (default: 6)")
     parser.add_argument("--eager", action="store_true", help="launch every kernel from Python, without a graph")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    parser.add_argument("--blank", action="store_true", help="count launches without running kernels or products")
     args, options = parser.parse_known_args(argv)
     if reason := missing():
         print(reason, file=sys.stderr)
@@ -55,6 +57,11 @@ def main(argv: list[str]) -> int:
     install()
     from .counters import COUNTERS
 
+    if args.blank:
+        from .properties import Device
+
+        COUNTERS.blank = True
+        Device.memory, Device.attributes[16] = 80 << 30, 132  # an H100's, and its processors
     counts: list[dict[str, Any]] = []
 
     def after_step() -> None:

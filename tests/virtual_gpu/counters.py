@@ -21,6 +21,7 @@ class Counters:
 
     def __init__(self) -> None:
         self.allocated = self.peak = 0
+        self.blank = False  # True: launches and products are counted and not done, and new memory is zero
         self.reset()
 
     def reset(self) -> None:
