@@ -164,7 +164,7 @@ def convolution(bench: Bench, layer: Layer) -> dict[str, Any]:
     if isinstance(methods["ours"], conv.TensorCores):
         methods["columns"] = conv.Products()
     for method in methods.values():
-        method.prepare(x.shape, w, *options)
+        method.prepare(x, w, *options)
 
     tx, tdy = (bench.as_torch(a).permute(0, 3, 1, 2) for a in (x, dy))
     tw = bench.as_torch(w).contiguous(memory_format=bench.torch.channels_last)
@@ -264,7 +264,7 @@ def columns(bench: Bench, D: int, H: int) -> dict[str, Any]:
 
     x, w = bench.array(BATCH, H, H, D), bench.array(D, D // 8, 3, 3)
     method = conv.Products()
-    method.prepare(x.shape, w, (1, 1), (1, 1), (1, 1), 8)
+    method.prepare(x, w, (1, 1), (1, 1), (1, 1), 8)
     size = max(1, conv.COLUMN_BYTES // (H * H * method.ld * 2))
     ms = bench.ours(lambda: method._columns(x[:size]))
     return {"name": f"{D} channels, {H}x{H}", "ms": ms, "GB/s": size * H * H * method.ld * 2 / ms / 1e6}

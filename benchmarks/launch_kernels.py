@@ -34,6 +34,8 @@ def launches() -> Iterator[tuple[str, Family]]:
             shared = min(own.shared_bytes, kib << 10)
             gpu.properties = lambda shared=shared: own._replace(shared_bytes=shared)
             yield f"{family.name}, {family.dtype}" + f", {shared >> 10} KiB" * tiled, family
+        if family.dtype == "bfloat16" and family.filters:  # weights that are no parameters may be bfloat16, too
+            yield f"{family.name}, {family.dtype} weights", family._replace(filters=False)
         if tiled:  # four images of one pixel: nearly all of a patch is border, and the smallest tile must do
             x, *others = family.arrays
             pixels = np.repeat(x[:, :, :1, :1], 2, axis=0)

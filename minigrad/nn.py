@@ -164,14 +164,14 @@ def uniform(shape: tuple[int, ...], fan_in: int) -> np.ndarray:
     return generator().uniform(-bound, bound, shape).astype(np.float32)
 
 
-def _cast(layer: Conv2d | Linear, x: Tensor) -> tuple[Tensor, Tensor | None]:
+def _cast(layer: Conv2d | Linear, x: Tensor, mixed: bool = False) -> tuple[Tensor, Tensor | None]:
     """The layer's weight and bias in the precision of x, which must be a tensor.
 
-    Weights are kept in float32 and meet bfloat16 activations here; the cast is on the tape, so the gradient comes back
-    in float32.
+    Weights are kept in float32 and may meet bfloat16 activations. An operation that is `mixed` takes them as they are;
+    otherwise the cast is on the tape. Either way their gradient is float32.
     """
     check_tensors(type(layer).__name__, x=x)
-    dtype = x.dtype if is_float(x.dtype) else layer.weight.dtype
+    dtype = x.dtype if is_float(x.dtype) and not (mixed and x.dtype.itemsize == 2) else layer.weight.dtype
     return layer.weight.to(dtype=dtype), None if layer.bias is None else layer.bias.to(dtype=dtype)
 
 
@@ -207,7 +207,7 @@ class Conv2d(Module):
         self.bias = Parameter(uniform((out_channels,), fan_in)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.conv2d(x, *_cast(self, x), self.stride, self.padding, self.dilation, self.groups)
+        return ops.conv2d(x, *_cast(self, x, mixed=True), self.stride, self.padding, self.dilation, self.groups)
 
 
 class BatchNorm2d(Module):

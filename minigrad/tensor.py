@@ -149,8 +149,9 @@ class Function:
                 continue
             if dx is None:
                 raise ValueError(f"{type(self).__name__}.backward returned None for input {i}, which wants a gradient")
-            dx = array_module(dx).asarray(dx)  # a sum over everything is a scalar in NumPy
             shape, dtype = self.inputs[i]  # type: ignore[misc]
+            # A sum over everything is a scalar in NumPy; the gradient of float32 weights is kept in float32.
+            dx = array_module(dx).asarray(dx, dtype if self.mixed else None)
             if self.broadcasts and dx.shape != shape:
                 dx = unbroadcast(dx, shape)
             if dx.shape != shape or dx.dtype != dtype:

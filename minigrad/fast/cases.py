@@ -26,11 +26,13 @@ class Family(NamedTuple):
     fast: Compute
     book: Compute
     leave_out: Callable[[], None]  # what to do where the fast way fails
+    filters: bool = False  # whether the second array holds a convolution's weights
 
     def rounded(self, dtype: np.dtype) -> list[np.ndarray | None]:
-        """The arrays in a dtype; in bfloat16 vectors are parameters and statistics, which stay in float32."""
+        """The arrays in a dtype; beside bfloat16 parameters and statistics, the vectors and filters, are float32."""
         wide = np.dtype(np.float32) if dtype.itemsize == 2 else dtype
-        return [None if a is None else a.astype(wide if a.ndim == 1 else dtype) for a in self.arrays]
+        parameter = lambda i, a: a.ndim == 1 or (i == 1 and self.filters)  # noqa: E731
+        return [None if a is None else a.astype(wide if parameter(i, a) else dtype) for i, a in enumerate(self.arrays)]
 
 
 class Declined(Exception):
@@ -142,7 +144,7 @@ def _convolution(
     arrays = [_normal(N, C, H, W), _normal(O, C // G, kernel, kernel), bias]
     pad = kernel // 2
     options = {"stride": (stride, stride), "padding": (pad, pad), "dilation": (1, 1), "groups": G}
-    return _through_the_tape(name, dtype, candidate, arrays, **options)
+    return _through_the_tape(name, dtype, candidate, arrays, **options)._replace(filters=True)
 
 
 def _norms(dtype: str, plain: Any, rectified: Any, shape: tuple[int, ...]) -> list[Family]:

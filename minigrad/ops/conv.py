@@ -110,19 +110,19 @@ class Conv2d(Function):
     dcolumns_g = w_gᵀ · dy_g, and col2im takes dcolumns back to dx.
     """
 
-    inputs_at_most = 3
+    inputs_at_most, mixed = 3, True
 
     def forward(
         self, x: Array, w: Array, bias: Array | None = None, *, stride: Pair, padding: Pair, dilation: Pair, groups: int
     ) -> Array:
         (N, _, H, W), (O, _, KH, KW) = x.shape, w.shape
-        self.x, self.w = x, w
+        self.x, self.w = x, w.astype(x.dtype, copy=False)
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
         self.positions = OH, OW = output_size((H, W), (KH, KW), stride, padding, dilation)
 
         y = matmul(self.filters(), self.columns())  # (G, o, c·KH·KW) @ (G, c·KH·KW, N·OH·OW) = (G, o, N·OH·OW)
         y = y.reshape(O, N, OH, OW).transpose(1, 0, 2, 3)  # filters of group 0, of group 1, ...: (N, O, OH, OW)
-        return y if bias is None else y + bias[:, None, None]
+        return y if bias is None else y + bias[:, None, None].astype(x.dtype)
 
     def backward(self, dy: Array) -> tuple[Array | None, Array | None, Array | None]:
         (N, C, H, W), (O, c, KH, KW) = self.x.shape, self.w.shape

@@ -27,16 +27,17 @@ class _Conv2d(Informed, conv.Conv2d):
 
     @classmethod
     def accepts(cls, *arrays: Any, **options: Any) -> bool:
-        return supported(*arrays)
+        x, *weights = arrays
+        return supported(x) and all(supported(a) and a.dtype in (x.dtype, np.float32) for a in weights if a is not None)
 
     def forward(
         self, x: Array, w: Array, bias: Array | None = None, *, stride: Pair, padding: Pair, dilation: Pair, groups: int
     ) -> Array:
         rows = to_nhwc(x)
-        self.prepare(rows.shape, w, stride, padding, dilation, groups)
+        self.prepare(rows, w, stride, padding, dilation, groups)
         y = self.convolve(rows)
         if bias is not None:
-            y += bias
+            y += bias.astype(y.dtype, copy=False)
         if any(self.needs):
             self.rows = rows
         return to_nchw(y)
@@ -48,8 +49,8 @@ class _Conv2d(Informed, conv.Conv2d):
         dbias = total(upstream, (0, 1, 2)) if self.needs[2] else None
         return dx, dw, dbias
 
-    def prepare(self, shape: tiles.Shape, w: Array, stride: Pair, padding: Pair, dilation: Pair, groups: int) -> None:
-        """Lay out the work for images of `shape` (N, H, W, C)."""
+    def prepare(self, x: Array, w: Array, stride: Pair, padding: Pair, dilation: Pair, groups: int) -> None:
+        """Lay out the work for images like x (N, H, W, C); w is of x's dtype, or float32."""
         raise NotImplementedError
 
     def convolve(self, x: Array) -> Array:
@@ -73,7 +74,9 @@ class TensorCores(_Conv2d):
         """Whether the kernel computes it, and the GPU has the shared memory for it."""
         x, w = arrays[:2]
         regular = w.shape[2:] == (3, 3) and options["padding"] == options["dilation"] == (1, 1)
-        if not (supported(*arrays) and suffix(x) == "bfloat16" and regular and options["stride"] in ((1, 1), (2, 2))):
+        if not (
+            super().accepts(*arrays) and suffix(x) == "bfloat16" and regular and options["stride"] in ((1, 1), (2, 2))
+        ):
             return False
         N, C, H, W = x.shape
         packing = tiles.Packing.of(C, len(w), options["groups"])
@@ -83,11 +86,18 @@ class TensorCores(_Conv2d):
     def planned(shape: tiles.Shape, w: Array, stride: int, packing: tiles.Packing) -> tiles.Plan | None:
         return tiles.plan(shape, len(w), stride, packing, gpu.properties().shared_bytes)
 
-    def prepare(self, shape: tiles.Shape, w: Array, stride: Pair, padding: Pair, dilation: Pair, groups: int) -> None:
-        packing = tiles.Packing.of(shape[3], len(w), groups)
-        plan = packing and self.planned(shape, w, stride[0], packing)
+    def prepare(self, x: Array, w: Array, stride: Pair, padding: Pair, dilation: Pair, groups: int) -> None:
+        packing = tiles.Packing.of(x.shape[3], len(w), groups)
+        plan = packing and self.planned(x.shape, w, stride[0], packing)
         assert packing is not None and plan is not None  # or `accepts` would have declined
-        self.shape, self.w, self.step, self.packing, self.plan = shape, w, stride[0], packing, plan
+        self.shape, self.dtype, self.w, self.step, self.packing, self.plan = (
+            x.shape,
+            x.dtype,
+            w,
+            stride[0],
+            packing,
+            plan,
+        )
 
     def forward(self, x: Array, w: Array, bias: Array | None = None, **options: Any) -> Array:
         y = super().forward(x, w, bias, **options)
@@ -127,10 +137,10 @@ class TensorCores(_Conv2d):
         xp, p = array_module(self.w), self.packing
         q = p.turned() if transposed else p
         # Narrow groups leave zeros between them.
-        packed = (xp.empty if p.c == p.CI else xp.zeros)((q.packs, q.CO, 9, q.CI), self.w.dtype)
+        packed = (xp.empty if p.c == p.CI else xp.zeros)((q.packs, q.CO, 9, q.CI), self.dtype)
         blocks = p.packs * (p.CO // p.o) * -(-p.o // 32) * -(-p.c // 32)
         arguments = [xp.ascontiguousarray(self.w), packed, *map(i32, (p.CO, p.CI, p.o, p.c, transposed))]
-        gpu.launch("conv3x3.cu", "conv3x3_pack", (blocks,), (256,), arguments)
+        gpu.launch("conv3x3.cu", f"conv3x3_pack_{suffix(self.w)}", (blocks,), (256,), arguments)
         return packed
 
     @staticmethod
@@ -156,14 +166,14 @@ class Products(_Conv2d):
         wgrad     dw_g       (o, K) = dy_gᵀ (o, M) @ columns_g (M, K)         in float32, M cut into shares
     """
 
-    def prepare(self, shape: tiles.Shape, w: Array, stride: Pair, padding: Pair, dilation: Pair, groups: int) -> None:
-        N, H, W, C = shape
+    def prepare(self, x: Array, w: Array, stride: Pair, padding: Pair, dilation: Pair, groups: int) -> None:
+        N, H, W, C = self.shape = x.shape
         self.O, c, KH, KW = w.shape
-        self.shape, self.kernel, self.G = shape, (KH, KW), groups
+        self.kernel, self.G = (KH, KW), groups
         self.OH, self.OW = conv.output_size((H, W), (KH, KW), stride, padding, dilation)
         self.plain = (KH, KW, stride, padding) == (1, 1, (1, 1), (0, 0))
         # Without groups the rows may be padded to whole vectors, with zeros that the weights have too (27 -> 32).
-        vector = VECTOR_BYTES // w.itemsize
+        vector = VECTOR_BYTES // x.itemsize
         self.K = c * KH * KW if groups > 1 or self.plain else -(-c * KH * KW // vector) * vector
         self.wide = c % vector == 0
         ld = C if self.plain else self.K * groups
@@ -171,12 +181,14 @@ class Products(_Conv2d):
             (N, H, W, C, groups, KH, KW, self.OH, self.OW, *stride, *padding, *dilation, ld), np.int32
         )
         self.ld, self.w = ld, w
-        xp = array_module(w)
-        filters = w.transpose(0, 2, 3, 1).reshape(self.O, KH * KW * c)  # (O, KH KW c): a filter's taps as in a column
-        missing = self.K - filters.shape[1]
-        if missing:
-            filters = xp.pad(filters, ((0, 0), (0, missing)))
-        self.matrix = xp.ascontiguousarray(filters)
+        w = array_module(w).ascontiguousarray(w)
+        if (KH, KW) == (1, 1) and c == self.K and w.dtype == x.dtype:
+            self.matrix = w.reshape(self.O, c)
+            return
+        self.matrix = array_module(w).empty((self.O, self.K), x.dtype)  # a filter's taps as in a column
+        name = f"filters_{suffix(w)}_{suffix(x)}"
+        sizes = map(i32, (self.O, c, KH * KW, self.K))
+        gpu.launch("filters.cu", name, (-(-self.matrix.size // 256),), (256,), [w, self.matrix, *sizes])
 
     def convolve(self, x: Array) -> Array:
         y = array_module(x).empty((len(x), self.OH, self.OW, self.O), x.dtype)

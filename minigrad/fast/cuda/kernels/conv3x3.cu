@@ -357,12 +357,12 @@ CONV3X3_WGRAD(64_d32, 64, 32)
 CONV3X3_WGRAD(128_d16, 128, 16)
 CONV3X3_WGRAD(64_d16, 64, 16)
 
-// w (G o, c, 3, 3) -> packed (packs, CO, 9, CI), the groups of a pack along the diagonal; or, `transposed`, (packs, CI,
+// w (G o, c, 3, 3), in float32 or bfloat16 -> packed (packs, CO, 9, CI), the groups of a pack along the diagonal; or, `transposed`, (packs, CI,
 // 9, CO) for the input gradient: filter and channel change places, and so do the ends of each tap. What lies off the
 // diagonal is left alone: the caller has cleared it. A block turns 32 filters x 32 channels of one group in shared
 // memory, so that both sides are read and written along their rows.
-extern "C" __global__ void __launch_bounds__(256)
-    conv3x3_pack(const bf16* w, bf16* packed, int CO, int CI, int o, int c, int transposed) {
+template <typename W>
+__device__ void pack(const W* w, bf16* packed, int CO, int CI, int o, int c, int transposed) {
     constexpr int SIDE = 32;
     __shared__ bf16 tile[SIDE][SIDE * 9 + 2];  // the two spread the rows over the banks
     const int blocks_c = (c + SIDE - 1) / SIDE, blocks_o = (o + SIDE - 1) / SIDE;
@@ -372,7 +372,7 @@ extern "C" __global__ void __launch_bounds__(256)
     const int size = filters * channels * 9;
     for (int n = threadIdx.x; n < size; n += blockDim.x) {
         const int f = n / (channels * 9), rest = n % (channels * 9);
-        tile[f][rest] = w[((group * o + f0 + f) * static_cast<long long>(c) + i0) * 9 + rest];
+        tile[f][rest] = from_float<bf16>(to_float(w[((group * o + f0 + f) * static_cast<long long>(c) + i0) * 9 + rest]));
     }
     __syncthreads();
     for (int n = threadIdx.x; n < size; n += blockDim.x) {
@@ -384,4 +384,13 @@ extern "C" __global__ void __launch_bounds__(256)
             packed[((pack * CO + place * o + f0 + f) * 9LL + t) * CI + place * c + i0 + i] = tile[f][i * 9 + t];
         }
     }
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+    conv3x3_pack_float32(const float* w, bf16* packed, int CO, int CI, int o, int c, int transposed) {
+    pack(w, packed, CO, CI, o, c, transposed);
+}
+extern "C" __global__ void __launch_bounds__(256)
+    conv3x3_pack_bfloat16(const bf16* w, bf16* packed, int CO, int CI, int o, int c, int transposed) {
+    pack(w, packed, CO, CI, o, c, transposed);
 }

@@ -51,6 +51,23 @@ def test_convolution_is_the_books(gpu, case, monkeypatch):
 
 
 @needs_compiler
+@pytest.mark.parametrize("name", [name for name, case in CONVOLUTIONS.items() if case[0] == BF16])
+def test_float32_weights_meet_bfloat16_images_without_a_cast(gpu, name):
+    """They are rounded where they are laid out, and their gradient keeps its digits: no cast stands on the tape."""
+    dtype, (x, w, bias), dy, options = convolution_case(CONVOLUTIONS[name])
+    w, bias = w.astype(F32) * np.float32(1.001), bias.astype(F32)
+    arrays = x, w, bias
+    y_book, gradients_book = run(conv.Conv2d, exact((x, w.astype(dtype), bias)), dy.astype(np.float64), **options)
+    y, (dx, dw, _) = run(chosen(arrays, options), arrays, dy, **options)
+    assert y.dtype == dx.dtype == dtype and dw.dtype == F32
+    for mine, book in ((y, y_book), (dx, gradients_book[0])):
+        close(mine, book, dtype)
+    close(dw, gradients_book[1], F32)
+    y_plain, _ = run(conv.Conv2d, arrays, dy, **options)  # the book takes them, too
+    assert y_plain.dtype == dtype
+
+
+@needs_compiler
 def test_each_convolution_takes_its_method(gpu):
     methods = {}
     for name, case in CONVOLUTIONS.items():
@@ -60,7 +77,8 @@ def test_each_convolution_takes_its_method(gpu):
         methods[name] = set(gpu)
     assert methods["1x1"] == {"cublas", "add_shares_bfloat16"}
     assert methods["1x1, groups"] == {"cublas", "add_shares_float32"}
-    assert methods["first layer"] == {"cublas", "im2col_bfloat16", "col2im_bfloat16", "add_shares_bfloat16"}
+    columns = {"cublas", "im2col_bfloat16", "col2im_bfloat16", "add_shares_bfloat16"}
+    assert methods["first layer"] == columns | {"filters_bfloat16_bfloat16"}
     assert "cublas" not in methods["3x3, tensor cores"] | methods["3x3, tensor cores, stride 2"]
     assert {"conv3x3_256x64_d16", "conv3x3_wgrad_128_d16"} < methods["3x3, tensor cores"]
     assert "conv3x3_128x128" in methods["3x3, tensor cores, stride 2"]
