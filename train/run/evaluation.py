@@ -23,7 +23,7 @@ from . import checkpoint, parallel
 from .config import Config, configure
 from .faults import leave_out_kernels
 from .loading import load_data
-from .loop import Run, on_device
+from .loop import Run, checksum, fingerprint, on_device
 from .parallel import ALONE, Ranks
 
 
@@ -119,6 +119,10 @@ def evaluate_file(args: argparse.Namespace, ranks: Ranks) -> None:
         raise ValueError(f"{path} does not fit {config.model} with {len(test_set.classes)} classes: {error}") from None
     model.to(config.device, "float64" if config.dtype == "float64" else "float32")
     mean, std = (np.array(state["mean"]), np.array(state["std"])) if state else (train_set.mean, train_set.std)
+    if ranks.size > 1:
+        counts = f"{len(test_set):,} of {len(test_set.classes)} classes"
+        sums = {"test images with the checksum": checksum(test_set), "weights with the checksum": fingerprint(model)}
+        ranks.compare({"test images:": counts, **sums, "--dtype": config.dtype})
     result = evaluate(model, on_device(test_set, config.device), mean, std, config, ranks)
     if ranks.rank == 0:
         digits = [np.format_float_positional(x, trim="0") for x in (result.error, result.loss)]

@@ -6,7 +6,6 @@ import argparse
 import json
 import math
 import time
-import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
@@ -30,7 +29,7 @@ from .evaluation import Evaluation, evaluate_run
 from .faults import Guard, TrainingError, leave_out_kernels
 from .fine_tuning import told
 from .loading import load_data
-from .loop import Run, fingerprint, train_epoch
+from .loop import Run, checksum, fingerprint, train_epoch
 from .parallel import Deserted, Ranks
 from .rehearsal import try_batches, try_files
 from .signals import Interrupted, Signals
@@ -177,18 +176,21 @@ def set_up(
             note(told(run.model, config.weights))
         if config.recipe.cutout > min(train_set.shown):
             raise ValueError(f"--cutout {config.recipe.cutout} is larger than the images")
+        if ranks.size > 1:
+            ranks.compare(
+                facts(run)
+            )  # before the first collective, which would wait for ever or add up what is unequal
         tried = try_batches(run)
         if found:
             try:
                 run.restore(*found)
             except ValueError as error:
                 raise ValueError(f"cannot go on from {args.out}: {error}") from error
-        ranks.compare(facts(run))
     return run, (train_set, test_set), interval, tried
 
 
 def facts(run: Run) -> dict[str, Any]:
-    """What all ranks must have in common before the first step."""
+    """What all ranks must have in common before the first step; a state to go on from is rank 0's, for all."""
     config = {**asdict(run.config), **asdict(run.config.recipe)}
     own = {
         f"--{name.replace('_', '-')}": value
@@ -199,9 +201,9 @@ def facts(run: Run) -> dict[str, Any]:
     for name, dataset in sets.items():
         own[f"{name} images:"] = f"{len(dataset):,} of {len(dataset.classes)} classes"
     own["training images with the checksum"] = run.fingerprint
-    own["test labels with the checksum"] = zlib.crc32(np.ascontiguousarray(run.test_set.labels).data)
+    own["test images with the checksum"] = checksum(run.test_set)
     own["weights with the checksum"] = fingerprint(run.model)
-    return own | {"completed epochs:": run.epoch, "completed steps:": run.step}
+    return own
 
 
 def make_folder(out: Path) -> None:

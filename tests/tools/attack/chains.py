@@ -25,6 +25,8 @@ try:
     import torch
 except ImportError:
     torch = None  # type: ignore[assignment]
+else:
+    torch.set_num_threads(1)  # the networks are small
 
 TOLERANCE = 1e-8  # of the largest value: each batch norm of few values may cost two digits of sixteen
 

@@ -288,6 +288,17 @@ def test_what_is_wrong_is_said_once(tmp_path, options, code, sentence):
     assert error.count(sentence) == 1
 
 
+MANY = ("--data", "A", "--limit-test", "300")
+# Shade of the training and of the test images, test images of a class, classes.
+FOLDERS = {
+    "A": (0, 0, 1, "ab"),
+    "B": (1, 0, 1, "ab"),
+    "C": (0, 1, 1, "ab"),
+    "D": (0, 0, 150, "ab"),
+    "E": (0, 0, 1, "abc"),
+}
+
+
 @needs_mpi
 @pytest.mark.parametrize(
     ("first", "second", "sentence"),
@@ -295,13 +306,22 @@ def test_what_is_wrong_is_said_once(tmp_path, options, code, sentence):
         (("--limit-train", "22"), ("--limit-train", "20"), "rank 1 has --limit-train 20 where rank 0 has 22"),
         ((), ("--epochs", "9"), "rank 1 has --epochs 9 where rank 0 has 3"),
         (("--data", "A"), ("--data", "B"), "rank 1 has training images with the checksum"),
+        (("--data", "A"), ("--data", "C"), "rank 1 has test images with the checksum"),
+        (MANY, ("--data", "D", *MANY[2:]), "rank 1 has test images: 300 of 2 classes where rank 0 has 2 of 2 classes"),
+        (("--data", "A"), ("--data", "E"), "rank 1 has training images: 3 of 3 classes where rank 0 has 2 of 2"),
+        (("--evaluate", "run"), ("--evaluate", "run", "--limit-test", "5"), "rank 1 has test images: 5 of 10 classes"),
+        (("--evaluate", "run"), ("--evaluate", "run", "--seed", "5"), "rank 1 has test images with the checksum"),
     ],
 )
-def test_ranks_with_other_data_or_options_end_before_the_first_step(tmp_path, first, second, sentence):
-    for shade, folder in enumerate("AB"):
-        for name in ("train/a", "train/b", "test/a", "test/b"):
-            (tmp_path / folder / name).mkdir(parents=True)
-            Image.new("RGB", (32, 32), (shade, 100, 0)).save(tmp_path / folder / name / "0.png")
+def test_ranks_with_other_data_or_options_end_before_the_first_step(tmp_path, undisturbed, first, second, sentence):
+    """Also where a sum over the ranks would have another length in each: more test images, more classes."""
+    (tmp_path / "run").symlink_to(undisturbed / LAST)
+    for folder, (train, test, images, classes) in FOLDERS.items():
+        for split, shade in (("train", train), ("test", test)):
+            for name in classes:
+                (tmp_path / folder / split / name).mkdir(parents=True)
+                for i in range(images if split == "test" else 1):
+                    Image.new("RGB", (32, 32), (shade, 100, 0)).save(tmp_path / folder / split / name / f"{i}.png")
     command = [sys.executable, "-m", "mpi4py", "-m", "train.cifar", *tiny.OPTIONS, "--out", tmp_path / "out"]
     both = [MPIEXEC, "-n", "1", *command, *first, ":", "-n", "1", *command, *second]
     environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": str(tiny.ROOT), "OPENBLAS_NUM_THREADS": "1"}
