@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -53,9 +53,12 @@ class Lock:
             warn(f"{self.folder} cannot be locked ({reason}): keep other processes out of it")
             return
         descriptor = os.open(self.path, os.O_WRONLY | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0))
-        with open(descriptor, "w") as file:
-            file.write(f"{os.getpid()}\n")
+        try:
             self.identity = self.identify(os.fstat(descriptor))
+            with suppress(OSError):  # a full disk will be told by name as soon as something matters
+                os.write(descriptor, f"{os.getpid()}\n".encode())
+        finally:
+            os.close(descriptor)
 
     def holder(self) -> str:
         """Who holds the lock, as far as the file says."""

@@ -71,9 +71,9 @@ def disturb(rng: random.Random, out: Path) -> tuple[str, str, int]:
     if kind == "full disk":
         limit, which = rng.choice([1, 1000, 20_000]), rng.choice([0, 1])
         script = (
-            "import os, resource, runpy, sys\n"
-            "rank = os.environ.get('PMI_RANK', os.environ.get('OMPI_COMM_WORLD_RANK'))\n"
-            f"if rank == '{which}':\n    resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
+            "import resource, runpy, sys\n"
+            "from mpi4py import MPI\n"  # whose shared memory is a file too
+            f"if MPI.COMM_WORLD.rank == {which}:\n    resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
             "sys.argv[0] = 'train.cifar'\nrunpy.run_module('train.cifar', run_name='__main__', alter_sys=True)\n"
         )
         (out.parent / "rank.py").write_text(script)

@@ -47,6 +47,17 @@ def test_a_full_disk_leaves_the_old_state_and_stops(undisturbed, tmp_path, at_st
     assert tiny.differences(undisturbed, tmp_path) == []
 
 
+def test_a_disk_that_is_full_from_the_start_is_told_with_the_file_s_name(tmp_path):
+    """Not even the number in the lock can be written."""
+    process = tiny.start(
+        *(*tiny.OPTIONS, "--out", tmp_path / "new"),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1, 1)),
+    )
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == cifar.FAILED
+    assert f"{tmp_path / 'new'}" in error and " cannot be " in error and error.count("\n") == 1, error
+
+
 @pytest.mark.slow
 def test_a_disk_that_is_full_in_the_middle_of_a_file(tmp_path):
     """The system refuses to let a file grow beyond a limit, as a full disk does: half of it is written by then."""
