@@ -1,4 +1,4 @@
-"""Draw the README's picture of a run: `python docs/draw_run.py RUN` writes docs/images/first_run.png and its dark twin.
+"""Draw the README's picture of a run: `python docs/draw_run.py RUN NAME` writes docs/images/NAME.png and its dark twin.
 
 Above the error over the epochs, below it test images with what the network says of them: one of each class that it got
 right, and its most confident mistakes with the true class. Letters are large enough for a picture 390 pixels wide.
@@ -34,12 +34,12 @@ class Colours(NamedTuple):
 
 
 THEMES = {
-    "first_run.png": Colours("#fcfbf8", "#222222", "#6e6e6e", "#1f65b7", "#1d7a3d", "#b93a08"),
-    "first_run_dark.png": Colours("#0d1117", "#e6edf3", "#9aa4ae", "#6cb2ff", "#5fd68a", "#ff9a66"),
+    "": Colours("#fcfbf8", "#222222", "#6e6e6e", "#1f65b7", "#1d7a3d", "#b93a08"),
+    "_dark": Colours("#0d1117", "#e6edf3", "#9aa4ae", "#6cb2ff", "#5fd68a", "#ff9a66"),
 }
 
 
-def main(run: Path) -> None:
+def main(run: Path, name: str) -> None:
     """Draw the picture of one run, in both themes."""
     _, state = checkpoint.read(run / checkpoint.LAST)
     config, lines = state["config"], state["history"]
@@ -50,7 +50,7 @@ def main(run: Path) -> None:
     right = np.flatnonzero(predictions.said == predictions.labels)
     first = [i for k in range(len(test_set.classes)) for i in right[predictions.labels[right] == k][:1]][: 2 * COLUMNS]
     wrong = list(predictions.mistakes()[: 2 * COLUMNS])
-    for name, colours in THEMES.items():
+    for theme, colours in THEMES.items():
         figure = Figure(figsize=(7.8, 10.6), dpi=100, layout="constrained", facecolor=colours.paper)
         FigureCanvasAgg(figure)
         above, below = figure.subfigures(2, 1, height_ratios=(1, 2.3))
@@ -60,7 +60,7 @@ def main(run: Path) -> None:
         below.suptitle("test images and the network's answer", fontsize=LETTERS + 2, color=colours.ink)
         for cell, i in zip(below.subplots(4, COLUMNS).ravel(), [*first, *wrong], strict=False):
             draw_image(cell, test_set.images[i], test_set.classes, predictions.said[i], predictions.labels[i], colours)
-        figure.savefig(IMAGES / name, facecolor=colours.paper)
+        figure.savefig(IMAGES / f"{name}{theme}.png", facecolor=colours.paper)
 
 
 def draw_errors(axis: Any, model: str, lines: list[dict[str, float]], colours: Colours) -> None:
@@ -103,6 +103,6 @@ def draw_image(cell: Any, image: np.ndarray, classes: Any, said: int, was: int, 
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python docs/draw_run.py RUN")
-    main(Path(sys.argv[1]))
+    if len(sys.argv) != 3:
+        sys.exit("usage: python docs/draw_run.py RUN NAME")
+    main(Path(sys.argv[1]), sys.argv[2])

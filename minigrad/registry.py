@@ -1,11 +1,11 @@
 """What stands in for what: from the book's operations to the engine room's faster ones, and back.
 
-    register(Conv2d, "cpu", Winograd, Columns)      on a CPU ask Winograd, then Columns, in place of the book's Conv2d
+    register(Conv2d, "cpu", Winograd, Columns)      on a CPU ask first Winograd, then Columns, then the book's Conv2d
     choose(Conv2d, "cpu", x, w, None, stride=...)   the first whose `accepts` says that it can compute these inputs
 
 Where nothing is registered, or all decline, `choose` returns the book's own. What is registered is a subclass of the
 book's Function or, for the functions beside the tape (`tensor.add_gradients`, `optim.sgd_step`), another function,
-which accepts everything unless `accepting` says what.
+which accepts all inputs unless it is decorated with `accepting`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ _stand_ins: dict[tuple[Any, str], tuple[Any, ...]] = {}  # by the book's operati
 
 
 def register(book: Any, kind: str, *stand_ins: Any) -> None:
-    """Let others compute `book` on a kind of device, "cpu" or "cuda", in place of all before; none: the book again."""
+    """Let others compute `book` on a kind of device, "cpu" or "cuda".
+
+    They replace what was registered before; without any, the book's own computes again.
+    """
     _stand_ins[book, kind] = stand_ins
 
 

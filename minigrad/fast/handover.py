@@ -1,17 +1,19 @@
 """What one fast operation tells the next, beside the tape, and the rule that keeps it true.
 
-A convolution that has just computed an image knows its sums while the image is still in the cache; the batch norm that
-follows wants them. A batch norm knows how to make its output again from its input; the convolution that follows can
-then keep three vectors instead of an array. Such knowledge is a note on the output's tensor: `tell` here, `told` there.
+A convolution that has just computed its output can sum the channels while they are still in the cache; the batch norm
+that follows wants these sums. A batch norm knows how to make its output again from its input; the convolution that
+follows can then keep three vectors instead of an array. Such knowledge is a note on the output's tensor: `tell` here,
+`told` there.
 
 The rule: **notes hold only while nobody but the engine room can reach the array.** A user may change an array at any
 time, through the tensor, a view, another library, and no check of its values would be both cheap and safe. So the first
-`Tensor.data` that anybody reads ends the tensor's notes for good, and everything leads through it: `.numpy()`,
-`detach`, DLPack, copies, pickles, and the arrays that a book's or a user's operation gets. Whoever finds no note
-computes what is missing: a look at an array costs speed, never a result. A training step looks at nothing on its way.
+`Tensor.data` that anybody reads ends the tensor's notes for good, and every way to the array leads through it:
+`.numpy()`, `detach`, DLPack, copies, pickles, and the arrays that a book's or a user's operation gets. Whoever finds no
+note computes what is missing: a look at an array costs speed, never a result. A training step looks at nothing on its
+way.
 
-For the same reason an operation that keeps an array for its backward pass, where the book keeps a result of its own,
-keeps it as `Kept`: it takes a copy as soon as somebody else may change the array.
+For the same reason an operation does not simply keep an array that a tensor shows to the user. It keeps it as `Kept`,
+which takes a copy before anybody else can reach the array.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ class Note:
 
 
 class Kept(Note):
-    """An array that an operation needs later as it is now, though a tensor shows it."""
+    """An array that an operation needs later as it is now, although a tensor shows it to the user."""
 
     def __init__(self, array: Array):
         self.array = array
@@ -66,12 +68,12 @@ class Informed(Function):
         return next((note for note in notes or () if isinstance(note, kind)), None)
 
     def tell(self, note: Note) -> None:
-        """Pin a note to the output; for `forward`."""
+        """Pin a note to the output; for `forward`, and without effect where it is called by itself, without `run`."""
         if self.said is not None:
             self.said.append(note)
 
     def keep(self, i: int, x: Array, memory: Array) -> Kept:
-        """Keep `memory`, which may be input i's (x); a copy where others can reach it already. For `forward`."""
+        """Keep `memory`, input i's array x or one made from it; a copy where others can reach it. For `forward`."""
         notes = self.heard[i] if i < len(self.heard) else None
         if notes is None:
             shared = array_module(x).may_share_memory(memory, x)

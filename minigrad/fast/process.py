@@ -49,18 +49,18 @@ def libraries() -> list[Any]:
     return _libraries
 
 
-def is_zen4(cpuinfo: str) -> bool:
-    """Whether /proc/cpuinfo describes AMD's Zen 4: family 25, as Zen 3, but with AVX-512."""
-    return bool(re.search(r"^cpu family\s*: 25$", cpuinfo, re.M) and re.search(r"^flags\s*:.* avx512f ", cpuinfo, re.M))
+def is_zen4(text: str) -> bool:
+    """Whether the text of /proc/cpuinfo describes AMD's Zen 4: family 25, as Zen 3, but with AVX-512."""
+    return bool(re.search(r"^cpu family\s*: 25$", text, re.M) and re.search(r"^flags\s*:.* avx512f ", text, re.M))
 
 
 def choose_kernels(cpuinfo: str = "/proc/cpuinfo") -> list[str]:
     """Let OpenBLAS run its AVX2 kernels on Zen 4, which it gives its AVX-512 kernels by itself; say so if it was done.
 
     Zen 4 computes 512 bits in two halves, so AVX-512 has no more arithmetic to offer there, and the AVX2 kernels are
-    faster (docs/cpu.md). OpenBLAS chooses when it is loaded, by the processor or `OPENBLAS_CORETYPE`; here it is asked
-    to choose again. The user's own choice is left alone, and so is everything where another thread might be in a
-    product.
+    faster (docs/cpu.md). OpenBLAS calls the former SkylakeX, the latter Zen or Haswell. It chooses when it is loaded,
+    by the processor or `OPENBLAS_CORETYPE`; here it is asked to choose again. The user's own choice is left alone, and
+    so is everything where another thread might be in a product.
     """
     switched: list[str] = []
     try:
@@ -133,7 +133,7 @@ def parallel_section(work: Callable[[], None]) -> None:
     setters = [setter for _, setter in blas_threads()]
     counts = [count() for count, _ in blas_threads()]
     interval = sys.getswitchinterval()
-    put_back = map(operator.call, setters, counts)  # what it calls is called when a list is made of it
+    put_back = map(operator.call, setters, counts)  # lazy: nothing is called before `list(put_back)`
 
     def section() -> None:
         np.setbufsize(BUFFER)

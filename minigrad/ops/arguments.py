@@ -1,4 +1,4 @@
-"""What the operations accept: every argument is checked here, so that the other files of this folder hold formulas.
+"""What the operations accept: their arguments are checked here, so that the other files of this folder hold formulas.
 
 Whatever does not fit is refused before anything is computed, with a TypeError for the wrong kind of thing and a
 ValueError for the wrong size, in one sentence that names the numbers.
@@ -36,7 +36,7 @@ def check_kind(value: Any, kind: Any, sentence: str) -> None:
 def as_tensors(operation: str, a: Any, b: Any) -> tuple[Tensor, Tensor]:
     """Return both sides of an operator as tensors: what is none takes the other's device and floating-point dtype."""
     if not isinstance(a, Tensor) and not isinstance(b, Tensor):
-        check_tensors(operation, a=a, b=b)
+        check_tensors(operation, a=a, b=b)  # which raises
     return _beside(a, b), _beside(b, a)
 
 
@@ -82,7 +82,9 @@ def as_size(value: Any, name: str) -> int:
 
 def as_list(values: Any, name: str) -> list[Any]:
     """Return what a loop can run over as a list; TypeError for anything else."""
-    check_kind(None if isinstance(values, str) else values, Iterable, f"a list of {name} is needed")
+    if isinstance(values, str):  # Python could run over its letters
+        raise TypeError(f"a list of {name} is needed, got {shown(values)}")
+    check_kind(values, Iterable, f"a list of {name} is needed")
     return list(values)
 
 

@@ -8,7 +8,7 @@ The axes, always in this order:
 
 The window moves by `stride` (SH, SW), over an image with `padding` (PH, PW) zeros around it, and its taps lie
 `dilation` (DH, DW) apart. The G groups split the channels: each has c = C/G channels and o = O/G filters. Filter f
-belongs to group g = f // o and sees channels g c ... (g+1) c - 1, no others. With G = 1 every filter sees every
+belongs to group g = f // o and sees channels g·c ... (g+1)·c - 1, no others. With G = 1 every filter sees every
 channel; with G = C each sees one ("depthwise").
 """
 
@@ -24,7 +24,7 @@ from .arguments import Pair, as_pair, check_filters, check_window
 def conv2d_loops(x: Array, w: Array, stride: Pair, padding: Pair, dilation: Pair, groups: int) -> Array:
     """The definition, one multiplication at a time; far too slow for anything but reading and testing.
 
-    y[n, f, oh, ow] = Σ_i Σ_kh Σ_kw  w[f, i, kh, kw] · x[n, g c + i, oh SH + kh DH - PH, ow SW + kw DW - PW]
+    y[n, f, oh, ow] = Σ_i Σ_kh Σ_kw  w[f, i, kh, kw] · x[n, g·c + i, oh SH + kh DH - PH, ow SW + kw DW - PW]
 
     with g = f // o, and x = 0 outside the image.
     """
@@ -86,7 +86,7 @@ def im2col(x: Array, kernel: Pair, positions: Pair, stride: Pair, dilation: Pair
 def col2im(columns: Array, shape: tuple[int, ...], stride: Pair, dilation: Pair) -> Array:
     """Add the windows (N, C, KH, KW, OH, OW) back into images of `shape` (N, C, H', W'): the transpose of im2col.
 
-    im2col copies pixel p into several places, and moving p moves all of its copies. So the gradient of p is the sum of
+    im2col copies pixel p into several places, and changing p changes all its copies. So the gradient of p is the sum of
     theirs: where im2col reads `x[slice]`, col2im adds to `x[slice]`. The slices of different taps overlap, but one tap
     meets every pixel at most once, so each tap is a plain addition.
     """
@@ -118,7 +118,7 @@ class Conv2d(Function):
         (N, _, H, W), (O, _, KH, KW) = x.shape, w.shape
         self.x, self.w = x, w.astype(x.dtype, copy=False)
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
-        self.positions = OH, OW = output_size((H, W), (KH, KW), stride, padding, dilation)
+        OH, OW = self.positions = output_size((H, W), (KH, KW), stride, padding, dilation)
 
         y = matmul(self.filters(), self.columns())  # (G, o, c·KH·KW) @ (G, c·KH·KW, N·OH·OW) = (G, o, N·OH·OW)
         y = y.reshape(O, N, OH, OW).transpose(1, 0, 2, 3)  # filters of group 0, of group 1, ...: (N, O, OH, OW)
@@ -169,7 +169,7 @@ def conv2d(
     """Convolve images x (N, C, H, W) with filters (O, C/groups, KH, KW); add a bias (O,): y (N, O, OH, OW).
 
     y[n, f, oh, ow] = bias[f] +
-        Σ_i Σ_kh Σ_kw weight[f, i, kh, kw] · x[n, g c + i, oh SH + kh DH - PH, ow SW + kw DW - PW]
+        Σ_i Σ_kh Σ_kw weight[f, i, kh, kw] · x[n, g·c + i, oh SH + kh DH - PH, ow SW + kw DW - PW]
 
     with c = C/groups and g the group of filter f; as everywhere in the field, a cross-correlation: the filter is not
     flipped. `stride`, `padding` and `dilation` are integers or pairs (rows, columns). Grouped convolution is from

@@ -238,3 +238,8 @@ def test_a_decay_rises_to_the_peak_and_then_falls(decay, lr, total, data):
     assert values[-1] == pytest.approx(0, abs=1e-12)
     assert values[: warmup + 1] == sorted(values[: warmup + 1])
     assert values[warmup:] == sorted(values[warmup:], reverse=True)
+
+
+def test_a_word_is_no_list_of_parameters():
+    with pytest.raises(TypeError, match="a list of parameters is needed, got 'weights'"):
+        SGD("weights", lr=0.1)

@@ -181,14 +181,14 @@ def read_png_archive(path: Path, format: BinaryFormat, progress: bool = True) ->
 
     NUMBER is an image's place in the official order. Each place must be filled once.
     """
-    side, pixels = format.side, 3 * format.side**2
+    side, size = format.side, 3 * format.side**2  # bytes of an image
     counts = {
         "train": len(format.train_files) * format.train_records,
         "test": len(format.test_files) * format.test_records,
     }
     records = {split: np.zeros((n, format.record_bytes), np.uint8) for split, n in counts.items()}
     filled = {split: np.zeros(n, bool) for split, n in counts.items()}
-    total, most = sum(counts.values()), PNG_BYTES * pixels + HEADER
+    total, most = sum(counts.values()), PNG_BYTES * size + HEADER
     bar = tqdm(total=total, desc=path.name, unit=" images", leave=False, disable=None if progress else True)
     with bar:
         for member, size, read in members(path, total * (most + HEADER) + (1 << 20)):

@@ -153,7 +153,9 @@ def parser() -> argparse.ArgumentParser:
         help="hyper-parameters (default: paper; quick for shapes, fine-tune with --weights)",
     )
     p.add_argument("--epochs", type=int, help="passes over the data (default: the recipe's)")
-    p.add_argument("--batch-size", type=int, metavar="N", help="images a step, of all ranks (default: 128; quick: 32)")
+    p.add_argument(
+        "--batch-size", type=int, metavar="N", help="images a step, of all ranks (default: 128; quick, fine-tune: 32)"
+    )
     p.add_argument("--seed", type=int, metavar="N", help="of weights, order and augmentation (default: 0)")
     p.add_argument(
         "--dtype",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained; everything but the network and the data. `PARTS` says what each part is."""
+    """The hyper-parameters of a run but for its batch size, which is in `Config`. `PARTS` says what each is."""
 
     epochs: int
     lr: float
