@@ -72,7 +72,20 @@ def _cpu() -> list[Family]:
 
 
 def _cuda() -> list[Family]:
-    from .cuda import BatchNorm, BatchNormReLU, CrossEntropy, MatMul, Products, TensorCores, add, gpu, graph, sgd
+    from .cuda import (
+        BatchNorm,
+        BatchNormReLU,
+        CrossEntropy,
+        ImageSum,
+        MatMul,
+        Products,
+        TensorCores,
+        add,
+        gpu,
+        graph,
+        sgd,
+    )
+    from .cuda import MaxPool2d as MaxPool
 
     made = []
     for dtype in ("float32", "bfloat16") if gpu.properties().compute >= 80 else ("float32",):
@@ -92,6 +105,8 @@ def _cuda() -> list[Family]:
             _convolution("convolution 1x1", dtype, Products, (2, 32, 40, 1, 9, 8), kernel=1),
             _convolution("convolution 3x3, columns", dtype, Products, (2, 24, 48, 3, 9, 7), stride=2),
             *_norms(dtype, BatchNorm, BatchNormReLU, (3, 32, 7, 6)),
+            _through_the_tape("sum over images", dtype, ImageSum, [_normal(3, 24, 9, 7)], axes=(2, 3), keepdims=False),
+            _pooling("max pooling", dtype, MaxPool, (3, 3), (2, 2), (1, 1)),
             _through_the_tape("matrix product", dtype, MatMul, [_normal(33, 64), _normal(64, 10)]),
             _addition(dtype, add.add_gradients),
         ]

@@ -25,6 +25,7 @@ def run(operation, arrays, dy, needs=None, **options):
     node.needs = needs or tuple(a is not None for a in arrays)
     y = node.forward(*arrays, **options)
     gradients = node.backward(dy)
+    gradients = gradients if isinstance(gradients, tuple) else (gradients,)
     return y, [g for g, needed in zip(gradients, node.needs, strict=True) if needed]
 
 

@@ -2,6 +2,7 @@
 
     conv.py       convolution: tensor cores, or columns and products
     norm.py       batch norm with ReLU and shortcut inside
+    pool.py       sums over whole images, max pooling
     linear.py     matrix products: cuBLAS, float32 sums
     loss.py       cross-entropy and its gradient in one launch
     add.py        the gradients of a residual block's two ways, where they meet
@@ -17,10 +18,12 @@ No kernel uses atomics, and cuBLAS has a workspace for each stream: on one GPU t
 
 from __future__ import annotations
 
+from ...ops import basic as book_basic
 from ...ops import conv as book_conv
 from ...ops import loss as book_loss
 from ...ops import matmul as book_matmul
 from ...ops import norm as book_norm
+from ...ops import pool as book_pool
 from ...optim import sgd_step
 from ...registry import register as stand_in
 from ...tensor import add_gradients
@@ -30,6 +33,7 @@ from .conv import Products, TensorCores
 from .linear import MatMul
 from .loss import CrossEntropy
 from .norm import BatchNorm, BatchNormReLU
+from .pool import ImageSum, MaxPool2d
 
 
 def register(kind: str = "cuda") -> None:
@@ -37,6 +41,8 @@ def register(kind: str = "cuda") -> None:
     stand_in(book_conv.Conv2d, kind, TensorCores, Products)
     stand_in(book_norm.BatchNorm, kind, BatchNorm)
     stand_in(book_norm.BatchNormReLU, kind, BatchNormReLU)
+    stand_in(book_basic.Sum, kind, ImageSum)
+    stand_in(book_pool.MaxPool2d, kind, MaxPool2d)
     stand_in(book_matmul.MatMul, kind, MatMul)
     stand_in(book_loss.CrossEntropy, kind, CrossEntropy)
     stand_in(sgd_step, kind, sgd.sgd_step)

@@ -21,6 +21,7 @@ OPTIONS = ("-std=c++17",)
 # The structs that kernels take by value, field by field as in the .cu files (Conv, of conv3x3.cu, is in tiles.py).
 PARAMETER = np.dtype("u8, u8, u8, i8, f4, f4, i4, i4")  # w, dw, velocity; size; momentum, weight decay; nesterov, gap
 PARAMETERS = np.dtype([("list", PARAMETER, 64)])  # sgd.cu
+POOL = np.dtype(", ".join(["i4"] * 12))  # pool.cu: N H W C OH OW KH KW SH SW PH PW
 WINDOW = np.dtype(", ".join(["i4"] * 16))  # im2col.cu: N H W C G KH KW OH OW SH SW PH PW DH DW ld
 
 

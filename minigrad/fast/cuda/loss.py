@@ -13,7 +13,7 @@ from .arrays import f32, i32, supported
 
 
 class CrossEntropy(loss.CrossEntropy):
-    """loss.CrossEntropy and its gradient in one launch; see loss.cu."""
+    """loss.CrossEntropy and its gradient in one launch, which is scaled in another; see loss.cu."""
 
     @classmethod
     def accepts(cls, *arrays: Any, **options: Any) -> bool:
@@ -29,4 +29,8 @@ class CrossEntropy(loss.CrossEntropy):
         return mean
 
     def backward(self, dy: Array) -> Array:
-        return self.gradient * dy
+        xp = array_module(self.gradient)
+        dx, size = xp.empty_like(self.gradient), self.gradient.size
+        arguments = [self.gradient, xp.asarray(dy, np.float32), dx, i32(size)]
+        gpu.launch("loss.cu", "cross_entropy_backward", (-(-size // 256),), (256,), arguments)
+        return dx

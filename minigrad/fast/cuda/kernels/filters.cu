@@ -15,7 +15,8 @@
 // Tile: a thread for each value of rows, and of dw in partial's order, where most of the reading is.
 // Bytes: those of w and of rows; and 4 for each share and sizeof(T) for each value of dw.
 // Operations: none; and one addition for each share, in their order, so the same input gives the same bits; memory decides.
-// Held to the book by tests/minigrad/fast/cuda/test_cuda_shim.py::test_filters_are_laid_in_rows, test_weight_gradients_are_put_together (CPU) and
+// Held to the book by tests/minigrad/fast/cuda/test_cuda_operations.py::test_filters_are_laid_in_rows,
+// test_cuda_shim.py::test_weight_gradients_are_put_together (CPU) and
 // tests/minigrad/fast/cuda/test_cuda_gpu.py::test_convolution_on_the_gpu (GPU).
 
 #include "ptx.cuh"

@@ -63,3 +63,9 @@ extern "C" __global__ void __launch_bounds__(1024)
         *loss = sum / N;
     }
 }
+
+// out = gradient * dy, with dy, the gradient of the loss itself, in the device's memory.
+extern "C" __global__ void cross_entropy_backward(const float* gradient, const float* dy, float* out, int size) {
+    const int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < size) out[i] = gradient[i] * *dy;
+}

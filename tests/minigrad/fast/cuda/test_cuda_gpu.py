@@ -203,3 +203,19 @@ def test_max_pooling_can_be_captured_on_the_gpu(cp):
     assert graph.graph is not None
     for captured, eager in zip(results, step(x), strict=True):
         assert captured.dtype == BF16 and to_cpu(captured).tobytes() == to_cpu(eager).tobytes()
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
+def test_pooling_on_the_gpu(cp, dtype):
+    """Through the tape, as the networks for ImageNet begin and end."""
+    rng = np.random.default_rng(19)
+    x, dy = (rng.standard_normal(shape).astype(dtype) for shape in ((4, 64, 30, 28), (4, 64)))
+    results = []
+    for convert in (lambda a: a.astype(np.float64), cp.asarray):
+        t = minigrad.Tensor(convert(x), requires_grad=True)
+        y = F.global_avg_pool2d(F.max_pool2d(t, 3, 2, 1))
+        y.backward(convert(dy))
+        results.append([y.data, t.grad])
+    for book, mine in zip(*results, strict=True):
+        close(to_cpu(mine), book, dtype)

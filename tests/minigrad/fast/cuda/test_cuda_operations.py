@@ -51,6 +51,19 @@ def test_convolution_is_the_books(gpu, case, monkeypatch):
 
 
 @needs_compiler
+@pytest.mark.parametrize(("stored", "dtype"), [(F32, F32), (F32, BF16), (BF16, BF16)], ids=str)
+def test_filters_are_laid_in_rows(gpu, stored, dtype):
+    """A filter's taps after one another, each with its channels, then zeros; rounded where the images are bfloat16."""
+    w = np.random.default_rng(13).standard_normal((6, 5, 2, 3)).astype(stored)
+    rows = np.full((6, 32), np.nan, dtype)
+    sizes = [np.int32(n) for n in (6, 5, 6, 32)]
+    name = f"filters_{stored.name}_{dtype.name}"
+    device.launch("filters.cu", name, (1,), (256,), [w, rows, *sizes])
+    expected = w.transpose(0, 2, 3, 1).reshape(6, 30).astype(dtype)
+    assert (rows[:, :30] == expected).all() and not rows[:, 30:].any()
+
+
+@needs_compiler
 @pytest.mark.parametrize("name", [name for name, case in CONVOLUTIONS.items() if case[0] == BF16])
 def test_float32_weights_meet_bfloat16_images_without_a_cast(gpu, name):
     """They are rounded where they are laid out, and their gradient keeps its digits: no cast stands on the tape."""

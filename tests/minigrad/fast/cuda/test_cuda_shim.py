@@ -281,18 +281,6 @@ def put_together(partial, w, tap_length, CO, o):
     return dw
 
 
-@pytest.mark.parametrize(("stored", "dtype"), [(F32, F32), (F32, BF16), (BF16, BF16)], ids=str)
-def test_filters_are_laid_in_rows(stored, dtype):
-    """A filter's taps after one another, each with its channels, then zeros; rounded where the images are bfloat16."""
-    w = np.random.default_rng(13).standard_normal((6, 5, 2, 3)).astype(stored)
-    rows = np.full((6, 32), np.nan, dtype)
-    sizes = [i32(n) for n in (6, 5, 6, 32)]
-    name = f"filters_{SUFFIX[w.dtype]}_{SUFFIX[rows.dtype]}"
-    compile_host("filters.cu").launch(name, (-(-rows.size // 256),), (256,), [w, rows, *sizes])
-    expected = w.transpose(0, 2, 3, 1).reshape(6, 30).astype(dtype)
-    assert (rows[:, :30] == expected).all() and not rows[:, 30:].any()
-
-
 @pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
 @pytest.mark.parametrize("groups", [None, 1, 4], ids=["columns", "one group", "four groups"])
 def test_weight_gradients_are_put_together(dtype, groups):

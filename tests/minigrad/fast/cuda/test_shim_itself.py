@@ -111,6 +111,11 @@ def exercise_loss(module):
     module.launch("cross_entropy", (1,), (1024,), arguments)
 
 
+def exercise_pool(module):
+    x, y = np.ones((2, 20, 16), F32), np.zeros((2, 16), F32)
+    module.launch("image_sums_float32", (1, 2), (32, 8), [x, y, i32(20), i32(16)])
+
+
 def exercise_conv3x3(module):
     for name in ("stride 2", "larger than a tile"):
         check_conv3x3(module, CONVOLUTIONS[name])
@@ -121,6 +126,7 @@ def exercise_conv3x3(module):
 EXERCISES = {
     "norm.cu": (exercise_norm, set()),
     "loss.cu": (exercise_loss, set()),
+    "pool.cu": (exercise_pool, set()),
     "conv3x3.cu": (exercise_conv3x3, {3}),
 }
 
