@@ -17,6 +17,7 @@ import numpy as np
 import minigrad
 import resnext
 from minigrad import Function, Parameter, Tensor, draw, nn, optim
+from minigrad.fold import fold
 from support.strategies import normal
 
 
@@ -140,6 +141,10 @@ PUBLIC = {
         values(fn=lambda x: x * x, inputs=[np.ones(2)], eps=1e-5, rtol=1e-5, atol=1e-7, seed=0, max_entries=2),
         (TypeError, ValueError, AssertionError),
         skip=("seed",),  # whatever NumPy takes
+    ),
+    "fold": Public(
+        lambda network: fold(network).eval()(images()),
+        {"network": lambda: nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))},
     ),
     "load_weights": Public(
         minigrad.load_weights,

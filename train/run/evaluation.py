@@ -25,6 +25,7 @@ from .faults import leave_out_kernels
 from .loading import load_data
 from .loop import Run, checksum, fingerprint, on_device
 from .parallel import ALONE, Ranks
+from .predictor import for_evaluation
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def evaluate(
     Batches of `dataset.at_once` images are dealt to the ranks in turn; sums are made in the batches' order, so that the
     result does not depend on the number of ranks. `after_round` is called whenever each rank has done one batch.
     """
-    model.eval()
+    network = for_evaluation(model.eval(), config.device)
     K = len(dataset.classes)
     size = dataset.at_once
     starts = range(0, len(dataset), size)
@@ -61,7 +62,7 @@ def evaluate(
             if i % ranks.size == ranks.rank:
                 labels = dataset.labels[begin : begin + size]
                 batch = augment.normalise(dataset.images[begin : begin + size], mean, std, dtype)
-                logits = model(Tensor._of(batch))
+                logits = network(Tensor._of(batch))
                 losses[i] = F.cross_entropy(logits, labels).item() * len(labels)
                 np.add.at(confusion, (labels, to_numpy(logits.data).argmax(axis=1)), 1)
             if (i + 1) % ranks.size == 0:

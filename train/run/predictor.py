@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from minigrad import Tensor, no_grad
 from minigrad import functional as F
 from minigrad.backend import to_device
+from minigrad.fold import fold
 from minigrad.nn import Module
 from resnext import create
 from resnext.counts import outlines
@@ -26,6 +27,15 @@ IMAGENET_MEAN = np.array([123.675, 116.28, 103.53])
 IMAGENET_STD = np.array([58.395, 57.12, 57.375])
 
 
+def for_evaluation(model: Module, device: str) -> Module:
+    """What to evaluate a network with, as long as its weights stay as they are: on a CPU, batch norm is folded away.
+
+    On a GPU it is the network itself: batch norm, ReLU and shortcut are one kernel there, and a convolution's bias
+    would be another.
+    """
+    return fold(model) if device == "cpu" else model
+
+
 @dataclass(frozen=True)
 class Predictor:
     """A trained network and what it wants to see."""
@@ -36,6 +46,10 @@ class Predictor:
     margin: float  # how much larger than that an image is before the middle is cut out
     mean: np.ndarray  # per channel, in the pixels' scale of 0 to 255
     std: np.ndarray
+
+    def for_many(self, device: str) -> Predictor:
+        """The same, faster from the first dozen photographs on: see `for_evaluation`."""
+        return replace(self, model=for_evaluation(self.model, device))
 
     def probabilities(self, path: Path, device: str) -> np.ndarray:
         """The probability of every class for the image in a file, whose middle is looked at: (K,), they sum to 1.
@@ -121,7 +135,7 @@ class Predictions:
 
 def predict(predictor: Predictor, dataset: Dataset, device: str) -> Predictions:
     """Classify a data set in evaluation mode."""
-    parts = []
+    parts, predictor = [], predictor.for_many(device)
     with no_grad():
         for begin in range(0, len(dataset), dataset.at_once):
             images = to_device(dataset.images[begin : begin + dataset.at_once], device)

@@ -11,6 +11,7 @@ They stand on layout.py (channels-last memory, sums per channel), threads.py and
 
 from __future__ import annotations
 
+from ...fold import ConvReLU
 from ...ops.conv import Conv2d
 from ...ops.norm import BatchNorm, BatchNormReLU
 from ...ops.pool import AvgPool2d, MaxPool2d
@@ -31,7 +32,8 @@ __all__ = ["register", "set_threads", "threads"]
 
 def register() -> None:
     """Let them stand in for the book's operations on a CPU."""
-    stand_in(Conv2d, "cpu", Pointwise, Winograd, Stacks, Columns)
+    for convolution in (Conv2d, ConvReLU):
+        stand_in(convolution, "cpu", Pointwise, Winograd, Stacks, Columns)
     stand_in(BatchNorm, "cpu", FastBatchNorm)
     stand_in(BatchNormReLU, "cpu", FastBatchNormReLU)
     stand_in(MaxPool2d, "cpu", FastMaxPool2d)

@@ -23,10 +23,12 @@ import numpy as np
 
 from ....backend import Array
 from ....ops.conv import Conv2d, Pair
+from ....tensor import recording
 from ...handover import Informed
 from ..layout import Moments, channel_sums, rows_of, to_nchw, to_nhwc
 from ..norm import Remake
 from ..threads import parts_for
+from .finish import Finish
 from .geometry import Geometry, geometry
 from .source import Gradient, Source
 
@@ -35,8 +37,10 @@ class FastConv2d(Informed, Conv2d):
     """Conv2d, fast: a method says in `suits` what it is for, and defines `convolve` and `pull_back`."""
 
     @classmethod
-    def accepts(cls, *arrays: Array | None, **options: Any) -> bool:
+    def accepts(cls, *arrays: Array | None, relu: bool = False, **options: Any) -> bool:
         x, w = arrays[:2]
+        if (relu or len(arrays) == 4) and recording():
+            return False  # ReLU and shortcut are for a call without a tape
         known = x.dtype == w.dtype and x.dtype in (np.float32, np.float64)  # type: ignore[union-attr]
         return known and cls.suits(geometry(x.shape, w.shape, **options))  # type: ignore[union-attr]
 
@@ -45,8 +49,8 @@ class FastConv2d(Informed, Conv2d):
         """Whether this is the way to compute a convolution of these sizes."""
         raise NotImplementedError
 
-    def convolve(self, s: Geometry, x: Source, w: np.ndarray, y: np.ndarray, moments: Moments | None) -> None:
-        """Write the convolution into y (N, OH, OW, O), and measure it for `moments` while it is in the cache."""
+    def convolve(self, s: Geometry, x: Source, w: np.ndarray, y: np.ndarray, finish: Finish) -> None:
+        """Write the convolution into y (N, OH, OW, O), a piece at a time, each finished while it is in the cache."""
         raise NotImplementedError
 
     def pull_back(
@@ -56,28 +60,38 @@ class FastConv2d(Informed, Conv2d):
         raise NotImplementedError
 
     def forward(
-        self, x: Array, w: Array, bias: Array | None = None, *, stride: Pair, padding: Pair, dilation: Pair, groups: int
+        self,
+        x: Array,
+        w: Array,
+        bias: Array | None = None,
+        shortcut: Array | None = None,
+        *,
+        stride: Pair,
+        padding: Pair,
+        dilation: Pair,
+        groups: int,
+        relu: bool = False,
     ) -> Array:
-        s = geometry(x.shape, w.shape, stride, padding, dilation, groups)
+        merged = geometry(x.shape, w.shape, stride, padding, dilation, groups)
+        s = merged
         y = np.empty((s.N, s.OH, s.OW, s.O), x.dtype)
         source = Source(x, None)
         # A batch norm that trains will want the statistics; without a tape there is nobody to want them.
         wanted = bias is None and any(self.needs)
+        added = None if shortcut is None else to_nhwc(shortcut)
         with np.errstate(invalid="ignore"):  # zeros between groups, and sums on the side, are no cause for a warning
-            moments = Moments(s.O) if wanted else None
-            self.convolve(s, source, w, y, moments)
-            if s.merge > 1 and not np.isfinite(channel_sums(rows_of(y)) if moments is None else moments.means()).all():
-                s = s.apart()
+            for s in (merged, merged.apart()):
                 moments = Moments(s.O) if wanted else None
-                self.convolve(s, source, w, y, moments)
+                finish = Finish(y, moments, bias, added, relu, watched=s.merge > 1 and not wanted)
+                self.convolve(s, source, w, y, finish)
+                if s.merge == 1 or (np.isfinite(moments.means()).all() if moments else finish.finite):
+                    break
         self.geometry, self.w = s, w
         if moments is not None:
             self.tell(moments)
         if any(self.needs):
             remake = self.remake()
             self.x = source if remake is None else Source(x, remake)
-        if bias is not None:
-            y += bias
         return to_nchw(y)
 
     def pull_back_weights(self, s: Geometry, dy: np.ndarray, dw: np.ndarray) -> None:

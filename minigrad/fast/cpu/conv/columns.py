@@ -7,10 +7,11 @@ from collections.abc import Iterator
 import numpy as np
 
 from ....ops.conv import Pair, tap
-from ..layout import Moments, rows_of
+from ..layout import rows_of
 from ..memory import scratch
 from ..threads import Span, pool
 from .base import FastConv2d
+from .finish import Finish
 from .geometry import ROWS, Cell, Geometry
 from .source import Gradient, Source, add_weight_gradients, zero_parts
 
@@ -108,7 +109,7 @@ class Columns(FastConv2d):
     def suits(s: Geometry) -> bool:
         return True
 
-    def convolve(self, s: Geometry, x: Source, w: np.ndarray, y: np.ndarray, moments: Moments | None) -> None:
+    def convolve(self, s: Geometry, x: Source, w: np.ndarray, y: np.ndarray, finish: Finish) -> None:
         matrices = merged_filters(s, w).reshape(s.packs, -1, s.CO)
         out = rows_of(y)
 
@@ -121,9 +122,7 @@ class Columns(FastConv2d):
                     for h in bands(n, s.OH, s.OW):
                         columns = windows.unfold(h)
                         np.matmul(columns, matrices[g], out=out[s.rows(n, h, s.OH, s.OW), g * s.CO : (g + 1) * s.CO])
-                if moments is not None:
-                    mine = slice(packs[0] * s.CO, packs[1] * s.CO)
-                    moments.measure(out[s.rows(n, (0, s.OH), s.OH, s.OW), mine], i, mine.start)
+                finish.rows(i, s.rows(n, (0, s.OH), s.OH, s.OW), slice(packs[0] * s.CO, packs[1] * s.CO))
 
         pool().run(work, s.grid())
 

@@ -7,16 +7,18 @@ from typing import Any
 import numpy as np
 
 from ....ops.conv import Pair
-from ..layout import Moments, rows_of, to_nchw
+from ..layout import rows_of, to_nchw
 from ..memory import scratch
 from ..norm import Remake
 from ..threads import Span, parts_for, pool, spans, steps
 from .base import FastConv2d
+from .finish import Finish
 from .geometry import Geometry
 from .source import Gradient, Source
 
 ROWS = 512  # rows of a product that needs no columns: input, output and its statistics then share the cache
 NUMBERS = 1 << 17  # of input and output together; few channels take more rows, for each product costs Python time too
+FEW = 4  # products
 
 
 def add_parts(parts: list[np.ndarray]) -> np.ndarray:
@@ -80,17 +82,18 @@ class Pointwise(FastConv2d):
         """As for all; but what a stride takes of x is copied, not made again."""
         return super().remake() if self.geometry.stride == (1, 1) else None
 
-    def convolve(self, s: Geometry, x: Source, w: np.ndarray, y: np.ndarray, moments: Moments | None) -> None:
-        matrix = transposed(w.reshape(s.O, s.C))
+    def convolve(self, s: Geometry, x: Source, w: np.ndarray, y: np.ndarray, finish: Finish) -> None:
         taken = rows_of(every(x.x, s.stride))
         out = rows_of(y)
+        matrix = w.reshape(s.O, s.C)
+        # BLAS reads a transposed matrix as well, at some cost to every product: for a few, turning it would cost more.
+        matrix = transposed(matrix) if len(out) >= FEW * at_once(s) else matrix.T
 
         def work(part: tuple[int, Span]) -> None:
             i, span = part
             for start, stop in steps(span, at_once(s)):
                 np.dot(taken[start:stop], matrix, out=out[start:stop])
-                if moments is not None:
-                    moments.measure(out[start:stop], i)
+                finish.rows(i, slice(start, stop))
 
         pool().run(work, list(enumerate(spans(len(out), parts_for(s.operations), 16))))
 

@@ -18,11 +18,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ..layout import Moments, rows_of
+from ..layout import rows_of
 from ..memory import scratch
 from ..threads import Span, pool, steps
 from .base import FastConv2d
 from .columns import as_items, merged_filters
+from .finish import Finish
 from .geometry import MERGED, Cell, Geometry
 from .source import Gradient, Source, add_weight_gradients, zero_parts
 
@@ -92,7 +93,7 @@ class Stacks(FastConv2d):
     def suits(s: Geometry) -> bool:
         return s.plain3x3 and max(s.CI, s.CO) <= MERGED and s.W >= 16 and s.packs >= 2 * LEAST
 
-    def convolve(self, s: Geometry, x: Source, w: np.ndarray, y: np.ndarray, moments: Moments | None) -> None:
+    def convolve(self, s: Geometry, x: Source, w: np.ndarray, y: np.ndarray, finish: Finish) -> None:
         filters = self.as_window(merged_filters(s, w))
 
         def work(cell: Cell) -> None:
@@ -103,8 +104,7 @@ class Stacks(FastConv2d):
                     stacks = stacked(x.x[slice(*n), :, :, g[0] * s.CI : g[1] * s.CI], g[1] - g[0], band)
                     out = y[slice(*n), slice(*band), :, g[0] * s.CO : g[1] * s.CO]
                     self.correlate(stacks, filters[slice(*g)], out)
-                if moments is not None:
-                    moments.measure(rows_of(y)[s.rows(n, band, s.H, s.W), mine], i, mine.start)
+                finish.rows(i, s.rows(n, band, s.H, s.W), mine)
 
         pool().run(work, s.grid(LEAST))
 

@@ -25,10 +25,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..layout import Moments, rows_of
 from ..memory import scratch
 from ..threads import Span, pool
 from .base import FastConv2d
+from .finish import Finish
 from .geometry import Cell, Geometry
 from .source import Gradient, Source, add_weight_gradients, zero_parts
 
@@ -135,7 +135,7 @@ class Winograd(FastConv2d):
     def suits(s: Geometry) -> bool:
         return s.plain3x3 and s.H % 2 == s.W % 2 == 0 and s.merge == 1 and min(s.CI, s.CO) >= 48
 
-    def convolve(self, s: Geometry, x: Source, w: np.ndarray, y: np.ndarray, moments: Moments | None) -> None:
+    def convolve(self, s: Geometry, x: Source, w: np.ndarray, y: np.ndarray, finish: Finish) -> None:
         def work(cell: Cell) -> None:
             i, groups, images = cell
             u = transformed_filters(s, w, groups)
@@ -145,9 +145,7 @@ class Winograd(FastConv2d):
                     m = scratch("m", (*v.shape[:5], s.CO), v.dtype)
                     np.matmul(v.reshape(16, -1, s.CI), u[g - groups[0]], out=m.reshape(16, -1, s.CO))
                     output_transform(m, y[slice(*n), :, :, g * s.CO : (g + 1) * s.CO])
-                if moments is not None:
-                    mine = slice(groups[0] * s.CO, groups[1] * s.CO)
-                    moments.measure(rows_of(y)[s.rows(n, (0, s.H), s.H, s.W), mine], i, mine.start)
+                finish.rows(i, s.rows(n, (0, s.H), s.H, s.W), slice(groups[0] * s.CO, groups[1] * s.CO))
 
         pool().run(work, s.grid())
 
