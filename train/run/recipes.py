@@ -68,6 +68,7 @@ RECIPES = {
         average=0.999,
     ),
     # From weights that are good already: small steps, all weights decayed as in the paper's ImageNet training (1e-4).
+    # A small folder is given smaller batches and more epochs: `adapted` in config.py.
     "fine-tune": Recipe(epochs=10, lr=0.01, schedule="cosine", warmup=0.1, weight_decay=1e-4),
     # The embedded shapes in about two minutes on a CPU, in batches of 32: a short run needs many steps.
     "quick": Recipe(epochs=6, lr=0.1, schedule="cosine", warmup=0.3),
