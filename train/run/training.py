@@ -51,6 +51,8 @@ def train(run: Run, out: Path, guard: Guard, lock: folder.Lock | None = None) ->
             if run.epoch == epochs:
                 progress.tell(f"{out} holds all {run.epoch} epochs: nothing is left to do")
         decorate(run, out, None)
+    if first and run.saved and not (out / checkpoint.LAST).exists():
+        run.save(out / checkpoint.LAST)  # it was gone on from another one; what reads runs looks for this
     while run.epoch < epochs:
         figures = train_epoch(run, guard.after_step)
         begin = time.monotonic()

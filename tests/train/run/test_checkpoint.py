@@ -199,6 +199,17 @@ def test_a_run_killed_between_its_first_two_states_goes_on(undisturbed, tmp_path
     assert tiny.differences(undisturbed, tmp_path) == []
 
 
+def test_a_finished_run_whose_last_state_is_missing_has_one_again(undisturbed, tmp_path, capsys):
+    """There is nothing left to train, but what reads runs looks for it."""
+    arrays, state = checkpoint.read(undisturbed / LAST)
+    checkpoint.write(tmp_path / BEST, arrays, state)
+    assert cifar.main(["--out", str(tmp_path), "--resume"]) == 0
+    error = capsys.readouterr().err
+    assert f"{tmp_path / LAST} is missing; going on from {tmp_path / BEST}" in error and error.count("warning") == 1
+    assert (tmp_path / "report.html").is_file()
+    assert tiny.differences(undisturbed, tmp_path) == []
+
+
 def test_weights_without_a_state_are_not_gone_on_from(tmp_path, capsys):
     save_file({"w": np.ones(3)}, tmp_path / LAST)
     assert tiny.train(tmp_path, "--resume") == cifar.FAILED
