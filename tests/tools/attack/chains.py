@@ -170,13 +170,17 @@ class Minigrad:
 
 
 class Torch:
-    """The same in PyTorch."""
+    """The same in PyTorch, which gets plain arrays.
+
+    Given a column-major gradient of shape (1, C, H, 1), the backward pass of PyTorch 2.13.0's batch norm after a max
+    pooling is wrong on a CPU; this attack found it. With a plain gradient it has our numbers.
+    """
 
     f = torch and torch.nn.functional
 
     @staticmethod
     def leaf(array: np.ndarray) -> Any:
-        return torch.tensor(np.array(array), requires_grad=True)
+        return torch.tensor(np.ascontiguousarray(array), requires_grad=True)
 
     @staticmethod
     def running(array: np.ndarray) -> Any:
@@ -194,7 +198,7 @@ class Torch:
 
     @staticmethod
     def backward(y: Any, dy: np.ndarray) -> np.ndarray:
-        y.backward(torch.tensor(np.array(dy)))
+        y.backward(torch.tensor(np.ascontiguousarray(dy)))
         return y.detach().numpy()
 
 
