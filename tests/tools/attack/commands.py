@@ -57,21 +57,26 @@ def honest() -> Path:
 
 
 @contextlib.contextmanager
-def without_report() -> Iterator[None]:
-    """Inside, a run ends without its report, which takes longer than the run."""
-    with mock.patch.object(training, "write_report"), mock.patch.object(rehearsal, "render"):
+def without_report(pictures: bool = False) -> Iterator[None]:
+    """Inside, a run ends without its report, which takes longer than the run, and draws no pictures unless told."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(training, "write_report"))
+        stack.enter_context(mock.patch.object(rehearsal, "render"))
+        if not pictures:
+            stack.enter_context(mock.patch.object(training.plots, "draw_curves"))
+            stack.enter_context(mock.patch.object(training.plots, "draw_confusion"))
         yield
 
 
 def train(out: Path, *options: object) -> int:
     """Train in this process, without the report; return the exit code."""
-    with without_report():
+    with without_report(pictures=True):
         return call(cifar.main, *tiny.OPTIONS, "--out", out, *options)[0]
 
 
-def resume(out: Path, *options: object) -> tuple[int, str]:
+def resume(out: Path, *options: object, pictures: bool = False) -> tuple[int, str]:
     """Go on with a run; return the exit code and what was said on standard error."""
-    with without_report():
+    with without_report(pictures):
         code, _, error = call(cifar.main, "--out", out, "--resume", *options)
     return code, error
 

@@ -63,7 +63,7 @@ def trial(rng: random.Random, folder: Path) -> None:
         edit(rng, path, outside)
     call(report.main, run)
     call(figures.main, "--out", folder / "figures", "--runs", folder) if rng.random() < 0.1 else None
-    code, error = resume(run)
+    code, error = resume(run, pictures=True)
     assert outside.read_text() == "mine", "a link was followed"
     blocked = [n for n in (LAST, BEST, PREVIOUS, *DECORATION) if (run / n).is_dir() and not (run / n).is_symlink()]
     if blocked:  # told, and left as it is

@@ -91,7 +91,7 @@ def trial(rng: random.Random, folder: Path) -> None:
     before = {path.name: path.read_bytes() for path in run.glob("*.safetensors")}
     call(cifar.main, "--evaluate", run / LAST)
     call(predict.main, folder / "x.png", "--checkpoint", run / LAST)
-    if call(report.main, run)[0] == 0:
+    if rng.random() < 0.3 and call(report.main, run)[0] == 0:
         assert "<script>" not in (run / "report.html").read_text(), "a page with somebody's script in it"
     for name, content in before.items():
         assert (run / name).read_bytes() == content, f"{name} was changed by a command that reads"
