@@ -180,7 +180,7 @@ class Torch:
 
     @staticmethod
     def leaf(array: np.ndarray) -> Any:
-        return torch.tensor(np.ascontiguousarray(array), requires_grad=True)
+        return torch.tensor(np.array(array, order="C"), requires_grad=True)
 
     @staticmethod
     def running(array: np.ndarray) -> Any:
@@ -198,7 +198,7 @@ class Torch:
 
     @staticmethod
     def backward(y: Any, dy: np.ndarray) -> np.ndarray:
-        y.backward(torch.tensor(np.ascontiguousarray(dy)))
+        y.backward(torch.tensor(np.array(dy, order="C")))
         return y.detach().numpy()
 
 
