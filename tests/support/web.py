@@ -72,8 +72,9 @@ def slow(rate: float) -> Callable[[Handler], None]:
 
 
 def stall(h: Handler) -> None:
+    """Send the beginning, and then nothing for longer than any test may take."""
     good(h, 1000)
-    time.sleep(30)
+    time.sleep(3600)
 
 
 class Server(ThreadingHTTPServer):

@@ -62,7 +62,8 @@ def trial(rng: random.Random, folder: Path) -> None:
     for path in rng.sample(present, rng.randint(1, min(3, len(present)))):
         edit(rng, path, outside)
     call(report.main, run)
-    call(figures.main, "--out", folder / "figures", "--runs", folder) if rng.random() < 0.1 else None
+    if rng.random() < 0.3:
+        call(figures.main, "curves", run, "--figure", folder / "x.png")
     code, error = resume(run, pictures=True)
     assert outside.read_text() == "mine", "a link was followed"
     blocked = [n for n in (LAST, BEST, PREVIOUS, *DECORATION) if (run / n).is_dir() and not (run / n).is_symlink()]

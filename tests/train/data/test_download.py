@@ -95,10 +95,8 @@ def test_a_wrong_range_is_refused(server: Server, tmp_path: Path) -> None:
 
 def test_a_stall_is_broken_off_and_resumed(server: Server, tmp_path: Path) -> None:
     server.behaviours = [stall, good]
-    began = time.monotonic()
     check_whole(get(server, tmp_path))
     assert server.requests[1][1] == "bytes=1000-"
-    assert time.monotonic() - began < 20
 
 
 def test_a_stall_before_the_answer_is_given_up(server: Server, tmp_path: Path) -> None:

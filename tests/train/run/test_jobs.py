@@ -27,7 +27,7 @@ for number in (signal.SIGINT, signal.SIGTERM):
 here.mkdir(exist_ok=True)
 (here / "arguments").write_text(" ".join(sys.argv))
 (here / "begun").touch()
-deadline = time.monotonic() + 20
+deadline = time.monotonic() + 120
 
 def wait_for(n):
     while len(list(root.glob("*/begun"))) < n and time.monotonic() < deadline:
