@@ -20,6 +20,7 @@ from ...registry import register as stand_in
 from ...tensor import add_gradients
 from . import add, sgd
 from .conv.columns import Columns
+from .conv.phases import Phases
 from .conv.pointwise import Pointwise
 from .conv.stacks import Stacks
 from .conv.winograd import Winograd
@@ -33,7 +34,7 @@ __all__ = ["register", "set_threads", "threads"]
 def register() -> None:
     """Let them stand in for the book's operations on a CPU."""
     for convolution in (Conv2d, ConvReLU):
-        stand_in(convolution, "cpu", Pointwise, Winograd, Stacks, Columns)
+        stand_in(convolution, "cpu", Pointwise, Winograd, Stacks, Phases, Columns)
     stand_in(BatchNorm, "cpu", FastBatchNorm)
     stand_in(BatchNormReLU, "cpu", FastBatchNormReLU)
     stand_in(MaxPool2d, "cpu", FastMaxPool2d)

@@ -3,6 +3,7 @@
     Pointwise   pointwise.py   1x1: the image already is the matrix; rows (N·OH·OW, C) @ (C, O)
     Winograd    winograd.py    3x3, stride 1, wide groups: 2.25 times fewer multiplications
     Stacks      stacks.py      3x3, stride 1, narrow groups: im2col with a third of the copies
+    Phases      phases.py      3x3, stride 2: forward as Columns, backward by windows of the output's gradient
     Columns     columns.py     everything else: im2col into a buffer that stays in the cache, then a product per group
 
 Narrow groups are merged first: a product 4 columns wide runs at a few per cent of a core's speed, so neighbouring

@@ -5,12 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.engine import assert_same, both, only
-from support.strategies import conv_cases, normal, seeds
+from support.strategies import conv_cases, normal, positive, seeds
 
 from minigrad import Tensor, registry
 from minigrad import functional as F
 from minigrad.fast import cpu
-from minigrad.fast.cpu.conv import pointwise, stacks
+from minigrad.fast.cpu.conv import phases, pointwise, stacks
 from minigrad.fast.cpu.conv.columns import Windows
 from minigrad.fast.cpu.conv.geometry import geometry
 from minigrad.fast.cpu.conv.winograd import (
@@ -95,6 +95,38 @@ def test_narrow_groups_of_wide_images_match_the_book(monkeypatch, most_pixels, m
         assert_same(lambda x, w: F.conv2d(x, w, padding=1, groups=groups), [x, w])
 
     check()
+
+
+@st.composite
+def halved_cases(draw):
+    """3x3 convolutions of stride 2, of narrow and wide groups, on images of even height and width."""
+    groups, c, o = draw(st.sampled_from([(1, 3, 5), (2, 20, 17), (32, 1, 1), (19, 7, 6), (5, 2, 3)]))
+    n, H, W, seed = draw(st.integers(1, 5)), draw(st.integers(1, 5)), draw(st.integers(1, 5)), draw(seeds)
+    return normal(seed, n, groups * c, 2 * H, 2 * W), normal(seed + 1, groups * o, c, 3, 3), groups
+
+
+@pytest.mark.usefixtures("threads", "eager")
+@pytest.mark.parametrize("most_channels", [128, 9])
+def test_stride_2_matches_the_book(monkeypatch, most_channels):
+    monkeypatch.setattr(phases, "CHANNELS", most_channels)
+
+    @given(halved_cases())
+    def check(case):
+        x, w, groups = case
+        assert phases.Phases.suits(geometry(x.shape, w.shape, (2, 2), (1, 1), (1, 1), groups))
+        assert_same(lambda x, w: F.conv2d(x, w, stride=2, padding=1, groups=groups), [x, w])
+
+    check()
+
+
+def test_stride_2_takes_over_from_batch_norm():
+    """dx is masked, and x made again, for the batch norm before it; many images in several pieces."""
+    arrays = [normal(0, 9, 24, 16, 32), positive(1, 24), normal(2, 24), normal(3, 24, 6, 3, 3)]
+
+    def after_norm(x, scale, shift, w):
+        return F.conv2d(batch_norm_relu(x, scale, shift, None, None, True), w, stride=2, padding=1, groups=4)
+
+    assert_same(after_norm, arrays, tolerance=1e-11)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
