@@ -312,6 +312,16 @@ def test_quick_and_fine_tune_adapt_to_a_small_folder():
     assert adapted(configure(args), args, 66) == configure(args)
 
 
+@pytest.mark.parametrize("batch", [(), ("--batch-size", "11")])
+def test_the_same_command_with_resume_goes_on_with_what_quick_adapted(tmp_path, batch):
+    words = ["--data", "shapes", "--limit-train", "22", "--limit-test", "4", "--model", "resnext11_2x4d_w8"]
+    words += ["--recipe", "quick", "--epochs", "1", "--out", str(tmp_path / "run")]
+    assert cifar.main([*words, *batch]) == 0
+    assert cifar.main([*words, *batch, "--resume"]) == 0
+    assert cifar.main([*words, "--resume"]) == 0  # what is not said again is as it was
+    assert not (tmp_path / "run" / "earlier-1").exists()
+
+
 def test_damaged_data_is_a_failure(tmp_path, capsys):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "data_batch_1.bin").write_bytes(b"short")

@@ -238,20 +238,23 @@ def configure(
     return config
 
 
-def adapted(config: Config, args: argparse.Namespace, images: int) -> Config:
+def adapted(config: Config, args: argparse.Namespace, images: int, resumed: bool = False) -> Config:
     """The configuration for a training set of this size; what the command line gave stays as it is.
 
     `quick` and `fine-tune` are made for a thousand images and more in batches of 32. A small folder of photographs has
     but a few such batches an epoch: too few steps to learn much. Here an epoch has about STEPS_AN_EPOCH steps in
     smaller batches, and there are as many epochs as the recipe's STEPS take. Each of `quick`'s large steps is shorter
     in proportion: batch norm's running averages stay behind them (0.9 of the old is kept in each step), so that the
-    test loss would run away. From weights that are good already, steps are small, and stay as they are.
+    test loss would run away. From weights that are good already, steps are small, and stay as they are. A run that is
+    resumed with its recipe said again has found its batches already.
     """
     recipe = config.recipe
     name = next((n for n in STEPS if replace(RECIPES[n], epochs=recipe.epochs, lr=recipe.lr) == recipe), None)
     if name is None:
         return config
-    batch = args.batch_size or max(SMALLEST_BATCH, min(config.batch_size, images // STEPS_AN_EPOCH))
+    batch = config.batch_size
+    if args.batch_size is None and not resumed:
+        batch = max(SMALLEST_BATCH, min(batch, images // STEPS_AN_EPOCH))
     if args.lr is None and name == "quick":
         recipe = replace(recipe, lr=recipe.lr * min(1.0, batch / BATCH_SIZE["quick"]))
     if args.epochs is None:

@@ -171,8 +171,8 @@ def set_up(
     leave_out_kernels(config.device, ranks)
     train_set, test_set = ranks.in_turn(lambda: load_data(args, config, progress=ranks.rank == 0))
     with usage_errors():
-        if not found:
-            config = adapted(config, args, len(train_set))
+        if not found or args.recipe:
+            config = adapted(config, args, len(train_set), resumed=found is not None)
         run = Run.start(config, train_set, test_set, ranks, resumed=found is not None)
         if config.weights and found is None and ranks.rank == 0:
             note(told(run.model, config.weights))
