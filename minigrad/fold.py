@@ -79,7 +79,7 @@ class FoldedNorm(Module):
         if not isinstance(promise, Promise) or promise.convolution.pair is not self.pair:
             raise TypeError("a folded batch norm takes what the convolution before it returns, and nothing else")
         x, layer = promise
-        weight, bias = (t.to(dtype=x.dtype) for t in (layer.weight, layer.bias))
+        weight, bias = (t if t.dtype == x.dtype else t.to(dtype=x.dtype) for t in (layer.weight, layer.bias))
         return ConvReLU.apply(x, weight, bias, shortcut, relu=relu, **layer.options)
 
 

@@ -74,14 +74,14 @@ class FastConv2d(Informed, Conv2d):
         relu: bool = False,
     ) -> Array:
         merged = geometry(x.shape, w.shape, stride, padding, dilation, groups)
-        s = merged
-        y = np.empty((s.N, s.OH, s.OW, s.O), x.dtype)
+        y = np.empty((merged.N, merged.OH, merged.OW, merged.O), x.dtype)
         source = Source(x, None)
         # A batch norm that trains will want the statistics; without a tape there is nobody to want them.
         wanted = bias is None and any(self.needs)
         added = None if shortcut is None else to_nhwc(shortcut)
         with np.errstate(invalid="ignore"):  # zeros between groups, and sums on the side, are no cause for a warning
-            for s in (merged, merged.apart()):
+            for again in (False, True):
+                s = merged.apart() if again else merged
                 moments = Moments(s.O) if wanted else None
                 finish = Finish(y, moments, bias, added, relu, watched=s.merge > 1 and not wanted)
                 self.convolve(s, source, w, y, finish)
