@@ -95,7 +95,8 @@ def test_names_are_text_whatever_they_hold():
     kind = type(HOSTILE, (Function,), {"forward": lambda self, x: x + 0, "backward": lambda self, dy: dy})
     w = Tensor([1.0], requires_grad=True)
     y = kind.apply(w)
-    text = draw.graph(y, {HOSTILE: w, HOSTILE + "y": y, 3: w})
+    names: dict = {3: w, HOSTILE: w, HOSTILE + "y": y}
+    text = draw.graph(y, names)
     for line in text[len(draw.HEAD) :].splitlines():
         assert line.replace('\\"', "").count('"') % 2 == 0, line  # whatever is quoted is closed
     if shutil.which("dot"):
