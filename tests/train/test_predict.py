@@ -276,3 +276,14 @@ def test_errors_are_one_line_without_escape_sequences(folder, tmp_path, capsys):
     assert main([str(image), "--checkpoint", str(path / "run.safetensors")]) == 1
     error = capsys.readouterr().err
     assert "\x1b" not in error and error.count("\n") == 1 and r"\x1b[2Jred\nalert.png is no readable image" in error
+
+
+def test_a_checkpoint_whose_network_has_no_name_is_refused(folder, tmp_path, capsys):
+    path, *_ = folder
+    arrays, state = checkpoint.read(path / "run.safetensors")
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
+    for name in (1.5, [], {"a": 1}, True):
+        state["config"]["model"] = name
+        checkpoint.write(tmp_path / "x", arrays, state)
+        assert main([str(tmp_path / "x.png"), "--checkpoint", str(tmp_path / "x")]) == 2
+        assert "a network is created by its name, got " in capsys.readouterr().err

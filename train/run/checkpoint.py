@@ -106,7 +106,8 @@ def weights(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300  # so NaN is none
+    most = 1e300 if isinstance(value, float) else 1 << 62  # so NaN is none, nor an integer that no array holds
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < most
 
 
 def _count(value: Any) -> bool:

@@ -63,8 +63,10 @@ class Config:
         try:
             values = LATER | {**values, "recipe": LATER_RECIPE | values["recipe"]}
             config = cls(**{**values, "recipe": Recipe(**values["recipe"])})
-        except TypeError as error:
-            raise ValueError(f"{where} has a configuration of another version: {error}") from None
+        except TypeError:
+            known = {f.name for f in (*fields(cls), *fields(Recipe))}
+            odd = [name for name in (*values, *values["recipe"]) if name not in known] or "something is missing"
+            raise ValueError(f"{where} has a configuration of another version: {checkpoint.brief(odd)}") from None
         for part, held in ((config, values), (config.recipe, values["recipe"])):
             for f in fields(part):
                 value, kind = held.get(f.name), str(f.type)

@@ -94,7 +94,7 @@ def load_predictor(path: Path, name: str | None, classes_file: Path | None, devi
     try:
         with outlines():  # all values come from the file
             model: Any = create(name, num_classes=len(head))
-    except ValueError as error:
+    except (ValueError, TypeError) as error:  # TypeError: a state may hold anything for the name
         raise UsageError(str(error)) from None
     try:
         model.load_state_dict(weights)

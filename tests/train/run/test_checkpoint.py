@@ -107,7 +107,7 @@ def test_a_state_of_another_form_is_refused(tmp_path, name, value):
         checkpoint.read(tmp_path / "x")
 
 
-@pytest.mark.parametrize("value", [None, "x", 10**400, float("inf"), {}, "DELETED"])
+@pytest.mark.parametrize("value", [None, "x", 10**400, -(2**200), float("inf"), {}, "DELETED"])
 @pytest.mark.parametrize("keys", [("totals", "images"), ("history", 0, "lr"), ("generator", "state", "inc")])
 def test_a_state_that_is_wrong_further_inside_is_refused(tmp_path, keys, value):
     state = json.loads(json.dumps(STATE))
