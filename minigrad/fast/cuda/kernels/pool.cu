@@ -10,7 +10,7 @@
 // Tile: a thread for V channels (16 bytes) of one output; for the sums eight threads share the pixels and one adds them
 // up. Bytes: those of x and y (and a byte of winner for each value of y), each once from memory.
 // Operations: one addition or comparison for each value and window, so memory decides.
-// Held to the book by tests/minigrad/fast/cuda/test_cuda_pool.py (CPU) and
+// Held to the book by tests/minigrad/fast/cuda/test_cuda_pool.py::test_max_pooling_is_the_books (CPU) and
 // tests/minigrad/fast/cuda/test_cuda_gpu.py::test_pooling_on_the_gpu (GPU).
 
 #include "ptx.cuh"
