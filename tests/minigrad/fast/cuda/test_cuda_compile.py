@@ -55,7 +55,7 @@ def test_every_file_states_what_it_computes(name):
     for word in ("Tile", "Bytes", "Operations"):
         assert word in head, f"{name} does not state its {word!r}"
     named = dict(re.findall(r"(test_cuda_\w+\.py)::(\w+)", head))
-    assert "test_cuda_gpu.py" in named and len(named) == 2, f"{name} names {named}: one test on the CPU, one on a GPU"
+    assert "test_cuda_gpu.py" in named and len(named) > 1, f"{name} names {named}: a test on the CPU, one on a GPU"
     for file, test in named.items():
         text = (Path(__file__).parent / file).read_text()
         assert f"def {test}" in text, f"{name} names the test {test}, which {file} lacks"
