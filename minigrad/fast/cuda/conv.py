@@ -90,14 +90,8 @@ class TensorCores(_Conv2d):
         packing = tiles.Packing.of(x.shape[3], len(w), groups)
         plan = packing and self.planned(x.shape, w, stride[0], packing)
         assert packing is not None and plan is not None  # or `accepts` would have declined
-        self.shape, self.dtype, self.w, self.step, self.packing, self.plan = (
-            x.shape,
-            x.dtype,
-            w,
-            stride[0],
-            packing,
-            plan,
-        )
+        self.shape, self.dtype = x.shape, x.dtype
+        self.w, self.step, self.packing, self.plan = w, stride[0], packing, plan
 
     def forward(self, x: Array, w: Array, bias: Array | None = None, **options: Any) -> Array:
         y = super().forward(x, w, bias, **options)
