@@ -28,6 +28,7 @@ import numpy as np
 
 from . import diagnosis, registry
 from .backend import DeviceError, check_device, cupy, float_dtype, synchronize, to_device, to_numpy
+from .display import Parser
 from .weights import write_atomically
 
 WORKER = [sys.executable, "-m", "minigrad.check", "--worker"]
@@ -239,7 +240,7 @@ def in_a_row(result: Result) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table; return 0 if everything is right, 1 if something is wrong, 2 where there is no such device."""
-    p = argparse.ArgumentParser(
+    p = Parser(
         prog="python -m minigrad.check", description="Hold every fast operation of this machine to the formulas."
     )
     p.add_argument("--device", default="cpu", metavar="cpu|cuda", help="what to check (default: cpu)")

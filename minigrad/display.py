@@ -8,9 +8,10 @@ Everything here is read by people. Nothing computes with it, and it changes noth
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator
 from html import escape
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -29,6 +30,13 @@ def printable(text: str) -> str:
     Names of files and classes may hold line breaks, escape sequences, or bytes that are no UTF-8.
     """
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong with a command line in one printable line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, printable(f"{self.prog}: {message}; {self.prog} --help lists the options") + "\n")
 
 
 def head(t: Tensor) -> str:

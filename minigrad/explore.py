@@ -6,7 +6,6 @@ computed here, by `conv2d` and `nn.Conv2d`, for every setting that the page offe
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from . import functional as F
-from .display import printable
+from .display import Parser, printable
 from .nn import Conv2d
 from .tensor import Tensor, no_grad
 from .weights import write_atomically
@@ -94,7 +93,7 @@ def page() -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the page; return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m minigrad.explore", description="Write the convolution explorer.")
+    parser = Parser(prog="python -m minigrad.explore", description="Write the convolution explorer.")
     parser.add_argument("--out", type=Path, default="explorer.html", metavar="FILE", help="(default: explorer.html)")
     out = parser.parse_args(argv).out
     try:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 import signal
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
+
+from minigrad.display import Parser
 
 from . import counts, zoo
 from .blocks import Bottleneck
@@ -81,9 +82,7 @@ def one_network(name: str, size: int | None, num_classes: int | None) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
-    p = argparse.ArgumentParser(
-        prog="python -m resnext", description="Show what the networks cost, beside the paper's figures."
-    )
+    p = Parser(prog="python -m resnext", description="Show what the networks cost, beside the paper's figures.")
     p.add_argument("name", nargs="?", help="show one network, layer by layer")
     p.add_argument("--size", type=int, metavar="PIXELS", help="side of the image (default: 32 or 224)")
     p.add_argument("--classes", type=int, metavar="K", help="number of classes (default: 10 or 1000)")

@@ -29,7 +29,7 @@ from tqdm import tqdm
 from resnext import zoo
 
 from . import cifar
-from .options import DONE, FAILED, USAGE, Parser, prepare_process, refuse
+from .options import DONE, FAILED, USAGE, Parser, prepare_process, printable, refuse
 from .run.jobs import train_side_by_side
 from .run.series import Cell, Result, Stopped, System, mean_and_error, plan, read_metrics, summarise, train_in_turn
 from .show.figures import STYLES, draw_curves, draw_road, draw_sweep
@@ -52,7 +52,7 @@ ROAD = (
 
 def curves(args: argparse.Namespace, command: str, options: Sequence[str]) -> None:
     """Overlay the curves of finished or running runs: one curve for all that share a name."""
-    names = args.names or [re.sub(r"-seed\d+$", "", run.name) for run in args.run]
+    names = args.names or [printable(re.sub(r"-seed\d+$", "", run.name)) for run in args.run]
     if len(names) != len(args.run):
         raise ValueError(f"--names needs a name for each of the {len(args.run)} runs, got {len(names)}")
     series: dict[str, list[list[dict[str, Any]]]] = {}
@@ -149,12 +149,18 @@ def parser() -> argparse.ArgumentParser:
             "--figure", dest="out", type=Path, default=Path(f"runs/{name}.png"), metavar="FILE",
             help=f"the picture; the table goes beside it (default: runs/{name}.png)",
         )  # fmt: skip
-        q.add_argument("--title", help="written above the picture")
+        q.add_argument("--title", type=printable, help="written above the picture")
         return q
 
     q = add("curves", curves, "training and test error of runs over the epochs (Figure 5)")
     q.add_argument("run", nargs="+", type=Path, metavar="RUN", help="folders that train.cifar wrote (its --out)")
-    q.add_argument("--names", nargs="+", metavar="NAME", help="how the runs are called (default: their folders' names)")
+    q.add_argument(
+        "--names",
+        type=printable,
+        nargs="+",
+        metavar="NAME",
+        help="what the runs are called (default: their folders)",
+    )
 
     passed = "All other options go to train.cifar: --data, --epochs, --recipe, --lr, --limit-train, --device, ..."
     for q in (

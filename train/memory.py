@@ -41,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.batch_size < 1 or (args.image_size or 1) < 1:
             raise ValueError(f"sizes must be positive: --batch-size {args.batch_size}, --image-size {args.image_size}")
+        if max(args.batch_size, args.image_size or 1) >= 1 << 31:
+            raise ValueError("sizes must be below 2^31: no memory holds more")
         print("\n".join(table(args.model, args.dtype, args.batch_size, args.image_size)))
     except (ValueError, TypeError) as error:
         return refuse(error, p.prog, USAGE)

@@ -75,6 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     positive = (args.step_ms, args.batch_size, args.gpus, args.inside, args.between, *args.ranks)
     if not all(value > 0 for value in positive) or not args.latency >= 0:
         p.error("every number must be above 0 (--latency may be 0)")
+    if max(args.batch_size, args.gpus, *args.ranks) >= 1 << 31:
+        p.error("images, GPUs and ranks must be below 2^31")
     try:
         size = gradient_bytes(args.model)
     except (ValueError, MemoryError) as error:

@@ -44,3 +44,19 @@ def test_a_command_refuses_in_one_line(tmp_path, monkeypatch, capsys, command, n
     assert code in (1, 2) and printed.out == ""
     assert sentence.isprintable() and sentence.startswith("python -m "), printed.err
     assert all(line.startswith(("usage: ", " ")) for line in usage), printed.err  # of argparse, where nothing is quoted
+
+
+@pytest.mark.parametrize("command", [explore, check, networks])
+def test_a_word_too_many_is_quoted_in_one_printable_line(command, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        command.main(["a", "b", "\x1b[31m\n\udcff"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.isprintable() and "unrecognized arguments" in line
+
+
+def test_a_number_that_no_machine_holds_is_refused(capsys):
+    huge = "1" + 400 * "0"
+    assert memory.main(["--batch-size", huge]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        scaling.main(["--model", "resnext11_2x4d", *SCALING.split(), "--ranks", huge])
+    assert capsys.readouterr().err.count("below 2^31") == 2
