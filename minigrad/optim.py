@@ -163,10 +163,11 @@ def linear(lr: float, total: float, warmup: float = 0.0, final: float = 0.0) -> 
 def _decay(lr: float, total: float, warmup: float, final: float, shape: Callable[[float], float]) -> Schedule:
     """Rise linearly to lr over `warmup`, then fall to `final` as `shape` goes from 1 to 0 over the rest of `total`."""
     numbers = {"lr": lr, "total": total, "warmup": warmup, "final": final}
-    for name, value in numbers.items():
-        as_amount(value, f"a schedule's {name}")
+    lr, total, warmup, final = (as_amount(value, f"a schedule's {name}") for name, value in numbers.items())
     if not warmup < total:
-        raise ValueError(f"a schedule needs 0 <= warmup < total, got warmup {warmup} and total {total}")
+        raise ValueError(
+            f"a schedule needs 0 <= warmup < total, got warmup {numbers['warmup']} and total {numbers['total']}"
+        )
 
     def schedule(t: float) -> float:
         if t < warmup:

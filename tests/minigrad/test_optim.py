@@ -243,3 +243,9 @@ def test_a_decay_rises_to_the_peak_and_then_falls(decay, lr, total, data):
 def test_a_word_is_no_list_of_parameters():
     with pytest.raises(TypeError, match="a list of parameters is needed, got 'weights'"):
         SGD("weights", lr=0.1)
+
+
+def test_numbers_of_narrow_kinds_make_a_schedule():
+    """NumPy would compute lr - final in eight bits."""
+    assert cosine(1000, 2, final=np.int8(3))(2.0) == 3.0
+    assert linear(np.int8(100), 4, final=np.int8(0))(1) == 75.0
