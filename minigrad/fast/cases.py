@@ -31,8 +31,11 @@ class Family(NamedTuple):
     def rounded(self, dtype: np.dtype) -> list[np.ndarray | None]:
         """The arrays in a dtype; beside bfloat16 parameters and statistics, the vectors and filters, are float32."""
         wide = np.dtype(np.float32) if dtype.itemsize == 2 else dtype
-        parameter = lambda i, a: a.ndim == 1 or (i == 1 and self.filters)  # noqa: E731
-        return [None if a is None else a.astype(wide if parameter(i, a) else dtype) for i, a in enumerate(self.arrays)]
+        filters = 1 if self.filters else None  # which array they are
+        return [
+            None if a is None else a.astype(wide if a.ndim == 1 or i == filters else dtype)
+            for i, a in enumerate(self.arrays)
+        ]
 
 
 class Declined(Exception):
