@@ -11,6 +11,9 @@ cancel: then x - μ takes the place of x everywhere.
 
 Neither x̂ nor the mask is kept: x is, and both are made again block by block in the cache. Each sweep handles a block of
 256 KB at a time, so that its five or six passes read memory once.
+
+Of numbers that are not finite these sums and differences make NaN where the formulas have infinities. The statistics
+and the sums show them, and then the book's formulas compute all of it.
 """
 
 from __future__ import annotations
@@ -59,6 +62,8 @@ class _FastNorm(Informed, BatchNorm):
     # one to overwrite, and its two sums in float64.
     received: tuple[np.ndarray, np.ndarray] | None = None
 
+    by_the_book = False  # something is not finite
+
     @classmethod
     def accepts(cls, *arrays: Array | None, **options: Any) -> bool:
         x, weight = arrays[:2]
@@ -83,12 +88,18 @@ class _FastNorm(Informed, BatchNorm):
         if training:
             moments = self.told(0, Moments) or measure(rows)
             _, mean, deviations = moments.join()
-            update_running(running_mean, mean.astype(x.dtype), momentum)
-            update_running(running_var, (deviations / (self.m - 1)).astype(x.dtype), momentum)
             var = deviations / self.m
         else:
             mean, var = running_mean.astype(np.float64), running_var.astype(np.float64)
-        self.inv_std = 1 / np.sqrt(var + eps)
+        if not all(np.isfinite(values).all() for values in (mean, var, weight, bias)):
+            self.by_the_book = True
+            statistics = {"running_mean": running_mean, "running_var": running_var}
+            added = () if shortcut is None else (shortcut,)
+            return super().forward(x, weight, bias, *added, training=training, momentum=momentum, eps=eps, **statistics)
+        if training:
+            update_running(running_mean, mean.astype(x.dtype), momentum)
+            update_running(running_var, (deviations / (self.m - 1)).astype(x.dtype), momentum)
+        self.mean, self.inv_std = mean, 1 / np.sqrt(var + eps)
         # Rounded to x's dtype, in which it is subtracted.
         centre = mean.astype(x.dtype) if (np.abs(mean) * self.inv_std > FAR).any() else None
         self.beyond = mean - centre if centre is not None else mean  # what is left of the mean in x - centre
@@ -124,11 +135,15 @@ class _FastNorm(Informed, BatchNorm):
         pool().run(work, spans(len(rows), parts_for(rows.size), 8))
 
     def backward(self, dy: Array) -> tuple[Array | None, ...]:  # type: ignore[override]
+        if self.by_the_book:
+            return super().backward(dy)
         if self.received is not None and self.received[0] is dy:
             dz, sums, owned = to_nhwc(dy), self.received[1], True
         else:
             dz, sums = self.sweep_sums(to_nhwc(dy))
             owned = self.rectified and not self.needs[-1]
+        if not np.isfinite(sums).all():
+            return self.backward_by_the_book(dy)
         dbias, dweight = sums[0], (sums[1] - self.beyond * sums[0]) * self.inv_std
         dx = None
         if self.needs[0]:
@@ -136,6 +151,18 @@ class _FastNorm(Informed, BatchNorm):
         dtype = self.weight.dtype
         gradients = (dx, dweight.astype(dtype), dbias.astype(dtype))
         return (*gradients, to_nchw(dz)) if len(self.needs) == 4 else gradients
+
+    def backward_by_the_book(self, dy: Array) -> tuple[Array, ...]:
+        """What the book's backward pass makes of dy, masked already or not, and of what its forward pass would keep."""
+        x, y = self.x.array, self.y
+        self.axes, self.channels, self.dtype = (0, 2, 3), (1, -1, 1, 1), x.dtype
+        self.x_hat = to_nchw(((x - self.mean) * self.inv_std).astype(x.dtype))
+        if self.rectified:
+            a = np.empty_like(x) if y is None else y.array
+            if y is None:
+                self.affine.apply(rows_of(x), rows_of(a))
+            self.positive = to_nchw(a > 0)
+        return super().backward(dy)
 
     def sweep_sums(self, dy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return dz (a new array, or dy itself where no ReLU follows) and its sums (2, C)."""

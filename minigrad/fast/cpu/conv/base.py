@@ -8,8 +8,9 @@
 
 Narrow groups are merged first: a product 4 columns wide runs at a few per cent of a core's speed, so neighbouring
 groups become one pack, one product with a block-diagonal matrix. Its zeros are multiplied too, and it is still far
-faster. But 0 times NaN or infinity is NaN, in the outputs of groups that never saw it: where the sums of what came out,
-which are taken anyway, are not finite, it is computed once more with each group apart.
+faster. But 0 times NaN or infinity is NaN, in the outputs of groups that never saw it. Winograd's differences make NaN
+of infinities, and who takes windows of dy multiplies a pixel at the edge with the zeros beyond it. So where the sums of
+what came out are not finite, it is computed once more as the definition says: with windows of x and each group apart.
 
 The work is cut over threads by packs where their number allows (then every thread owns its part of dw), and by images
 otherwise (then the parts' dw are added in order). A thread walks over its images a few at a time, so that a product has
@@ -18,6 +19,7 @@ several hundred rows and everything it touches fits in the cache.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -36,6 +38,8 @@ from .source import Gradient, Source
 
 class FastConv2d(Informed, Conv2d):
     """Conv2d, fast: a method says in `suits` what it is for, and defines `convolve` and `pull_back`."""
+
+    as_defined = True  # no number of one group is combined with others than the definition's
 
     @classmethod
     def accepts(cls, *arrays: Array | None, relu: bool = False, **options: Any) -> bool:
@@ -73,37 +77,31 @@ class FastConv2d(Informed, Conv2d):
         groups: int,
         relu: bool = False,
     ) -> Array:
-        merged = geometry(x.shape, w.shape, stride, padding, dilation, groups)
-        y = np.empty((merged.N, merged.OH, merged.OW, merged.O), x.dtype)
+        s = geometry(x.shape, w.shape, stride, padding, dilation, groups)
+        y = np.empty((s.N, s.OH, s.OW, s.O), x.dtype)
         source = Source(x, None)
         # A batch norm that trains will want the statistics; without a tape there is nobody to want them.
         wanted = bias is None and any(self.needs)
         added = None if shortcut is None else to_nhwc(shortcut)
-        with np.errstate(invalid="ignore"):  # zeros between groups, and sums on the side, are no cause for a warning
-            for again in (False, True):
-                s = merged.apart() if again else merged
-                moments = Moments(s.O) if wanted else None
-                finish = Finish(y, moments, bias, added, relu, watched=s.merge > 1 and not wanted)
-                self.convolve(s, source, w, y, finish)
-                if s.merge == 1 or (np.isfinite(moments.means()).all() if moments else finish.finite):
-                    break
+        watched = s.merge > 1 or not self.as_defined
+
+        def convolve(method: FastConv2d, s: Geometry) -> Finish:
+            finish = Finish(y, Moments(s.O) if wanted else None, bias, added, relu, watched and not wanted)
+            method.convolve(s, source, w, y, finish)
+            return finish
+
+        with np.errstate(invalid="ignore", over="ignore"):  # zeros between groups and sums on the side warn nobody
+            finish = convolve(self, s)
+            if watched and not finish.all_finite():
+                s = s.apart()
+                finish = convolve(by_definition(), s)
         self.geometry, self.w = s, w
-        if moments is not None:
-            self.tell(moments)
+        if finish.moments is not None:
+            self.tell(finish.moments)
         if any(self.needs):
             remake = self.remake()
             self.x = source if remake is None else Source(x, remake)
         return to_nchw(y)
-
-    def pull_back_weights(self, s: Geometry, dy: np.ndarray, dw: np.ndarray) -> None:
-        """Write dw anew so that a pixel which is NaN or infinite reaches only the taps that meet it.
-
-        Winograd's transforms mix a filter's nine taps, and who takes windows from dy multiplies a pixel at the edge
-        with the zeros beyond it. The product of dy and the input's own windows does neither.
-        """
-        from .columns import Columns  # which stands on this file
-
-        Columns().backward_from_x(s, self.x, self.w, dy, None, dw)
 
     def remake(self) -> Remake | None:
         """What the batch norm that made x told: then x need not be kept."""
@@ -114,20 +112,31 @@ class FastConv2d(Informed, Conv2d):
         remake = self.x.remake
         # Only the batch norm itself may be handed a masked gradient, not a leaf that shares its array.
         direct = remake is not None and self.parents is not None and self.parents[0] is remake.node
-        return Gradient((s.N, s.H, s.W, s.C), dtype, remake if direct else None, parts_for(s.operations))
+        shape = s.N, s.H, s.W, s.C
+        return Gradient(shape, dtype, remake if direct else None, parts_for(s.operations), not s.one_tap)
 
     def backward(self, dy: Array) -> tuple[Array | None, Array | None, Array | None]:
         s, dy = self.geometry, to_nhwc(dy)
-        grad = self.gradient(s, dy.dtype) if self.needs[0] else None
         dw = np.empty(self.w.shape, self.w.dtype) if self.needs[1] else None
-        with np.errstate(invalid="ignore"):
-            if grad is not None or dw is not None:
-                self.pull_back(s, self.x, self.w, dy, grad, dw)
-            if grad is not None and s.merge > 1 and not np.isfinite(grad.channel_sums()).all():
-                s = s.apart()
-                grad = self.gradient(s, dy.dtype)
-                self.pull_back(s, self.x, self.w, dy, grad, dw)
-            if dw is not None and (s.KH, s.KW) != (1, 1) and not np.isfinite(dw).all():
-                self.pull_back_weights(s.apart(), dy, dw)
-            dbias = channel_sums(rows_of(dy)).astype(dy.dtype) if self.needs[2] else None
+
+        def pull_back(way: Callable[..., None], s: Geometry) -> Gradient | None:
+            grad = self.gradient(s, dy.dtype) if self.needs[0] else None
+            way(s, self.x, self.w, dy, grad, dw)
+            return grad
+
+        grad = None
+        if self.needs[0] or self.needs[1]:
+            with np.errstate(invalid="ignore", over="ignore"):
+                grad = pull_back(self.pull_back, s)
+                finite = (grad is None or grad.all_finite()) and (dw is None or np.isfinite(dw).all())
+                if not s.one_tap and not finite:
+                    grad = pull_back(by_definition().backward_from_x, s.apart())
+        dbias = channel_sums(rows_of(dy)).astype(dy.dtype) if self.needs[2] else None
         return (None if grad is None else grad.result()), dw, dbias
+
+
+def by_definition() -> Any:
+    """The method that combines the very numbers which the definition combines, given groups that are not merged."""
+    from .columns import Columns  # which stands on this file
+
+    return Columns()

@@ -10,7 +10,7 @@ from ..layout import Moments, column_sums, relu, repeat_for, rows_of
 class Finish:
     """Bias, shortcut and ReLU, or the statistics that a batch norm in training wants, a piece at a time.
 
-    `watched` says whether to find out if all that went by is `finite`.
+    `watched` says whether to find out if all that goes by is finite, which the statistics tell anyway.
     """
 
     def __init__(
@@ -42,3 +42,7 @@ class Finish:
             relu(y)
         if self.watched and not np.isfinite(column_sums(y, np.empty(y.shape[1], y.dtype))).all():
             self.finite = False
+
+    def all_finite(self) -> bool:
+        """Whether no NaN or infinity went by. (That -infinity became 0 is as it should be.)"""
+        return self.finite if self.moments is None else bool(np.isfinite(self.moments.means()).all())

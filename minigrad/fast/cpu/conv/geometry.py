@@ -51,6 +51,11 @@ class Geometry:
         return (self.KH, self.KW, self.stride, self.padding, self.dilation) == (3, 3, (1, 1), (1, 1), (1, 1))
 
     @property
+    def one_tap(self) -> bool:
+        """Whether a 1x1 convolution of groups that are not merged: the image itself is the matrix."""
+        return (self.KH, self.KW, self.merge) == (1, 1, 1)
+
+    @property
     def operations(self) -> int:
         return self.N * self.OH * self.OW * self.O * self.CI * self.KH * self.KW
 

@@ -92,7 +92,7 @@ class Pointwise(FastConv2d):
         def work(part: tuple[int, Span]) -> None:
             i, span = part
             for start, stop in steps(span, at_once(s)):
-                np.dot(taken[start:stop], matrix, out=out[start:stop])
+                np.matmul(taken[start:stop], matrix, out=out[start:stop])
                 finish.rows(i, slice(start, stop))
 
         pool().run(work, list(enumerate(spans(len(out), parts_for(s.operations), 16))))
@@ -115,11 +115,11 @@ class Pointwise(FastConv2d):
                 a = x.rows(start, stop)
                 if dw is not None:
                     if sums[i] is None:
-                        sums[i] = np.dot(d.T, a)
+                        sums[i] = np.matmul(d.T, a)
                     else:
-                        sums[i] += np.dot(d.T, a, out=scratch("dw", matrix.shape, d.dtype))
+                        sums[i] += np.matmul(d.T, a, out=scratch("dw", matrix.shape, d.dtype))
                 if grad is not None and dx is not None:
-                    np.dot(d, matrix, out=dx[start:stop])
+                    np.matmul(d, matrix, out=dx[start:stop])
                     grad.finish(i, slice(start, stop), a, slice(None))
 
         pool().run(work, list(enumerate(parts)))

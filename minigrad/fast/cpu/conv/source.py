@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..layout import blocks, channel_sums, relu, rows_of, to_nchw, to_nhwc
+from ..layout import blocks, column_sums, relu, rows_of, to_nchw, to_nhwc
 from ..memory import scratch
 from ..norm import Remake, masked_sums
 from ..threads import Span, pool
@@ -49,25 +49,30 @@ class Gradient:
 
     With a `remake` the ReLU's mask is applied while a block is in the cache, and the two sums that the batch norm's
     backward pass begins with are taken; one per part of the work, because parts share no channels or no images.
+    Without one, the first of them is taken where it is `watched` whether all that goes by is finite.
     """
 
-    def __init__(self, shape: tuple[int, ...], dtype: np.dtype, remake: Remake | None, parts: int):
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype, remake: Remake | None, parts: int, watched: bool):
         self.dx = np.empty(shape, dtype)
-        self.remake = remake
+        self.remake, self.watched = remake, watched
         self.sums = np.zeros((parts, 2, shape[-1]))
 
     def finish(self, part: int, rows: slice, a: np.ndarray, columns: slice) -> None:
         """Mask some rows of dx in place where the input a (R, c) was not positive, and add to the part's sums."""
+        dx = rows_of(self.dx)[rows, columns]
         if self.remake is None:
+            if self.watched:
+                for start, stop in blocks(0, *dx.shape):
+                    self.sums[part, 0, columns] += column_sums(dx[start:stop], np.empty(dx.shape[1], dx.dtype))
             return
         centre = None if self.remake.affine.centre is None else self.remake.affine.centre[columns]
-        dx, x = rows_of(self.dx)[rows, columns], rows_of(self.remake.x.array)[rows, columns]
+        x = rows_of(self.remake.x.array)[rows, columns]
         for start, stop in blocks(0, *dx.shape):
             masked_sums(dx[start:stop], a[start:stop], x[start:stop], self.sums[part, :, columns], centre)
 
-    def channel_sums(self) -> np.ndarray:
-        """The sums over all pixels (C,): finite only where all of the gradient is."""
-        return channel_sums(rows_of(self.dx)) if self.remake is None else self.sums[:, 0].sum(axis=0)
+    def all_finite(self) -> bool:
+        """Whether no NaN or infinity went by."""
+        return bool(np.isfinite(self.sums[:, 0]).all())
 
     def result(self) -> np.ndarray:
         """The gradient as (N, C, H, W), handed over to the batch norm where there is one."""

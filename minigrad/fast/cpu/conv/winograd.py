@@ -131,6 +131,8 @@ def transformed_filters(s: Geometry, w: np.ndarray, groups: Span, transposed: bo
 class Winograd(FastConv2d):
     """3x3 convolution, stride 1, padding 1, images of even height and width."""
 
+    as_defined = False  # the difference of two infinities, or of an infinity's two shares, is NaN
+
     @staticmethod
     def suits(s: Geometry) -> bool:
         return s.plain3x3 and s.H % 2 == s.W % 2 == 0 and s.merge == 1 and min(s.CI, s.CO) >= 48

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.engine import assert_same, block, block_arrays, only
+from support.engine import assert_same, block, block_arrays, both, only
 from support.strategies import normal, seeds
 
 import minigrad
@@ -57,11 +57,48 @@ def test_statistics_do_not_cancel():
     assert np.abs(fast - exact).max() < 1e-3
 
 
-def test_nan_and_infinity_pass_through():
-    x = normal(0, 2, 3, 4, 4)
-    x[0, 1, 2, 2] = np.nan
-    y = batch_norm_relu(Tensor(x), Tensor(np.ones(3)), Tensor(np.zeros(3)), None, None, True).data
-    assert np.isnan(y[:, 1]).all() and np.isfinite(y[:, [0, 2]]).all()
+@pytest.mark.parametrize("where", ["x", "weight", "bias", "mean", "var", "shortcut", "dy"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("operation", ["norm", "relu", "shortcut"])
+def test_nan_and_infinity_come_out_where_the_formulas_let_them(where, bad, training, operation):
+    """In outputs, gradients and running statistics, with their sign; a mean of 100 is subtracted before all else."""
+    results = []
+    for rooms in ([cpu.register], []):
+        with only(*rooms), np.errstate(invalid="ignore"):
+            arrays = {"x": normal(0, 2, 3, 4, 4), "weight": normal(1, 3), "bias": normal(2, 3)}
+            arrays["x"][:, 2] += 100
+            arrays |= {"mean": normal(3, 3), "var": np.ones(3), "shortcut": normal(4, 2, 3, 4, 4)}
+            arrays["dy"] = normal(5, 2, 3, 4, 4)
+            arrays[where][(0, 1, 2, 2) if arrays[where].ndim == 4 else 1] = bad
+            x, weight, bias, shortcut = (
+                Tensor(arrays[name], requires_grad=True) for name in ("x", "weight", "bias", "shortcut")
+            )
+            statistics = arrays["mean"], arrays["var"]
+            if operation == "norm":
+                y = batch_norm(x, weight, bias, *statistics, training)
+            else:
+                added = {"shortcut": shortcut} if operation == "shortcut" else {}
+                y = batch_norm_relu(x, weight, bias, *statistics, training, **added)
+            y.backward(arrays["dy"])
+            results.append((y.data, x.grad, weight.grad, bias.grad, *statistics))
+    for fast, book in zip(*results, strict=True):
+        np.testing.assert_allclose(fast, book, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("inside", [np.inf, np.nan])
+def test_a_gradient_that_a_convolution_masked(inside):
+    """The batch norm gets it with its sums, where the convolution takes its output made again."""
+
+    def function(x, w):
+        y = batch_norm_relu(x, Tensor(np.ones(4)), Tensor(np.zeros(4)), None, None, True)
+        return F.conv2d(y, w) * Tensor(scale)
+
+    scale = np.ones((2, 3, 5, 5))
+    scale[1, 2, 3, 3] = inside
+    with np.errstate(invalid="ignore"):
+        for fast, book in zip(*both(function, [normal(0, 2, 4, 5, 5), normal(1, 3, 4, 1, 1)]), strict=True):
+            np.testing.assert_allclose(fast, book, rtol=0, atol=1e-11)
 
 
 @pytest.mark.usefixtures("threads", "eager")
