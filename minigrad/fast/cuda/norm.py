@@ -12,6 +12,8 @@ from ..handover import Informed, Kept, Note
 from . import gpu
 from .arrays import VECTOR_BYTES, aligned, f32, i32, i64, suffix, supported, to_nchw, to_nhwc
 
+FOLDED = 16  # chunks that become one, where there are too many
+
 
 class Sums(Note):
     """A note of a convolution about its output: each channel's sum and sum of squares over each tile of pixels."""
@@ -37,11 +39,12 @@ class _Sweep:
     def __init__(self, rows: Array):
         self.M, self.C = rows.shape
         vectors = self.C * rows.itemsize // VECTOR_BYTES
-        bx = min(32, 1 << (vectors - 1).bit_length())
+        bx = min(8, 1 << (vectors - 1).bit_length())
         self.block = (bx, 256 // bx)
         across = -(-vectors // bx)
-        # Eight blocks a processor keep the memory busy; none has fewer rows than threads.
-        wanted = max(1, 8 * gpu.properties().processors // across)
+        # Two blocks a processor have 32 KiB under way, which keeps the memory busy; more would leave more chunks to
+        # add. None has fewer rows than threads.
+        wanted = max(1, 2 * gpu.properties().processors // across)
         self.rows = max(-(-self.M // wanted), self.block[1])
         self.chunks = -(-self.M // self.rows)
         self.grid = (across, self.chunks)
@@ -54,9 +57,19 @@ class _Sweep:
         flags = [a for a in arguments if isinstance(a, np.generic)]
         gpu.launch("norm.cu", f"{name}_{self.suffix}", self.grid, self.block, (*pointers, *sizes, *flags))
 
-    def finish(self, name: str, *arguments: Any) -> None:
-        """The pass that adds the chunks, 32 channels a block."""
-        gpu.launch("norm.cu", name, (-(-self.C // 32),), (32, 32), arguments)
+
+def _few(partial: Array) -> Array:
+    """The same sums in fewer chunks, where each block of the next pass would have too many to add.
+
+    That is more than the sweep over a narrow matrix leaves itself; then sums of 16 chunks.
+    """
+    chunks, _, C = partial.shape
+    if chunks <= 2 * gpu.properties().processors:
+        return partial
+    folded = array_module(partial).empty((-(-chunks // FOLDED), 2, C), np.float32)
+    grid = (-(-2 * C // 256), len(folded))
+    gpu.launch("norm.cu", "bn_fold", grid, (256,), [partial, folded, i32(C), i32(chunks), i32(FOLDED)])
+    return folded
 
 
 class BatchNorm(Informed, norm.BatchNorm):
@@ -89,22 +102,24 @@ class BatchNorm(Informed, norm.BatchNorm):
         eps: float,
     ) -> Array:
         xp, rows = array_module(x), rows_of(x)
-        M, C = rows.shape
+        C = rows.shape[1]
         sweep = _Sweep(rows)
         stats = xp.empty((4, C), np.float32)
         y = xp.empty_like(rows)
         if running_mean is None or running_var is None:  # the kernel updates what nobody keeps
             running_mean, running_var = xp.zeros(C, np.float32), xp.zeros(C, np.float32)
-        known = self.told(0, Sums) if training else None
-        partial = xp.empty((sweep.chunks, 2, C), np.float32) if known is None else known.partial
-        if training and known is None:
+        partial, known = None, self.told(0, Sums) if training else None
+        if known is not None:
+            partial = _few(known.partial)
+        elif training:
+            partial = xp.empty((sweep.chunks, 2, C), np.float32)
             sweep.run("bn_sums", rows, partial)
-        sweep.finish(
-            f"bn_finish_forward_{sweep.suffix}", rows if known is None else None, partial, weight, bias,
-            running_mean, running_var, stats, i64(M), i32(C), i32(len(partial)), f32(momentum), f32(eps), i32(training),
-        )  # fmt: skip
         added = None if shortcut is None else rows_of(shortcut)
-        sweep.run("bn_apply", rows, added, stats, y, i32(self.relu))
+        sweep.run(
+            "bn_apply", rows, added, partial, weight, bias, running_mean, running_var, stats, y,
+            i32(0 if partial is None else len(partial)), i32(known is None), i32(training), f32(momentum), f32(eps),
+            i32(self.relu),
+        )  # fmt: skip
         if any(self.needs):
             # With a shortcut the mask cannot be recomputed from x; y, which the next layer keeps anyway, tells it.
             self.x, self.stats, self.y = self.keep(0, x, rows), stats, None if shortcut is None else Kept(y)
@@ -115,21 +130,19 @@ class BatchNorm(Informed, norm.BatchNorm):
 
     def backward(self, dy: Array) -> tuple[Array | None, ...]:  # type: ignore[override]
         xp, rows, upstream = array_module(dy), self.x.array, rows_of(dy)
-        M, C = rows.shape
+        C = rows.shape[1]
         sweep = _Sweep(rows)
         y = None if self.y is None else self.y.array
         masked = y is not None
         dz = xp.empty_like(rows) if masked else None
         partial = xp.empty((sweep.chunks, 2, C), np.float32)
-        dweight, dbias, coefficients = (xp.empty(shape, np.float32) for shape in (C, C, (3, C)))
+        dweight, dbias = xp.empty(C, np.float32), xp.empty(C, np.float32)
         dx = xp.empty_like(rows)
         sweep.run("bn_backward_sums", upstream, rows, y, self.stats, dz, partial, i32(self.relu))
-        sweep.finish(
-            "bn_finish_backward", partial, self.stats, dweight, dbias, coefficients,
-            i64(M), i32(C), i32(sweep.chunks), i32(self.training),
+        sweep.run(
+            "bn_backward_apply", dz if masked else upstream, rows, self.stats, partial, dweight, dbias, dx,
+            i32(sweep.chunks), i32(self.training), i32(self.relu), i32(masked),
         )  # fmt: skip
-        g = dz if masked else upstream
-        sweep.run("bn_backward_apply", g, rows, self.stats, coefficients, dx, i32(self.relu), i32(masked))
         gradients = _like(dx, dy), dweight, dbias
         return gradients if len(self.needs) == 3 else (*gradients, None if dz is None else _like(dz, dy))
 

@@ -8,10 +8,12 @@
 //             dbeta = sum g,   dgamma = sum g * (x - mean) / sqrt(var + eps)
 //             dx = scale * (g - dbeta / M - xhat * dgamma / M) = a * g + b * (x - mean) + c    per channel
 //
-// Tile: a block is (bx, by) threads, bx * by = 256. A thread owns one 16-byte vector of channels (8 bf16 or 4 float32)
-// and walks down its rows by by, so that its coefficients stay in registers and a warp reads whole 128-byte lines.
-// Sums take two stages: each block leaves one partial per channel in `partial` (chunks, 2, C), then bn_finish_* adds
-// the chunks in a fixed order, in float64. No atomics: the same input gives the same bits.
+// Tile: a block is (bx, by) threads, bx * by = 256, bx at most 8. A thread owns one 16-byte vector of channels (8 bf16 or
+// 4 float32) and walks down its rows by by, so that its coefficients stay in registers; eight threads read a whole
+// 128-byte line.
+// Sums take two stages: each block of a pass over the rows leaves one partial per channel in `partial` (chunks, 2, C);
+// each block of the pass that needs the sums first adds its channels' chunks in a fixed order, in float64. A block has
+// few channels, so that this is little to read, and it saves a launch. No atomics: the same input gives the same bits.
 // Bytes, with Y = M * C * sizeof(T): forward 3Y (sums 1, apply 2), + 1Y with a shortcut, - 1Y where the convolution
 // before has left the sums (see conv3x3.cu). Backward without shortcut 5Y (sums 2, apply 3, the mask recomputed from
 // x); with it 7Y (sums read dy, x, y, write g; apply reads g, x, writes dx).
@@ -23,6 +25,7 @@
 #include "device.cuh"
 
 constexpr int BLOCK = 256;
+constexpr int WIDEST = 64;  // the most channels of a block: 8 threads with 8 bf16 each
 
 // Adds each thread's two vectors of sums over the block's rows and writes the block's partial. The first row of threads
 // adds in the order of the rows, so the result does not depend on which warp came first.
@@ -73,59 +76,44 @@ __device__ void bn_sums(const T* x, float* partial, long long M, int C, long lon
     write_partial<T>(sum, square, partial, C);
 }
 
-// Both sums of channel c over all chunks, for the threads with threadIdx.y = 0: a block of (32, 32) threads works on 32
-// channels, its rows share the chunks, and their sums are added in the order of the rows.
-__device__ void add_chunks(const float* partial, int C, int chunks, int c, double& first, double& second) {
-    __shared__ double sums[2][32][32];
+// Both sums over all chunks of the block's channel `thread`, for the threads below `width`, how many channels it has. The
+// BLOCK / width threads of a channel share the chunks, and the first one adds what the others have, in their order.
+__device__ void add_chunks(const float* partial, int C, int chunks, int width, double& first, double& second) {
+    __shared__ double sums[2][BLOCK];
+    const int thread = threadIdx.y * blockDim.x + threadIdx.x, c = blockIdx.x * width + thread % width;
     first = second = 0.0;
     if (c < C) {
-#pragma unroll 4
-        for (int chunk = threadIdx.y; chunk < chunks; chunk += 32) {
+#pragma unroll 8
+        for (int chunk = thread / width; chunk < chunks; chunk += BLOCK / width) {
             first += partial[2LL * chunk * C + c];
             second += partial[(2LL * chunk + 1) * C + c];
         }
     }
-    sums[0][threadIdx.y][threadIdx.x] = first;
-    sums[1][threadIdx.y][threadIdx.x] = second;
+    sums[0][thread] = first;
+    sums[1][thread] = second;
     __syncthreads();
-    for (int row = 1; row < 32; ++row) {
-        first += sums[0][row][threadIdx.x];
-        second += sums[1][row][threadIdx.x];
+    if (thread >= width) return;
+    for (int other = thread + width; other < BLOCK; other += width) {
+        first += sums[0][other];
+        second += sums[1][other];
     }
 }
 
-// For each channel: stats (4, C) = mean, 1 / sqrt(var + eps), scale, beta. x is null where the partial sums are not
-// shifted, which is how a convolution leaves them (see conv3x3.cu). In training the moments are the batch's, and
-// running_mean and running_var are updated in place, the variance unbiased, as PyTorch does; otherwise they are the
-// moments.
-template <typename T>
-__device__ void bn_finish_forward(const T* x, const float* partial, const float* gamma, const float* beta,
-                                  float* running_mean, float* running_var, float* stats, long long M, int C, int chunks,
-                                  float momentum, float eps, int training) {
-    int c = blockIdx.x * 32 + threadIdx.x;
-    double sum, square;
-    add_chunks(partial, C, training ? chunks : 0, c, sum, square);
-    if (c >= C || threadIdx.y) return;
-    double mean = running_mean[c], variance = running_var[c];
-    if (training) {
-        double shifted = sum / M;
-        mean = shifted + (x ? to_float(x[c]) : 0.0f);
-        variance = square / M - shifted * shifted;
-        if (variance < 0.0) variance = 0.0;  // rounding; a NaN stays a NaN
-        double unbiased = variance * M / (M > 1 ? M - 1 : 1);
-        running_mean[c] = static_cast<float>((1.0 - momentum) * running_mean[c] + momentum * mean);
-        running_var[c] = static_cast<float>((1.0 - momentum) * running_var[c] + momentum * unbiased);
-    }
-    double inverse = 1.0 / sqrt(variance + eps);
-    stats[c] = static_cast<float>(mean);
-    stats[C + c] = static_cast<float>(inverse);
-    stats[2 * C + c] = static_cast<float>(gamma[c] * inverse);
-    stats[3 * C + c] = beta[c];
+// folded (ceil(chunks / some), 2, C): the sums of every `some` chunks, where there are too many for each block to add.
+extern "C" __global__ void bn_fold(const float* partial, float* folded, int C, int chunks, int some) {
+    const int i = blockIdx.x * BLOCK + threadIdx.x;
+    if (i >= 2 * C) return;
+    const long long begin = static_cast<long long>(blockIdx.y) * some, end = smaller(chunks, begin + some);
+    double total = 0.0;
+#pragma unroll 8
+    for (long long chunk = begin; chunk < end; ++chunk) total += partial[chunk * 2 * C + i];
+    folded[blockIdx.y * 2LL * C + i] = static_cast<float>(total);
 }
 
-// One vector's coefficients, held in registers while a thread walks down its rows. affine() is z without its shortcut,
-// the one expression that the forward pass and the recomputed mask share. The mean is subtracted first: x * scale +
-// (beta - mean * scale) would cancel where the mean is large against the deviation.
+// One vector's coefficients, held in registers while a thread walks down its rows: those of the channels from `c` on in
+// stats (4, C) = mean, 1 / sqrt(var + eps), scale, beta. affine() is z without its shortcut, the one expression that the
+// forward pass and the recomputed mask share. The mean is subtracted first: x * scale + (beta - mean * scale) would cancel
+// where the mean is large against the deviation.
 template <int V>
 struct Coefficients {
     float mean[V], scale[V], beta[V];
@@ -139,13 +127,60 @@ struct Coefficients {
     __device__ float affine(float x, int v) const { return fmaf(x - mean[v], scale[v], beta[v]); }
 };
 
+// What a forward pass knows of its channels. In training the moments are the batch's, from `chunks` partial sums, which
+// are of x - x0 where `shifted` (a convolution leaves sums of x itself, see conv3x3.cu); running_mean and running_var are
+// then updated in place, the variance unbiased, as PyTorch does. Otherwise they are the moments.
+struct Moments {
+    const float *partial, *gamma, *beta;
+    float *running_mean, *running_var;
+    int chunks, shifted, training;
+    float momentum, eps;
+};
+
+// The block's own `stats`, (4, WIDEST); the first row of blocks also leaves them in memory, and the running statistics.
 template <typename T>
-__device__ void bn_apply(const T* x, const T* shortcut, const float* stats, T* y, long long M, int C,
+__device__ void finish_forward(const T* x, const Moments& s, float* own, float* stats, long long M, int C) {
+    const int thread = threadIdx.y * blockDim.x + threadIdx.x, width = blockDim.x * Vec<T>::size;
+    const int c = blockIdx.x * width + thread;
+    double sum, square;
+    add_chunks(s.partial, C, s.training ? s.chunks : 0, width, sum, square);
+    if (thread < width && c < C) {
+        double mean, variance;
+        if (s.training) {
+            double shifted = sum / M;
+            mean = shifted + (s.shifted ? to_float(x[c]) : 0.0f);
+            variance = square / M - shifted * shifted;
+            if (variance < 0.0) variance = 0.0;  // rounding; a NaN stays a NaN
+        } else {
+            mean = s.running_mean[c];
+            variance = s.running_var[c];
+        }
+        double inverse = 1.0 / sqrt(variance + s.eps);
+        own[thread] = static_cast<float>(mean);
+        own[WIDEST + thread] = static_cast<float>(inverse);
+        own[2 * WIDEST + thread] = static_cast<float>(s.gamma[c] * inverse);
+        own[3 * WIDEST + thread] = s.beta[c];
+        if (blockIdx.y == 0) {
+            for (int i = 0; i < 4; ++i) stats[i * C + c] = own[i * WIDEST + thread];
+            if (s.training) {
+                double unbiased = variance * M / (M > 1 ? M - 1 : 1);
+                s.running_mean[c] = static_cast<float>((1.0 - s.momentum) * s.running_mean[c] + s.momentum * mean);
+                s.running_var[c] = static_cast<float>((1.0 - s.momentum) * s.running_var[c] + s.momentum * unbiased);
+            }
+        }
+    }
+    __syncthreads();
+}
+
+template <typename T>
+__device__ void bn_apply(const T* x, const T* shortcut, const Moments& moments, float* stats, T* y, long long M, int C,
                          long long rows_per_chunk, int relu) {
     constexpr int V = Vec<T>::size;
+    __shared__ float own[4 * WIDEST];
+    finish_forward(x, moments, own, stats, M, C);
     int c = (blockIdx.x * blockDim.x + threadIdx.x) * V;
     if (c >= C) return;
-    Coefficients<V> coefficients(stats, C, c);
+    Coefficients<V> coefficients(own, WIDEST, threadIdx.x * V);
     long long end = smaller(M, (blockIdx.y + 1LL) * rows_per_chunk);
 #pragma unroll 4
     for (long long row = blockIdx.y * rows_per_chunk + threadIdx.y; row < end; row += blockDim.y) {
@@ -192,36 +227,43 @@ __device__ void bn_backward_sums(const T* dy, const T* x, const T* y, const floa
     write_partial<T>(sum, product, partial, C);
 }
 
-// For each channel: dgamma, dbeta and the coefficients (3, C) of dx = a * g + b * (x - mean) + c. In evaluation
-// mode the statistics are constants, so dx = scale * g.
-extern "C" __global__ void bn_finish_backward(const float* partial, const float* stats, float* dgamma, float* dbeta,
-                                              float* coefficients, long long M, int C, int chunks, int training) {
-    int c = blockIdx.x * 32 + threadIdx.x;
+// The block's own coefficients (3, WIDEST) of dx = a * g + b * (x - mean) + c; the first row of blocks also leaves dgamma
+// and dbeta. In evaluation mode the statistics are constants, so dx = scale * g.
+__device__ void finish_backward(const float* partial, const float* stats, float* own, float* dgamma, float* dbeta,
+                                long long M, int C, int chunks, int width, int training) {
+    const int thread = threadIdx.y * blockDim.x + threadIdx.x, c = blockIdx.x * width + thread;
     double sum, product;
-    add_chunks(partial, C, chunks, c, sum, product);
-    if (c >= C || threadIdx.y) return;
-    double inverse = stats[C + c], scale = stats[2 * C + c];
-    dgamma[c] = static_cast<float>(product * inverse);
-    dbeta[c] = static_cast<float>(sum);
-    coefficients[c] = static_cast<float>(scale);
-    coefficients[C + c] = static_cast<float>(training ? -scale * inverse * inverse * product / M : 0.0);
-    coefficients[2 * C + c] = static_cast<float>(training ? -scale * sum / M : 0.0);
+    add_chunks(partial, C, chunks, width, sum, product);
+    if (thread < width && c < C) {
+        double inverse = stats[C + c], scale = stats[2 * C + c];
+        own[thread] = static_cast<float>(scale);
+        own[WIDEST + thread] = static_cast<float>(training ? -scale * inverse * inverse * product / M : 0.0);
+        own[2 * WIDEST + thread] = static_cast<float>(training ? -scale * sum / M : 0.0);
+        if (blockIdx.y == 0) {
+            dgamma[c] = static_cast<float>(product * inverse);
+            dbeta[c] = static_cast<float>(sum);
+        }
+    }
+    __syncthreads();
 }
 
 // dx = a * g + b * (x - mean) + c. `masked` says that dy is already g (bn_backward_sums wrote it); otherwise the mask
 // is recomputed.
 template <typename T>
-__device__ void bn_backward_apply(const T* dy, const T* x, const float* stats, const float* coefficients, T* dx,
-                                  long long M, int C, long long rows_per_chunk, int relu, int masked) {
+__device__ void bn_backward_apply(const T* dy, const T* x, const float* stats, const float* partial, float* dgamma,
+                                  float* dbeta, T* dx, long long M, int C, long long rows_per_chunk, int chunks,
+                                  int training, int relu, int masked) {
     constexpr int V = Vec<T>::size;
+    __shared__ float own[3 * WIDEST];
+    finish_backward(partial, stats, own, dgamma, dbeta, M, C, chunks, blockDim.x * V, training);
     int c = (blockIdx.x * blockDim.x + threadIdx.x) * V;
     if (c >= C) return;
     Coefficients<V> forward(stats, C, c);
     float a[V], b[V], constant[V];
     for (int v = 0; v < V; ++v) {
-        a[v] = coefficients[c + v];
-        b[v] = coefficients[C + c + v];
-        constant[v] = coefficients[2 * C + c + v];
+        a[v] = own[threadIdx.x * V + v];
+        b[v] = own[WIDEST + threadIdx.x * V + v];
+        constant[v] = own[2 * WIDEST + threadIdx.x * V + v];
     }
     long long end = smaller(M, (blockIdx.y + 1LL) * rows_per_chunk);
 #pragma unroll 2
@@ -242,25 +284,24 @@ __device__ void bn_backward_apply(const T* dy, const T* x, const float* stats, c
     extern "C" __global__ void bn_sums_##suffix(const T* x, float* partial, long long M, int C, long long rows) {      \
         bn_sums<T>(x, partial, M, C, rows);                                                                            \
     }                                                                                                                  \
-    extern "C" __global__ void bn_finish_forward_##suffix(                                                             \
-        const T* x, const float* partial, const float* gamma, const float* beta, float* running_mean,                  \
-        float* running_var, float* stats, long long M, int C, int chunks, float momentum, float eps, int training) {   \
-        bn_finish_forward<T>(x, partial, gamma, beta, running_mean, running_var, stats, M, C, chunks, momentum, eps,   \
-                             training);                                                                                \
-    }                                                                                                                  \
-    extern "C" __global__ void bn_apply_##suffix(const T* x, const T* shortcut, const float* stats, T* y, long long M, \
-                                                 int C, long long rows, int relu) {                                    \
-        bn_apply<T>(x, shortcut, stats, y, M, C, rows, relu);                                                          \
+    extern "C" __global__ void bn_apply_##suffix(const T* x, const T* shortcut, const float* partial,                  \
+                                                 const float* gamma, const float* beta, float* running_mean,           \
+                                                 float* running_var, float* stats, T* y, long long M, int C,           \
+                                                 long long rows, int chunks, int shifted, int training,                \
+                                                 float momentum, float eps, int relu) {                                \
+        const Moments moments{partial, gamma,   beta,     running_mean, running_var,                                   \
+                              chunks,  shifted, training, momentum,     eps};                                          \
+        bn_apply<T>(x, shortcut, moments, stats, y, M, C, rows, relu);                                                 \
     }                                                                                                                  \
     extern "C" __global__ void bn_backward_sums_##suffix(const T* dy, const T* x, const T* y, const float* stats,      \
                                                          T* g, float* partial, long long M, int C, long long rows,     \
                                                          int relu) {                                                   \
         bn_backward_sums<T>(dy, x, y, stats, g, partial, M, C, rows, relu);                                            \
     }                                                                                                                  \
-    extern "C" __global__ void bn_backward_apply_##suffix(const T* dy, const T* x, const float* stats,                 \
-                                                          const float* coefficients, T* dx, long long M, int C,        \
-                                                          long long rows, int relu, int masked) {                      \
-        bn_backward_apply<T>(dy, x, stats, coefficients, dx, M, C, rows, relu, masked);                                \
+    extern "C" __global__ void bn_backward_apply_##suffix(                                                             \
+        const T* dy, const T* x, const float* stats, const float* partial, float* dgamma, float* dbeta, T* dx,         \
+        long long M, int C, long long rows, int chunks, int training, int relu, int masked) {                          \
+        bn_backward_apply<T>(dy, x, stats, partial, dgamma, dbeta, dx, M, C, rows, chunks, training, relu, masked);    \
     }
 
 BATCH_NORM(float, float32)

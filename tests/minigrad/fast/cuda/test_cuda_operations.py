@@ -16,6 +16,7 @@ from support.cuda_cases import (
 )
 from support.cuda_shim import compiler
 from support.engine import only
+from support.strategies import normal
 
 import minigrad
 from minigrad import Tensor, optim, registry
@@ -159,6 +160,21 @@ def test_batch_norm_takes_the_sums_that_the_convolution_has_left(gpu, stride):
     assert (swept, measured_swept) == (False, True)
     for a, b, kind in zip(taken, measured, (F32, F32, BF16), strict=True):
         close(a, b, kind)
+
+
+def test_sums_over_many_tiles_are_folded_first(gpu):
+    """As many as two for each of the four processors are added where they are needed, more in a launch before."""
+    x = Tensor._of(normal(3, 9, 64, 16, 16).astype(BF16))
+    w = Tensor._of(normal(4, 64, 64, 3, 3).astype(F32) / 24)
+    w.requires_grad = True
+    running = np.zeros(64, F32), np.ones(64, F32)
+    with only(lambda: cuda.register("cpu")):
+        y = F.conv2d(x, w, padding=1)
+        F.batch_norm(y, Tensor._of(np.ones(64, F32)), Tensor._of(np.zeros(64, F32)), *running, True, momentum=1.0)
+    assert "bn_fold" in gpu and "bn_sums_bfloat16" not in gpu
+    stored = y.data.astype(np.float64)
+    np.testing.assert_allclose(running[0], stored.mean((0, 2, 3)), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(running[1], stored.var((0, 2, 3), ddof=1), rtol=1e-5)
 
 
 MEETINGS = {  # shape, dtype, whether the kernel takes them

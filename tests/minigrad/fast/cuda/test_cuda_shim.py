@@ -48,45 +48,28 @@ def run_batch_norm(norm, x, gamma, beta, running, dy, shortcut, relu, training, 
     """Forward and backward of norm.cu on rows (M, C); returns y, dx, dgamma, dbeta, dshortcut, stats."""
     (M, C), s, dtype = x.shape, SUFFIX[x.dtype], x.dtype
     vectors = C // VECTOR[dtype]
-    bx = 32 if vectors >= 32 else 8
+    bx = 8 if vectors >= 8 else 1
     grid, block, rows = (-(-vectors // bx), chunks), (bx, 256 // bx), -(-M // chunks)
-    per_channel = (-(-C // 32),), (32, 32)
 
-    def launch(name, dims, *arguments):
-        norm.launch(name, *dims, arguments, schedule=schedule)
+    def launch(name, *arguments):
+        norm.launch(name, grid, block, arguments, schedule=schedule)
 
     partial, stats = np.full((chunks, 2, C), np.nan, F32), np.full((4, C), np.nan, F32)
     y, dx, g = (np.zeros((M, C), dtype) for _ in range(3))
-    size = i64(M), i32(C)
+    size = i64(M), i32(C), i64(rows)
     if training:
-        launch(f"bn_sums_{s}", (grid, block), x, partial, *size, i64(rows))
-    moments = (f32(0.1), f32(1e-5), i32(training))
-    launch(
-        f"bn_finish_forward_{s}", per_channel, x, partial, gamma, beta, *running, stats, *size, i32(chunks), *moments
-    )
-    launch(f"bn_apply_{s}", (grid, block), x, shortcut, stats, y, *size, i64(rows), i32(relu))
+        launch(f"bn_sums_{s}", x, partial, *size)
+    moments = (i32(chunks), i32(True), i32(training), f32(0.1), f32(1e-5))
+    launch(f"bn_apply_{s}", x, shortcut, partial, gamma, beta, *running, stats, y, *size, *moments, i32(relu))
 
-    dgamma, dbeta, coefficients = np.zeros(C, F32), np.zeros(C, F32), np.zeros((3, C), F32)
+    dgamma, dbeta = np.zeros(C, F32), np.zeros(C, F32)
     masked = shortcut is not None
     launch(
-        f"bn_backward_sums_{s}", (grid, block), dy, x, y if masked else None, stats, g if masked else None, partial,
-        *size, i64(rows), i32(relu),
-    )  # fmt: skip
-    launch(
-        "bn_finish_backward",
-        per_channel,
-        partial,
-        stats,
-        dgamma,
-        dbeta,
-        coefficients,
-        *size,
-        i32(chunks),
-        i32(training),
+        f"bn_backward_sums_{s}", dy, x, y if masked else None, stats, g if masked else None, partial, *size, i32(relu)
     )
     launch(
-        f"bn_backward_apply_{s}", (grid, block), g if masked else dy, x, stats, coefficients, dx, *size, i64(rows),
-        i32(relu), i32(masked),
+        f"bn_backward_apply_{s}", g if masked else dy, x, stats, partial, dgamma, dbeta, dx, *size, i32(chunks),
+        i32(training), i32(relu), i32(masked),
     )  # fmt: skip
     return y, dx, dgamma, dbeta, g, stats
 
@@ -127,6 +110,14 @@ def test_batch_norm_is_the_books(norm, dtype, C, with_shortcut, training):
         assert (g.astype(np.float64) == dz_book).all(), "the shortcut's gradient is dy or 0, exactly"
     for r, expected in zip(mine, book_running, strict=True):
         close(r, expected, F32)
+
+
+def test_too_many_chunks_of_sums_become_few(norm):
+    partial = np.random.default_rng(2).standard_normal((37, 2, 40)).astype(F32)
+    folded = np.full((3, 2, 40), np.nan, F32)
+    norm.launch("bn_fold", (1, 3), (256,), [partial, folded, i32(40), i32(37), i32(16)])
+    expected = [partial[i : i + 16].sum(0, np.float64) for i in (0, 16, 32)]
+    np.testing.assert_allclose(folded, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_batch_norm_without_relu(norm):
