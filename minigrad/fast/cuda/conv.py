@@ -104,14 +104,14 @@ class TensorCores(_Conv2d):
         xp, O = array_module(x), len(self.w)
         y = xp.empty((N, *tiles.output_size(H, W, self.step), O), x.dtype)
         self.sums = xp.empty((self.plan.forward.tiles, 2, O), np.float32)
-        self._convolve(self.plan.forward, x, self._packed(False), y, self.sums)
+        packed, self.turned = self._packed()
+        self._convolve(self.plan.forward, x, packed, y, self.sums)
         return y
 
     def input_gradient(self, dy: Array) -> Array:
         dx = array_module(dy).empty(self.shape, dy.dtype)
-        packed = self._packed(True)
         for part in self.plan.dgrad:
-            self._convolve(part, dy, packed, dx)
+            self._convolve(part, dy, self.turned, dx)
         return dx
 
     def weight_gradient(self, x: Array, dy: Array) -> Array:
@@ -126,16 +126,16 @@ class TensorCores(_Conv2d):
         )  # fmt: skip
         return add_shares(partial, self.w, p.CI, p.CO, p.o)
 
-    def _packed(self, transposed: bool) -> Array:
-        """The weights as the kernel reads them, (packs, CO, 9, CI); turned for the input gradient."""
+    def _packed(self) -> tuple[Array, Array | None]:
+        """The weights as the kernel reads them, (packs, CO, 9, CI), and turned, where the input gradient is wanted."""
         xp, p = array_module(self.w), self.packing
-        q = p.turned() if transposed else p
-        # Narrow groups leave zeros between them.
-        packed = (xp.empty if p.c == p.CI else xp.zeros)((q.packs, q.CO, 9, q.CI), self.dtype)
+        new = xp.empty if p.c == p.CI else xp.zeros  # narrow groups leave zeros between them
+        packed = new((p.packs, p.CO, 9, p.CI), self.dtype)
+        turned = new((p.packs, p.CI, 9, p.CO), self.dtype) if self.needs[0] else None
         blocks = p.packs * (p.CO // p.o) * -(-p.o // 32) * -(-p.c // 32)
-        arguments = [xp.ascontiguousarray(self.w), packed, *map(i32, (p.CO, p.CI, p.o, p.c, transposed))]
+        arguments = [xp.ascontiguousarray(self.w), packed, turned, *map(i32, (p.CO, p.CI, p.o, p.c))]
         gpu.launch("conv3x3.cu", f"conv3x3_pack_{suffix(self.w)}", (blocks,), (256,), arguments)
-        return packed
+        return packed, turned
 
     @staticmethod
     def _convolve(plan: tiles.Launch, x: Array, packed: Array, y: Array, sums: Array | None = None) -> None:
@@ -153,7 +153,7 @@ class Products(_Conv2d):
     """A convolution as matrix products, one for each group, on columns (pixels, G KH KW c); see im2col.cu.
 
     The columns of a 1x1 convolution with stride 1 are the image itself. Others are built for a few images at a time,
-    and again for the weight gradient. Products of the groups are slices of one strided-batched product:
+    and again for the weight gradient unless they are few. Products of the groups are slices of one product:
 
         forward   y_g        (M, o) = columns_g (M, K) @ w_gᵀ (K, o)          K = KH KW c
         dgrad     dcolumns_g (M, K) = dy_g (M, o) @ w_g (o, K)
@@ -175,6 +175,7 @@ class Products(_Conv2d):
             (N, H, W, C, groups, KH, KW, self.OH, self.OW, *stride, *padding, *dilation, ld), np.int32
         )
         self.ld, self.w = ld, w
+        self.few: Array | None = None  # the columns of the whole batch, where the weight gradient need not build them
         w = array_module(w).ascontiguousarray(w)
         if (KH, KW) == (1, 1) and c == self.K and w.dtype == x.dtype:
             self.matrix = w.reshape(self.O, c)
@@ -192,6 +193,9 @@ class Products(_Conv2d):
             columns, part = self._columns(x[some]), y[some]
             M = part.size // self.O
             cublas.product(M, o, self.K, self.operand(columns, self.ld, self.K), w, self.operand(part, self.O, o), G)
+        # The weight gradient's are the same: kept where they were built at once and take no more memory than y.
+        if self.needs[1] and not self.plain and len(part) == len(x) and columns.nbytes <= y.nbytes:
+            self.few = columns
         return y
 
     def input_gradient(self, dy: Array) -> Array:
@@ -212,14 +216,20 @@ class Products(_Conv2d):
         # Where one product has fewer squares (of about 128 x 128) than the GPU processors, several share the pixels.
         squares = -(-self.O // 128) * -(-self.K // 128)
         most = max(1, gpu.properties().processors // squares) if self.G == 1 else 1
-        partial = None
+        partial: Array = None
         for some in self._chunks(len(x)):
             count = len(x[some])
             shares = max(n for n in range(1, count + 1) if count % n == 0 and n <= most)
             first = partial is None
             if first:  # later chunks add to it; the last one may be smaller, but must not have more shares
-                partial, most = array_module(x).empty((shares, self.O, self.K), np.float32), shares
-            self._weight_gradient(self._columns(x[some]), dy[some], partial, shares, accumulate=not first)
+                most, shape = shares, (shares, self.O, self.K)
+                if shares == 1 and self.w.shape == (self.O, self.K, 1, 1) and self.w.dtype == np.float32:
+                    shape = self.w.shape  # nothing to add, and in the weights' order: it is dw already
+                partial = array_module(x).empty(shape, np.float32)
+            columns = self._columns(x[some]) if self.few is None else self.few
+            self._weight_gradient(columns, dy[some], partial, shares, accumulate=not first)
+        if partial.shape == self.w.shape:
+            return partial
         return add_shares(partial, self.w, self.w.shape[1], self.O, self.O)
 
     def _weight_gradient(self, columns: Array, dy: Array, partial: Array, shares: int, accumulate: bool) -> None:

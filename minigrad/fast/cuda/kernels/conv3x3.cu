@@ -357,12 +357,12 @@ CONV3X3_WGRAD(64_d32, 64, 32)
 CONV3X3_WGRAD(128_d16, 128, 16)
 CONV3X3_WGRAD(64_d16, 64, 16)
 
-// w (G o, c, 3, 3), in float32 or bfloat16 -> packed (packs, CO, 9, CI), the groups of a pack along the diagonal; or, `transposed`, (packs, CI,
-// 9, CO) for the input gradient: filter and channel change places, and so do the ends of each tap. What lies off the
-// diagonal is left alone: the caller has cleared it. A block turns 32 filters x 32 channels of one group in shared
-// memory, so that both sides are read and written along their rows.
+// w (G o, c, 3, 3), in float32 or bfloat16 -> packed (packs, CO, 9, CI), the groups of a pack along the diagonal, and, unless
+// it is null, turned (packs, CI, 9, CO) for the input gradient: filter and channel change places, and so do the ends of
+// each tap. What lies off the diagonal is left alone: the caller has cleared it. A block turns 32 filters x 32 channels of
+// one group in shared memory, so that all sides are read and written along their rows.
 template <typename W>
-__device__ void pack(const W* w, bf16* packed, int CO, int CI, int o, int c, int transposed) {
+__device__ void pack(const W* w, bf16* packed, bf16* turned, int CO, int CI, int o, int c) {
     constexpr int SIDE = 32;
     __shared__ bf16 tile[SIDE][SIDE * 9 + 2];  // the two spread the rows over the banks
     const int blocks_c = (c + SIDE - 1) / SIDE, blocks_o = (o + SIDE - 1) / SIDE;
@@ -376,21 +376,21 @@ __device__ void pack(const W* w, bf16* packed, int CO, int CI, int o, int c, int
     }
     __syncthreads();
     for (int n = threadIdx.x; n < size; n += blockDim.x) {
-        if (transposed) {
-            const int f = n % filters, t = n / filters % 9, i = n / (filters * 9);
-            packed[((pack * CI + place * c + i0 + i) * 9LL + t) * CO + place * o + f0 + f] = tile[f][i * 9 + 8 - t];
-        } else {
-            const int i = n % channels, t = n / channels % 9, f = n / (channels * 9);
-            packed[((pack * CO + place * o + f0 + f) * 9LL + t) * CI + place * c + i0 + i] = tile[f][i * 9 + t];
-        }
+        const int i = n % channels, t = n / channels % 9, f = n / (channels * 9);
+        packed[((pack * CO + place * o + f0 + f) * 9LL + t) * CI + place * c + i0 + i] = tile[f][i * 9 + t];
+    }
+    if (!turned) return;
+    for (int n = threadIdx.x; n < size; n += blockDim.x) {
+        const int f = n % filters, t = n / filters % 9, i = n / (filters * 9);
+        turned[((pack * CI + place * c + i0 + i) * 9LL + t) * CO + place * o + f0 + f] = tile[f][i * 9 + 8 - t];
     }
 }
 
 extern "C" __global__ void __launch_bounds__(256)
-    conv3x3_pack_float32(const float* w, bf16* packed, int CO, int CI, int o, int c, int transposed) {
-    pack(w, packed, CO, CI, o, c, transposed);
+    conv3x3_pack_float32(const float* w, bf16* packed, bf16* turned, int CO, int CI, int o, int c) {
+    pack(w, packed, turned, CO, CI, o, c);
 }
 extern "C" __global__ void __launch_bounds__(256)
-    conv3x3_pack_bfloat16(const bf16* w, bf16* packed, int CO, int CI, int o, int c, int transposed) {
-    pack(w, packed, CO, CI, o, c, transposed);
+    conv3x3_pack_bfloat16(const bf16* w, bf16* packed, bf16* turned, int CO, int CI, int o, int c) {
+    pack(w, packed, turned, CO, CI, o, c);
 }

@@ -90,13 +90,25 @@ def test_each_convolution_takes_its_method(gpu):
         run(chosen(arrays, options), arrays, dy, **options)
         methods[name] = set(gpu)
     assert methods["1x1"] == {"cublas", "add_shares_bfloat16"}
-    assert methods["1x1, groups"] == {"cublas", "add_shares_float32"}
+    assert methods["1x1, groups"] == {"cublas"}, "one share, in the weights' order: it is the gradient already"
     columns = {"cublas", "im2col_bfloat16", "col2im_bfloat16", "add_shares_bfloat16"}
     assert methods["first layer"] == columns | {"filters_bfloat16_bfloat16"}
     assert "cublas" not in methods["3x3, tensor cores"] | methods["3x3, tensor cores, stride 2"]
     assert {"conv3x3_256x64_d16", "conv3x3_wgrad_128_d16"} < methods["3x3, tensor cores"]
     assert "conv3x3_128x128" in methods["3x3, tensor cores, stride 2"]
     assert "cublas" in methods["3x3, groups of 40"], "64 channels hold no whole number of groups of 40"
+
+
+@needs_compiler
+@pytest.mark.parametrize(("filters", "times"), [(16, 1), (8, 2)], ids=["few", "more than y has"])
+def test_few_columns_are_built_once(gpu, filters, times):
+    case = BF16, (4, 16, 5, 4), filters, (1, 1), (2, 2), (0, 0), (1, 1), 1
+    dtype, arrays, dy, options = convolution_case(case)
+    y, gradients = run(chosen(arrays, options), arrays, dy, **options)
+    assert gpu.count("im2col_bfloat16") == times
+    y_book, gradients_book = run(conv.Conv2d, exact(arrays), dy.astype(np.float64), **options)
+    for mine, book in zip((y, *gradients), (y_book, *gradients_book), strict=True):
+        close(mine, book, dtype)
 
 
 @needs_compiler

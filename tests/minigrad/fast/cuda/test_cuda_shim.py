@@ -310,13 +310,11 @@ def check_conv3x3(module, case, schedule=0):
     y_book = book.forward(*exact, stride=(stride, stride), padding=(1, 1), dilation=(1, 1), groups=G)
     dx_book, dw_book, _ = book.backward(dy.transpose(0, 3, 1, 2).astype(np.float64))
 
-    def pack(transposed):
-        q = packing.turned() if transposed else packing
-        packed = np.zeros((q.packs, q.CO, 9, q.CI), BF16)
-        blocks = G * -(-packing.o // 32) * -(-packing.c // 32)
-        arguments = [w, packed, *map(i32, (packing.CO, packing.CI, packing.o, packing.c, transposed))]
-        module.launch(f"conv3x3_pack_{SUFFIX[w.dtype]}", (blocks,), (256,), arguments)
-        return packed
+    packed = np.zeros((packing.packs, packing.CO, 9, packing.CI), BF16)
+    turned = np.zeros((packing.packs, packing.CI, 9, packing.CO), BF16)
+    blocks = G * -(-packing.o // 32) * -(-packing.c // 32)
+    arguments = [w, packed, turned, *map(i32, (packing.CO, packing.CI, packing.o, packing.c))]
+    module.launch(f"conv3x3_pack_{SUFFIX[w.dtype]}", (blocks,), (256,), arguments)
 
     def convolve(launch, source, weights, target, sums=None):
         arguments = [source, weights, target, sums, launch.struct]
@@ -326,13 +324,12 @@ def check_conv3x3(module, case, schedule=0):
 
     y = np.full((N, OH, OW, O), np.nan, BF16)
     sums = np.full((forward_pass.tiles, 2, O), np.nan, F32)
-    convolve(forward_pass, x, pack(False), y, sums)
+    convolve(forward_pass, x, packed, y, sums)
     close(y, y_book.transpose(0, 2, 3, 1), BF16)
     stored = y.astype(np.float64).reshape(-1, O)
     close(sums.sum(axis=0), [stored.sum(axis=0), (stored**2).sum(axis=0)], F32)
 
     dx = np.full((N, H, W, C), np.nan, BF16)
-    turned = pack(True)
     for launch in input_passes:
         convolve(launch, dy, turned, dx)
     close(dx, dx_book.transpose(0, 2, 3, 1), BF16)
