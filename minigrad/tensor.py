@@ -77,6 +77,7 @@ class Function:
     needs: tuple[bool, ...] = ()  # which inputs want a gradient
     inputs: tuple[Array | None, ...] = ()  # shape and dtype of every input, to check its gradient against
     seen: tuple[tuple[Memory, int], ...] = ()  # the memory of inputs and output, and how often it had been changed
+    pending: Any = None  # while `backward()` walks: the gradients that have arrived so far, by where they go
 
     def forward(self, *arrays: Any, **options: Any) -> Array:
         raise NotImplementedError(f"{type(self).__name__} defines no forward()")
@@ -357,11 +358,11 @@ class Tensor:
                 with _adding:
                     node.grad = dy if node.grad is None else node.grad + dy
                 continue
+            node.pending = pending
             compute = node.gradients if observer is None else partial(observer, type(node), node, node.gradients)
             for parent, dx in compute(dy):
                 if parent in pending:
-                    pair = pending[parent], dx
-                    dx = choose(add_gradients, device_of(dx), *pair)(*pair)
+                    dx = choose(add_gradients, device_of(dx), pending[parent], dx)(pending[parent], dx)
                 pending[parent] = dx
                 waiting[parent] -= 1
                 if not waiting[parent]:

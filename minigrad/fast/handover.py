@@ -12,12 +12,17 @@ time, through the tensor, a view, another library, and no check of its values wo
 note computes what is missing: a look at an array costs speed, never a result. A training step looks at nothing on its
 way.
 
+On the way back gradients meet, as those of a residual block's two ways do. An operation that can add its own to
+another's at no cost (a matrix product can) takes that one from the tape, with `arrived`, and returns the sum. It writes
+into it, so it takes only what a fast operation has just made (`fresh`), which nobody else has seen.
+
 For the same reason an operation does not simply keep an array that a tensor shows to the user. It keeps it as `Kept`,
 which takes a copy before anybody else can reach the array.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -52,6 +57,22 @@ class Informed(Function):
 
     heard: tuple[list[Note] | None, ...] = ()  # the notes on each input while `forward` runs; None: others can reach it
     said: list[Note] | None = None
+    fresh = False  # whether `backward` returns new arrays, of which it keeps no view
+    made: weakref.ref[Array] | None = None  # the last gradient of this node's output, if a fresh one
+
+    def gradients(self, dy: Array) -> list[tuple[Function | Tensor, Array]]:
+        found = super().gradients(dy)
+        for parent, dx in found:
+            if isinstance(parent, Informed):
+                parent.made = weakref.ref(dx) if self.fresh else None
+        return found
+
+    def arrived(self) -> Array | None:
+        """Take another operation's gradient of the first input from the tape, if it is fresh; for `backward`."""
+        parent = self.parents[0] if self.parents else None
+        if isinstance(parent, Informed) and parent.made and parent.made() is self.pending.get(parent, parent):
+            return self.pending.pop(parent)
+        return None
 
     def run(self, forward: Callable[..., Array], tensors: tuple[Tensor | None, ...], options: dict[str, Any]) -> Tensor:
         self.heard, self.said = tuple(None if t is None else t._notes for t in tensors), []

@@ -25,6 +25,8 @@ COLUMN_BYTES = 64 << 20  # columns built at a time: more fill the GPU, fewer sta
 class _Conv2d(Informed, conv.Conv2d):
     """What both methods share: channels-last arrays in and out, and the bias."""
 
+    fresh = True
+
     @classmethod
     def accepts(cls, *arrays: Any, **options: Any) -> bool:
         x, *weights = arrays
@@ -200,14 +202,15 @@ class Products(_Conv2d):
 
     def input_gradient(self, dy: Array) -> Array:
         xp, o, G = array_module(dy), self.O // self.G, self.G
-        dx = xp.empty(self.shape, dy.dtype)
+        other = self.arrived() if self.plain else None
+        dx = xp.empty(self.shape, dy.dtype) if other is None else to_nhwc(other)
         w = self.operand(self.matrix, self.K, o * self.K)
         for some in self._chunks(len(dy)):
             upstream, part = dy[some], dx[some]
             M = upstream.size // self.O
             columns = part if self.plain else xp.empty((M, self.ld), dy.dtype)
             result = self.operand(columns, self.ld, self.K)
-            cublas.product(M, self.K, o, self.operand(upstream, self.O, o), w, result, G)
+            cublas.product(M, self.K, o, self.operand(upstream, self.O, o), w, result, G, other is not None)
             if not self.plain:
                 self._move("col2im", columns, part, part.shape[3], part.size // part.shape[3], len(part))
         return dx

@@ -75,6 +75,7 @@ def _few(partial: Array) -> Array:
 class BatchNorm(Informed, norm.BatchNorm):
     """norm.BatchNorm in two passes forward and two backward; see norm.cu."""
 
+    fresh = True
     relu = False
 
     @classmethod
