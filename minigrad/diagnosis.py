@@ -16,7 +16,10 @@ DRIVER = {12: "525", 13: "580"}  # the oldest driver for a CUDA version (CUDA To
 
 def shown(value: Any) -> str:
     """A value as it appears in a sentence: in one line, and of a long one the beginning."""
-    text = " ".join(repr(value).split())
+    try:
+        text = " ".join(repr(value).split())
+    except Exception as error:  # an integer of 5,000 digits, an object's own mistake
+        text = f"a value of type {type(value).__name__} that cannot be printed ({type(error).__name__})"
     return text if len(text) <= 80 else text[:77] + "..."
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from .backend import Array, array_module, is_array, is_float, to_device, to_numpy
-from .ops.arguments import as_number, check_kind
+from .ops.arguments import as_number, as_size, check_kind
 from .registry import book_of
 from .tensor import Function, Tensor, no_grad
 
@@ -54,12 +54,11 @@ def gradcheck(
     check_kind(fn, Callable, "gradcheck checks a function of tensors")
     numbers = {"eps": eps, "rtol": rtol, "atol": atol}
     eps, rtol, atol = (as_number(value, f"gradcheck's {name}") for name, value in numbers.items())
-    if not eps > 0:
+    if not 0 < eps < np.inf:
         raise ValueError(f"gradcheck needs a step eps above 0, got {eps}")
     if not (rtol >= 0 and atol >= 0):
         raise ValueError(f"gradcheck needs tolerances of at least 0, got rtol {rtol} and atol {atol}")
-    if max_entries is not None and as_number(max_entries, "gradcheck's max_entries") < 1:
-        raise ValueError(f"gradcheck needs at least one entry to check, got max_entries {max_entries}")
+    max_entries = None if max_entries is None else as_size(max_entries, "gradcheck's max_entries")
     arguments = _prepare(list(inputs) if isinstance(inputs, list | tuple) else [inputs])
     mismatch = _compare(fn, arguments, eps, rtol, atol, seed, max_entries)
     if mismatch is None:

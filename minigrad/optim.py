@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .backend import Array, array_module, device_of, to_device
-from .ops.arguments import as_amount, as_array, as_list, as_number
+from .ops.arguments import as_amount, as_array, as_list, as_number, check_power
 from .registry import choose
 from .tensor import Tensor
 
@@ -147,6 +147,7 @@ def multi_step(lr: float, milestones: Sequence[float], gamma: float = 0.1) -> Sc
     """lr · gamma^(number of milestones passed): constant in between, the step schedule of the paper (Appendix A)."""
     lr, gamma = as_amount(lr, "multi_step's lr"), as_amount(gamma, "multi_step's gamma")
     passed = [as_number(m, "a milestone of multi_step") for m in as_list(milestones, "milestones")]
+    check_power(gamma, len(passed), "multi_step: gamma")
     return lambda t: lr * gamma ** sum(t >= m for m in passed)
 
 

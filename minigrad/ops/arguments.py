@@ -6,6 +6,7 @@ ValueError for the wrong size, in one sentence that names the numbers.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterable
 from typing import Any
@@ -47,7 +48,7 @@ def _beside(value: Any, other: Any) -> Tensor:
     floating = is_float(other.dtype)
     if floating and isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool):
         # Written where it is needed: a copy from the host would make the GPU wait, and no captured graph may hold one.
-        return Tensor._of(array_module(other.data).full((), value, other.dtype))
+        return Tensor._of(array_module(other.data).full((), as_number(value, "a number"), other.dtype))
     tensor = Tensor(value, device=other.device)
     floating = floating and not isinstance(value, bool | np.bool)
     return Tensor._of(tensor.data.astype(other.dtype, copy=False)) if floating else tensor
@@ -58,18 +59,31 @@ def is_integer(value: Any) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
-def as_number(value: Any, name: str) -> Any:
-    """Return a number of Python or NumPy; TypeError for anything else."""
+def as_number(value: Any, name: str) -> float:
+    """Return a number of Python or NumPy as a float, infinite where none is so large; TypeError for anything else.
+
+    Compared and combined with others as it is, a float16 or an int8 would turn these into its own kind.
+    """
     if not isinstance(value, int | float | np.integer | np.floating) or isinstance(value, bool):
         raise TypeError(f"{name} must be a number, got {shown(value)}")
-    return value
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 def as_amount(value: Any, name: str) -> float:
     """Return a finite number that is not negative as a float; ValueError for one that is not."""
-    if not 0 <= as_number(value, name) <= sys.float_info.max:
-        raise ValueError(f"{name} must be a finite number that is not negative, got {value}")
-    return float(value)
+    number = as_number(value, name)
+    if not 0 <= number < math.inf:
+        raise ValueError(f"{name} must be a finite number that is not negative, got {shown(value)}")
+    return number
+
+
+def check_power(base: float, exponent: int, name: str) -> None:
+    """Raise ValueError where base^exponent is larger than any float."""
+    if base > 1 and exponent * math.log(base) > math.log(sys.float_info.max):
+        raise ValueError(f"{name} {base:g} to the power of {exponent} is larger than any number")
 
 
 def as_size(value: Any, name: str) -> int:
@@ -176,8 +190,7 @@ def check_filters(x: Tensor, weight: Tensor, bias: Tensor | None, groups: Any) -
     if weight.ndim != 4:
         raise ValueError(f"conv2d expects weights of shape (O, C/groups, KH, KW), got {weight.shape}")
     C, (O, c, _, _) = x.shape[1], weight.shape
-    if not is_integer(groups) or groups < 1:
-        raise ValueError(f"conv2d: groups must be a positive integer, got {shown(groups)}")
+    groups = as_size(groups, "conv2d: groups")
     if C % groups or O % groups:
         raise ValueError(f"conv2d: {C} input channels and {O} filters must both be divisible by {groups} groups")
     if c * groups != C:
@@ -193,17 +206,18 @@ def check_filters(x: Tensor, weight: Tensor, bias: Tensor | None, groups: Any) -
 
 def as_probability(p: Any, operation: str) -> float:
     """Return p as a float; ValueError unless 0 <= p < 1."""
-    if not 0 <= as_number(p, f"{operation}'s p") < 1:
-        raise ValueError(f"{operation} needs a probability 0 <= p < 1, got {p}")
-    return float(p)
+    number = as_number(p, f"{operation}'s p")
+    if not 0 <= number < 1:
+        raise ValueError(f"{operation} needs a probability 0 <= p < 1, got {shown(p)}")
+    return number
 
 
 def check_moving(operation: str, momentum: Any, eps: Any) -> tuple[float, float]:
     """Return a batch norm's (eps, momentum) as floats; ValueError where they are out of range."""
     eps, momentum = as_number(eps, f"{operation}'s eps"), as_number(momentum, f"{operation}'s momentum")
-    if not (0 <= momentum <= 1 and 0 <= eps <= sys.float_info.max):
+    if not (0 <= momentum <= 1 and 0 <= eps < math.inf):
         raise ValueError(f"{operation} needs 0 <= momentum <= 1 and eps >= 0, got momentum {momentum} and eps {eps}")
-    return float(eps), float(momentum)
+    return eps, momentum
 
 
 def norm_options(

@@ -287,7 +287,7 @@ def reshape(x: Tensor, *shape: Any) -> Tensor:
     wanted = tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape
     if not all(is_integer(n) for n in wanted):
         raise TypeError(f"a shape is made of integers, got {wanted}")
-    known = math.prod(n for n in wanted if n != -1)
+    known = math.prod(int(n) for n in wanted if n != -1)
     holes = wanted.count(-1)
     fits = x.size == known if not holes else known and holes == 1 and x.size % known == 0
     if not fits or min(wanted, default=0) < -1:

@@ -52,4 +52,4 @@ def cross_entropy(logits: Tensor, labels: Any, label_smoothing: float = 0.0) -> 
     array = as_labels(labels, logits)
     if logits.dtype.name == "bfloat16":
         logits = to(logits, dtype="float32")
-    return CrossEntropy.apply(logits, labels=array, label_smoothing=float(label_smoothing))
+    return CrossEntropy.apply(logits, labels=array, label_smoothing=label_smoothing)

@@ -251,9 +251,9 @@ def test_what_cannot_be_checked_is_refused(fn, inputs, sentence):
     ("options", "sentence"),
     [
         ({"eps": 0}, "needs a step eps above 0, got 0"),
-        ({"rtol": -1}, "needs tolerances of at least 0, got rtol -1 and atol 1e-07"),
+        ({"rtol": -1}, "needs tolerances of at least 0, got rtol -1.0 and atol 1e-07"),
         ({"atol": np.nan}, "needs tolerances of at least 0, got rtol 1e-05 and atol nan"),
-        ({"max_entries": 0}, "needs at least one entry to check, got max_entries 0"),
+        ({"max_entries": 0}, "gradcheck's max_entries must be a positive integer, got 0"),
     ],
 )
 def test_options_with_which_nothing_could_fail_or_pass_are_refused(options, sentence):
