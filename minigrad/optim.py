@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .backend import Array, array_module, device_of, to_device
-from .ops.arguments import as_amount, as_array, as_list, as_number, check_power
+from .ops.arguments import as_amount, as_array, as_factor, as_list, as_number
 from .registry import choose
 from .tensor import Tensor
 
@@ -145,9 +145,8 @@ Schedule = Callable[[float], float]
 
 def multi_step(lr: float, milestones: Sequence[float], gamma: float = 0.1) -> Schedule:
     """lr · gamma^(number of milestones passed): constant in between, the step schedule of the paper (Appendix A)."""
-    lr, gamma = as_amount(lr, "multi_step's lr"), as_amount(gamma, "multi_step's gamma")
     passed = [as_number(m, "a milestone of multi_step") for m in as_list(milestones, "milestones")]
-    check_power(gamma, len(passed), "multi_step: gamma")
+    lr, gamma = as_amount(lr, "multi_step's lr"), as_factor(gamma, len(passed), "multi_step's gamma")
     return lambda t: lr * gamma ** sum(t >= m for m in passed)
 
 

@@ -74,16 +74,17 @@ def as_number(value: Any, name: str) -> float:
 
 def as_amount(value: Any, name: str) -> float:
     """Return a finite number that is not negative as a float; ValueError for one that is not."""
-    number = as_number(value, name)
-    if not 0 <= number < math.inf:
+    if not 0 <= (number := as_number(value, name)) < math.inf:
         raise ValueError(f"{name} must be a finite number that is not negative, got {shown(value)}")
     return number
 
 
-def check_power(base: float, exponent: int, name: str) -> None:
-    """Raise ValueError where base^exponent is larger than any float."""
-    if base > 1 and exponent * math.log(base) > math.log(sys.float_info.max):
-        raise ValueError(f"{name} {base:g} to the power of {exponent} is larger than any number")
+def as_factor(value: Any, times: int, name: str) -> float:
+    """Return an amount that may be multiplied by itself so many times; ValueError where no float is so large."""
+    number = as_amount(value, name)
+    if number > 1 and times * math.log(number) > math.log(sys.float_info.max):
+        raise ValueError(f"{name} {number:g} to the power of {times} is larger than any number")
+    return number
 
 
 def as_size(value: Any, name: str) -> int:
@@ -206,8 +207,7 @@ def check_filters(x: Tensor, weight: Tensor, bias: Tensor | None, groups: Any) -
 
 def as_probability(p: Any, operation: str) -> float:
     """Return p as a float; ValueError unless 0 <= p < 1."""
-    number = as_number(p, f"{operation}'s p")
-    if not 0 <= number < 1:
+    if not 0 <= (number := as_number(p, f"{operation}'s p")) < 1:
         raise ValueError(f"{operation} needs a probability 0 <= p < 1, got {shown(p)}")
     return number
 

@@ -124,7 +124,7 @@ def test_numbers_beside_a_tensor():
 
 
 def test_a_schedule_that_no_machine_holds_is_refused():
-    with pytest.raises(ValueError, match=r"multi_step: gamma 1e\+300 to the power of 2 is larger than any number"):
+    with pytest.raises(ValueError, match=r"multi_step's gamma 1e\+300 to the power of 2 is larger than any number"):
         optim.multi_step(0.1, [1, 2], 1e300)
 
 
