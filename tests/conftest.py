@@ -21,7 +21,13 @@ if os.environ.get("MINIGRAD_VIRTUAL_GPU") == "1":
     install()
 
 import minigrad
+from minigrad import registry
 from minigrad.backend import DeviceError, cupy
+
+# What a command of `train` switches when it starts. A test that compares a process with this one, bit by bit, needs
+# the same kernels in both, and they can be chosen only as long as there are no other threads.
+if registry.fast("cpu"):
+    minigrad.fast.process.choose_kernels()
 
 # A slow machine is no reason to fail, and a blob lets a failure from somewhere else be replayed here.
 settings.register_profile("dev", deadline=None, print_blob=True, max_examples=25)

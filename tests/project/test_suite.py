@@ -1,9 +1,19 @@
 """How the suite runs itself (tests/support/workers.py)."""
 
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
 from support.workers import use_all_cores
+
+from minigrad import registry
+
+COMMAND = """
+import minigrad
+minigrad.fast.process.prepare()
+print([library.architecture for library in minigrad.fast.process.libraries()], minigrad.fast.cpu.threads())
+"""
 
 
 def processes(*args, numprocesses=None, markexpr="", dist="no", **more):
@@ -40,3 +50,13 @@ def test_without_xdist_nothing_changes():
     options = SimpleNamespace(markexpr="")
     use_all_cores(SimpleNamespace(args=["tests"], option=options))
     assert options == SimpleNamespace(markexpr="")
+
+
+@pytest.mark.skipif(not registry.fast("cpu"), reason="the book alone switches nothing")
+def test_a_command_computes_with_the_kernels_and_threads_of_this_process():
+    """Others add in another order, and what a test computes here and in a command would then differ."""
+    from minigrad.fast import cpu, process
+
+    command = subprocess.run([sys.executable, "-c", COMMAND], capture_output=True, text=True, check=True, timeout=60)
+    here = [library.architecture for library in process.libraries()]
+    assert command.stdout == f"{here} {cpu.threads()}\n"
