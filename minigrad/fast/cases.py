@@ -55,7 +55,7 @@ def _cpu() -> list[Family]:
     from .cpu.conv.columns import Columns
     from .cpu.conv.phases import Phases
     from .cpu.conv.pointwise import Pointwise
-    from .cpu.conv.stacks import Stacks
+    from .cpu.conv.runs import Runs
     from .cpu.conv.winograd import Winograd
 
     made = []
@@ -64,7 +64,7 @@ def _cpu() -> list[Family]:
             _blas(dtype),
             _convolution("convolution 1x1", dtype, Pointwise, (4, 64, 80, 1, 31, 32), kernel=1),
             _convolution("convolution 3x3, Winograd", dtype, Winograd, (4, 96, 96, 2, 20, 22)),
-            _convolution("convolution 3x3, narrow groups", dtype, Stacks, (4, 64, 64, 16, 31, 30)),
+            _convolution("convolution 3x3, narrow groups", dtype, Runs, (4, 64, 64, 16, 31, 30)),
             _convolution("convolution 3x3, stride 2", dtype, Phases, (4, 32, 64, 4, 34, 32), stride=2),
             _convolution("convolution 3x3, columns", dtype, Columns, (4, 32, 64, 4, 33, 31), stride=2),
             *_norms(dtype, FastBatchNorm, FastBatchNormReLU, (8, 32, 31, 30)),

@@ -1,6 +1,6 @@
 """The CPU's fast operations.
 
-    conv/         convolution: pointwise, Winograd, stacks or columns
+    conv/         convolution: pointwise, Winograd, runs or columns
     norm.py       batch norm with ReLU and shortcut
     pooling.py    pooling; of a whole image, and of the loss, the book's formulas take no time worth saving
     add.py        the gradients of a residual block's two ways, where they meet
@@ -22,7 +22,7 @@ from . import add, sgd
 from .conv.columns import Columns
 from .conv.phases import Phases
 from .conv.pointwise import Pointwise
-from .conv.stacks import Stacks
+from .conv.runs import Runs
 from .conv.winograd import Winograd
 from .norm import FastBatchNorm, FastBatchNormReLU
 from .pooling import FastAvgPool2d, FastMaxPool2d
@@ -34,7 +34,7 @@ __all__ = ["register", "set_threads", "threads"]
 def register() -> None:
     """Let them stand in for the book's operations on a CPU."""
     for convolution in (Conv2d, ConvReLU):
-        stand_in(convolution, "cpu", Pointwise, Winograd, Stacks, Phases, Columns)
+        stand_in(convolution, "cpu", Pointwise, Winograd, Runs, Phases, Columns)
     stand_in(BatchNorm, "cpu", FastBatchNorm)
     stand_in(BatchNormReLU, "cpu", FastBatchNormReLU)
     stand_in(MaxPool2d, "cpu", FastMaxPool2d)

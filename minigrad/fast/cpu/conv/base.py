@@ -2,15 +2,16 @@
 
     Pointwise   pointwise.py   1x1: the image already is the matrix; rows (N·OH·OW, C) @ (C, O)
     Winograd    winograd.py    3x3, stride 1, wide groups: 2.25 times fewer multiplications
-    Stacks      stacks.py      3x3, stride 1, narrow groups: im2col with a third of the copies
+    Runs        runs.py        3x3, stride 1, narrow groups: several outputs from one window
     Phases      phases.py      3x3, stride 2: forward as Columns, backward by windows of the output's gradient
     Columns     columns.py     everything else: im2col into a buffer that stays in the cache, then a product per group
 
 Narrow groups are merged first: a product 4 columns wide runs at a few per cent of a core's speed, so neighbouring
 groups become one pack, one product with a block-diagonal matrix. Its zeros are multiplied too, and it is still far
 faster. But 0 times NaN or infinity is NaN, in the outputs of groups that never saw it. Winograd's differences make NaN
-of infinities, and who takes windows of dy multiplies a pixel at the edge with the zeros beyond it. So where the sums of
-what came out are not finite, it is computed once more as the definition says: with windows of x and each group apart.
+of infinities, a window that serves several outputs meets zeros in their filters, and who takes windows of dy multiplies
+a pixel at the edge with the zeros beyond it. So where the sums of what came out are not finite, it is computed once
+more as the definition says: with windows of x and each group apart.
 
 The work is cut over threads by packs where their number allows (then every thread owns its part of dw), and by images
 otherwise (then the parts' dw are added in order). A thread walks over its images a few at a time, so that a product has
