@@ -73,14 +73,53 @@ def test_a_step_is_what_the_formulas_say(tmp_path):
     assert_allclose(tiny.log(tmp_path)[0]["train_loss"], loss.item(), rtol=1e-5)
 
 
-def test_the_next_batch_is_made_before_the_results_are_waited_for(tmp_path, monkeypatch):
-    """So a GPU has work while Python crops images; the wait, `outcome`, comes last."""
+def parts_of_steps(monkeypatch, ahead):
+    """Let so many steps be under way, and return the list in which the parts of each are noted as they begin."""
+    monkeypatch.setitem(loop.AHEAD, "cpu", ahead)
     events = []
     for name in ("prepare", "train_step", "outcome"):
         whole = getattr(loop, name)
         monkeypatch.setattr(loop, name, lambda *a, name=name, whole=whole: events.append(name) or whole(*a))
+    return events
+
+
+def test_the_next_batch_is_made_before_the_results_are_waited_for(tmp_path, monkeypatch):
+    """So a GPU has work while Python crops images; the wait, `outcome`, comes last."""
+    events = parts_of_steps(monkeypatch, ahead=0)
     assert tiny.train(tmp_path, "--epochs", "1") == 0
     assert events == ["prepare", *["train_step", "prepare", "outcome"] * 2, "train_step", "outcome"]
+
+
+def test_a_gpu_is_handed_the_next_step_before_the_results_are_waited_for(tmp_path, monkeypatch):
+    """So it never runs out of work; all the numbers of the run are those of a run that waits."""
+    assert tiny.train(tmp_path / "waits", "--epochs", "2") == 0
+    events = parts_of_steps(monkeypatch, ahead=1)
+    assert tiny.train(tmp_path / "ahead", "--epochs", "2") == 0
+    first, last = ["prepare", "train_step", "prepare"], ["train_step", "outcome", "outcome"]
+    assert events == [*first, "train_step", "prepare", "outcome", *last] * 2
+    runs = [checkpoint.read(tmp_path / name / LAST) for name in ("waits", "ahead")]
+    assert {name: a.tobytes() for name, a in runs[0][0].items()} == {
+        name: a.tobytes() for name, a in runs[1][0].items()
+    }
+    same = ("train_loss", "train_error", "test_loss", "test_error", "lr")
+    logs = [[[line[part] for part in same] for line in tiny.log(tmp_path / name)] for name in ("waits", "ahead")]
+    assert logs[0] == logs[1]
+
+
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_a_loss_that_is_not_finite_is_noticed_before_anything_is_saved(tmp_path, monkeypatch, capfd, ahead):
+    parts_of_steps(monkeypatch, ahead)
+    train_step = loop.train_step
+
+    def spoilt(run, *arguments):
+        loss, logits = train_step(run, *arguments)
+        return (loss * np.nan if run.step == 1 else loss), logits
+
+    monkeypatch.setattr(loop, "train_step", spoilt)
+    assert tiny.train(tmp_path, "--epochs", "1", "--save-every", "1") == 1
+    assert "the loss is nan in epoch 1, step 2" in capfd.readouterr().err
+    _, state = checkpoint.read(tmp_path / LAST)
+    assert (state["step"], state["totals"]["images"]) == (1, 8)
 
 
 def test_every_epoch_shows_every_image_once_in_an_order_of_its_own(tmp_path, monkeypatch):

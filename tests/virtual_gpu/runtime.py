@@ -32,6 +32,8 @@ from .properties import Device
 # ---- memory ----
 
 ALLOCATIONS: dict[int, mmap.mmap | Any] = {}
+PINNED: set[int] = set()  # those of the host, which the GPU can reach
+UNDER_WAY: list[tuple[int, bytes]] = []  # what is being copied there, and has not arrived
 
 
 def _allocate(size: int) -> int:
@@ -63,12 +65,15 @@ def free(address):
 
 @imitates("cudaHostAlloc", P, SIZE, U)
 def host_allocate(out, size, flags):
-    put(out, _allocate(size), SIZE)
+    address = _allocate(size)
+    PINNED.add(address)
+    put(out, address, SIZE)
 
 
 @imitates("cudaFreeHost", P)
 def host_free(address):
     ALLOCATIONS.pop(address, None)
+    PINNED.discard(address)
 
 
 @imitates("cudaMemGetInfo", P, P)
@@ -91,9 +96,20 @@ def pointer_attributes(out, address):
 def _copy(to: int, source: int, size: int, kind: int, stream: int, waits: bool) -> None:
     if not size:
         return
+    if kind == DEVICE_TO_HOST and not waits and any(p <= to < p + len(ALLOCATIONS[p]) for p in PINNED):
+        # The host goes on, and must not look at what it gets before it has waited: it comes as late as it may.
+        submit(stream, "copy", lambda: UNDER_WAY.append((to, ctypes.string_at(source, size))), size)
+        return
     if kind == DEVICE_TO_HOST or waits:
         COUNTERS.wait("copy to the host" if kind == DEVICE_TO_HOST else "copy that waits")
     submit(stream, "copy", lambda: ctypes.memmove(to, source, size), size)
+
+
+def _arrive() -> None:
+    """The host has waited: what was under way to its memory is there."""
+    for to, content in UNDER_WAY:
+        ctypes.memmove(to, content, len(content))
+    UNDER_WAY.clear()
 
 
 @imitates("cudaMemcpy", P, P, SIZE, I)
@@ -167,6 +183,7 @@ def _wait(what: str, stream: Stream) -> None:
     if stream.capture is not None:
         stream.capture.spoilt = True
         raise CudaError(CAPTURE_UNSUPPORTED)
+    _arrive()
     COUNTERS.wait(what)
 
 
@@ -212,6 +229,7 @@ def device_synchronize():
     for stream in STREAMS.values():
         if stream.capture is not None:
             _wait("", stream)
+    _arrive()
     COUNTERS.wait("device synchronised")
 
 
@@ -275,6 +293,7 @@ def event_synchronize(event):
     if EVENTS[event] is not None:
         EVENTS[event].spoilt = True
         raise CudaError(CAPTURE_UNSUPPORTED)
+    _arrive()
     COUNTERS.wait("event synchronised")
 
 

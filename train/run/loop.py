@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -16,19 +16,35 @@ import numpy as np
 import minigrad
 from minigrad import Parameter, Tensor, optim, registry
 from minigrad import functional as F
-from minigrad.backend import Array, float_dtype, is_float, synchronize, to_device, to_numpy
+from minigrad.backend import Array, fetch, float_dtype, is_float, synchronize, to_device, to_numpy
 from minigrad.nn import Module
 from resnext import create
 
 from ..data import Dataset, augment
 from ..options import Decoration
 from . import checkpoint, faults, fine_tuning
-from .config import Config
+from .config import Config, kind_of_device
 from .faults import TrainingError
 from .parallel import ALONE, Ranks
 from .progress import Bar
 
+# How many steps may be under way when the host hands over the next one. A GPU computes one meanwhile, so that neither
+# waits for the other.
+AHEAD = {"cpu": 0, "cuda": 1}
+
 # ------------------------------------------------------------------------------------------------- the state of a run
+
+
+@dataclass(frozen=True)
+class Launched:
+    """A step that was handed to the device, and whose results have not been looked at."""
+
+    results: Callable[[], Sequence[np.ndarray]]  # waits for its mean loss and its logits
+    labels: np.ndarray  # of this rank's share
+    mine: int  # how many images that is, of
+    images: int  # the whole batch's
+    step: int
+    lr: float
 
 
 @dataclass(repr=False)
@@ -43,7 +59,8 @@ class Run:
     mean: np.ndarray  # per channel of the training images, in the pixels' scale of 0 to 255
     std: np.ndarray
     epoch: int = 0  # epochs completed
-    step: int = 0  # steps completed in this epoch
+    step: int = 0  # steps taken in this epoch; the results of those in `launched` are still to come
+    launched: list[Launched] = field(default_factory=list)
     best_error: float = math.inf  # lowest test error so far, in per cent
     totals: dict[str, float] = field(default_factory=lambda: dict.fromkeys(checkpoint.TOTALS, 0.0))
     average: dict[str, Array] = field(default_factory=dict)  # averaged weights and statistics, if the recipe asks
@@ -141,8 +158,29 @@ class Run:
         """The time that the run has taken so far, in all its processes."""
         return self.earlier + time.monotonic() - self.started
 
+    def settle(self, but: int = 0) -> None:
+        """Wait for the results of all steps, `but` for the last ones, and count them.
+
+        Raises TrainingError for a loss that is not finite.
+        """
+        while len(self.launched) > but:
+            begin = time.perf_counter()
+            one = self.launched.pop(0)
+            mean_loss, errors = outcome(*one.results(), one.labels)
+            total_loss, total_errors = self.ranks.add(mean_loss * one.mine, errors if one.mine else 0)
+            if not math.isfinite(total_loss):
+                raise TrainingError(
+                    f"the loss is {total_loss / one.images} in epoch {self.epoch + 1}, step {one.step + 1}, "
+                    f"at learning rate {one.lr:.4g}: try a smaller --lr"
+                )
+            self.totals["loss"] += total_loss
+            self.totals["errors"] += total_errors
+            self.totals["images"] += one.images
+            self.totals["seconds"] += time.perf_counter() - begin
+
     def save(self, path: Path) -> None:
         """Write the run's state to a file, see checkpoint.py; rank 0 writes, for all."""
+        self.settle()
         if self.ranks.rank > 0:
             return
         arrays, state = self.state()
@@ -263,7 +301,7 @@ def train_step(run: Run, batch: Array, labels: np.ndarray, lr: float, share: flo
 
 
 def outcome(loss: Array, logits: Array, labels: np.ndarray) -> tuple[float, int]:
-    """Wait for a step's results; return its mean loss and how many images it took for another class."""
+    """A step's mean loss and how many images it took for another class; waits for results that are on a GPU."""
     return float(loss), int((to_numpy(logits).argmax(axis=1) != labels).sum())
 
 
@@ -326,7 +364,8 @@ def update_average(run: Run, decay: float | Array) -> None:
 def train_epoch(run: Run, after_step: Callable[[Run], None]) -> dict[str, float]:
     """Train from where the run stands to the end of its epoch; return the epoch's mean loss, error and images/s.
 
-    `after_step` is called after every step: it may save the run, or end it by raising.
+    `after_step` is called after every step: it may save the run, which waits for the step's results, or end it by
+    raising.
     """
     config, train_set = run.config, run.train_set
     order = np.random.default_rng((config.seed, run.epoch)).permutation(len(train_set))
@@ -335,6 +374,7 @@ def train_epoch(run: Run, after_step: Callable[[Run], None]) -> dict[str, float]
     run.set_training()
     batches = [order[i : i + config.batch_size] for i in range(0, len(train_set), config.batch_size)]
     batch = prepare(run, batches[run.step], run.step) if run.step < steps else None
+    ahead = AHEAD[kind_of_device(config.device)]
     with Bar(run, steps) as bar:
         while run.step < steps:
             begin = time.perf_counter()
@@ -343,21 +383,12 @@ def train_epoch(run: Run, after_step: Callable[[Run], None]) -> dict[str, float]
             labels = run.ranks.share(train_set.labels[indices])
             mine = run.ranks.count(len(indices))
             results = train_step(run, batch, labels, lr, mine / len(indices))
-            ahead = run.step + 1
-            if ahead < steps:  # the next batch, while a GPU is still at work on this one
-                batch = prepare(run, batches[ahead], ahead)
-            mean_loss, errors = outcome(*results, labels)
-            total_loss, total_errors = run.ranks.add(mean_loss * mine, errors if mine else 0)
-            if not math.isfinite(total_loss):
-                raise TrainingError(
-                    f"the loss is {total_loss / len(indices)} in epoch {run.epoch + 1}, step {run.step + 1}, "
-                    f"at learning rate {lr:.4g}: try a smaller --lr"
-                )
+            run.launched.append(Launched(fetch(*results), labels, mine, len(indices), run.step, lr))
             run.step += 1
-            run.totals["loss"] += total_loss
-            run.totals["errors"] += total_errors
-            run.totals["images"] += len(indices)
+            if run.step < steps:
+                batch = prepare(run, batches[run.step], run.step)
             run.totals["seconds"] += max(time.perf_counter() - begin, 1e-9)  # of a clock that stands still, too
+            run.settle(but=ahead if run.step < steps else 0)
             bar.update()
             after_step(run)
     synchronize(config.device)

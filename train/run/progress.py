@@ -130,6 +130,9 @@ class Bar:
         with self.run.decoration("the progress bar"):
             totals, columns = self.run.totals, self.bar.ncols or shutil.get_terminal_size().columns
             seen = totals["images"]
+            if not seen:  # a GPU has not answered yet
+                self.bar.update()
+                return
             here, whole = self.time_left()
             parts = [
                 f"{clock(here)} left, all {clock(whole)}, loss {totals['loss'] / seen:.3f}",
