@@ -8,7 +8,6 @@ a machine without a GPU never notices.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -120,27 +119,6 @@ def to_device(array: Array, device: str) -> Array:
 def to_numpy(array: Array) -> np.ndarray:
     """Return the array in the host's memory (a CuPy array is copied, after its pending kernels have finished)."""
     return np.asarray(array) if array_module(array) is np else array.get()
-
-
-def fetch(*arrays: Array) -> Callable[[], Sequence[np.ndarray]]:
-    """Start to copy arrays into the host's memory; the function that is returned waits for them and returns them.
-
-    A GPU copies them as soon as everything that was launched before has run. The host may go on and launch more, which
-    may overwrite the arrays: it comes after the copies. On the CPU the arrays themselves are returned.
-    """
-    if array_module(*arrays) is np:
-        return lambda: arrays
-    # Only memory that the system cannot move can be written to while the host does something else.
-    pinned = [import_module("cupyx").empty_pinned(a.shape, a.dtype) for a in arrays]
-    for array, copy in zip(arrays, pinned, strict=True):
-        array.get(out=copy, blocking=False)
-    copied = cupy().cuda.get_current_stream().record()
-
-    def wait() -> Sequence[np.ndarray]:
-        copied.synchronize()
-        return pinned
-
-    return wait
 
 
 def synchronize(device: str) -> None:

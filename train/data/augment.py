@@ -8,10 +8,13 @@ Axes: N images, C channels, H rows, W columns. Batches are (N, C, H, W), C-conti
 host from a `numpy.random.Generator`, so that the CPU and the GPU see the same crops.
 """
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
+import minigrad
+from minigrad import registry
 from minigrad.backend import array_module
 
 Array = Any  # an np.ndarray or a cupy.ndarray
@@ -48,35 +51,80 @@ def normalise(images: Array, mean: Array, std: Array, dtype: Any = np.float32) -
     return y.astype(dtype, copy=False)
 
 
-def crop_and_flip(
-    batch: Array,
+def draw(
+    indices: np.ndarray,
+    size: tuple[int, int],
     rng: np.random.Generator,
     padding: int = 4,
-    mode: str = "zero",
     flips: np.ndarray | None = None,
-) -> Array:
-    """Mirror some images left to right, pad all by `padding` pixels on each side and cut H x W out at random.
+    cutout: int = 0,
+) -> np.ndarray:
+    """What chance decides about a batch of images of `size` H x W: choices (N, 6), int32.
 
-    y[n, c, i, j] = padded[n, c, i + dy_n, j + dx_n], with W - 1 - j in the place of j where image n is mirrored, and
-    dy_n and dx_n uniform on 0..2 padding. `mode` "zero" pads with zeros (the mean colour of a normalised batch),
-    "reflect" mirrors the image at its border pixels. `flips` (N,) bool says which images are mirrored; without it each
-    one is with probability 1/2. Returns a new (N, C, H, W) array. Raises ValueError for a padding that is negative, or
-    too wide to reflect, and for an unknown mode.
+    Of each image: its index in the data set; how far its crop lies down and to the right, uniform on 0..2 padding;
+    whether it is mirrored, with probability 1/2 unless `flips` (N,) bool says so; and the top and left end of a square
+    of `cutout` pixels whose centre is uniform over the image, so that parts of it may lie outside (DeVries & Taylor
+    2017). Raises ValueError for a padding that is negative and a cutout that is larger than the image.
+    """
+    N = len(indices)
+    if padding < 0:
+        raise ValueError(f"padding must be at least 0, got {padding}")
+    down, right = rng.integers(0, 2 * padding + 1, (2, N))
+    if flips is None:
+        flips = rng.random(N) < 0.5
+    elif flips.shape != (N,) or flips.dtype != np.bool_:
+        raise ValueError(f"flips must be bool of shape ({N},), got {flips.dtype} of shape {flips.shape}")
+    top, left = draw_squares(N, size, rng, cutout) if cutout else np.zeros((2, N), int)
+    return np.stack([indices, down, right, flips, top, left], axis=1).astype(np.int32)
+
+
+def draw_squares(
+    images: int, size: tuple[int, int], rng: np.random.Generator, side: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where squares begin, top and left, (images,) each: their centres are uniform over images of `size` H x W.
+
+    Raises ValueError unless 1 <= side <= min(H, W).
+    """
+    H, W = size
+    if not 1 <= side <= min(H, W):
+        raise ValueError(f"the cutout's size must lie in 1..{min(H, W)} for {H} x {W} images, got {side}")
+    return rng.integers(0, H, (images,)) - side // 2, rng.integers(0, W, (images,)) - side // 2
+
+
+def augmented(
+    images: Array,
+    choices: Array,
+    mean: Array,
+    std: Array,
+    dtype: Any,
+    *,
+    padding: int = 4,
+    mode: str = "zero",
+    cutout: int = 0,
+) -> Array:
+    """The batch (N, C, H, W) that `choices` (see `draw`) make of a data set's images (M, C, H, W) uint8.
+
+    Normalised with `mean` and `std` (C,), in the images' memory, cropped, mirrored and blanked, in this order.
+    """
+    image, down, right, flips, top, left = choices.T
+    batch = normalise(images[image], mean, std, dtype)
+    batch = crop(batch, down, right, flips != 0, padding, mode)
+    return blank(batch, top, left, cutout) if cutout else batch
+
+
+def crop(batch: Array, down: Array, right: Array, flips: Array, padding: int, mode: str) -> Array:
+    """Pad images by `padding` pixels on each side, cut H x W out, and mirror some left to right: a new (N, C, H, W).
+
+    y[n, c, i, j] = padded[n, c, i + down_n, j + right_n], with W - 1 - j in the place of j where image n is mirrored.
+    `mode` "zero" pads with zeros (the mean colour of a normalised batch), "reflect" mirrors the image at its border
+    pixels. Raises ValueError for a padding that is too wide to reflect, and for an unknown mode.
     """
     check_batch(batch)
     N, C, H, W = batch.shape
     if mode not in ("zero", "reflect"):
         raise ValueError(f"the padding mode must be 'zero' or 'reflect', got {mode!r}")
-    if padding < 0:
-        raise ValueError(f"padding must be at least 0, got {padding}")
     if mode == "reflect" and padding >= min(H, W):
         raise ValueError(f"reflecting needs a padding below {min(H, W)} for {H} x {W} images, got {padding}")
-    shifts = rng.integers(0, 2 * padding + 1, (2, N))
-    if flips is None:
-        flips = rng.random(N) < 0.5
-    elif flips.shape != (N,) or flips.dtype != np.bool_:
-        raise ValueError(f"flips must be bool of shape ({N},), got {flips.dtype} of shape {flips.shape}")
-
     xp = array_module(batch)
     border = (padding, padding)
     padded = xp.pad(batch, ((0, 0), (0, 0), border, border), mode="constant" if mode == "zero" else "reflect")
@@ -85,10 +133,21 @@ def crop_and_flip(
     sn, sc, sh, sw = padded.strides
     places = 2 * padding + 1
     crops = xp.lib.stride_tricks.as_strided(padded, (N, places, places, C, H, W), (sn, sh, sw, sc, sh, sw))
-    y = crops[xp.arange(N), xp.asarray(shifts[0]), xp.asarray(shifts[1])]  # (N, C, H, W)
-    mirrored = xp.asarray(np.flatnonzero(flips))
-    y[mirrored] = y[mirrored][..., ::-1]
+    y = crops[xp.arange(N), down, right]  # (N, C, H, W)
+    y[flips] = y[flips][..., ::-1]
     return y
+
+
+def blank(batch: Array, top: Array, left: Array, size: int) -> Array:
+    """Set a square of `size` x `size` pixels to zero in each image, at rows `top` and columns `left`, (N,) each.
+
+    Parts of it may lie outside. Returns a new (N, C, H, W) array.
+    """
+    check_batch(batch)
+    xp, (_, _, H, W) = array_module(batch), batch.shape
+    rows, columns = xp.arange(H) - top[:, None], xp.arange(W) - left[:, None]  # (N, H) and (N, W), in the square
+    inside = ((rows >= 0) & (rows < size))[:, :, None] & ((columns >= 0) & (columns < size))[:, None, :]  # (N, H, W)
+    return batch * ~inside[:, None]
 
 
 def draw_boxes(
@@ -158,6 +217,7 @@ def random_resized_crop(
     return xp.ascontiguousarray(y).astype(batch.dtype, copy=False)
 
 
+@lru_cache(maxsize=1)
 def alternating_flips(images: int, epoch: int, seed: int) -> np.ndarray:
     """Which of a data set's images are mirrored in `epoch`, (images,) bool: each one every other time.
 
@@ -165,23 +225,18 @@ def alternating_flips(images: int, epoch: int, seed: int) -> np.ndarray:
     image both ways, where independent coins show one image in two twice the same way (Jordan 2024, "94% on CIFAR-10 in
     3.29 seconds on a single GPU", section 3.6).
     """
-    first = np.random.default_rng(seed).random(images) < 0.5
-    return first ^ (epoch % 2 == 1)
+    flips = (np.random.default_rng(seed).random(images) < 0.5) ^ (epoch % 2 == 1)
+    flips.flags.writeable = False  # all steps of an epoch look at the same array
+    return flips
 
 
 def cutout(batch: Array, size: int, rng: np.random.Generator) -> Array:
-    """Set a square of `size` x `size` pixels to zero in each image: a new (N, C, H, W) array.
-
-    The square's centre is uniform over the image, so that parts of it may lie outside (DeVries & Taylor 2017). Raises
-    ValueError unless 1 <= size <= min(H, W).
-    """
+    """Set a square of `size` x `size` pixels to zero in each image, at a place that is drawn: see `draw`, `blank`."""
     check_batch(batch)
-    N, _, H, W = batch.shape
-    if not 1 <= size <= min(H, W):
-        raise ValueError(f"the cutout's size must lie in 1..{min(H, W)} for {H} x {W} images, got {size}")
-    top = rng.integers(0, H, (N, 1)) - size // 2
-    left = rng.integers(0, W, (N, 1)) - size // 2
-    rows = (np.arange(H) >= top) & (np.arange(H) < top + size)  # (N, H)
-    columns = (np.arange(W) >= left) & (np.arange(W) < left + size)  # (N, W)
-    keep = ~(rows[:, :, None] & columns[:, None, :])  # (N, H, W)
-    return batch * array_module(batch).asarray(keep)[:, None]
+    xp, (N, _, H, W) = array_module(batch), batch.shape
+    top, left = draw_squares(N, (H, W), rng, size)
+    return blank(batch, xp.asarray(top), xp.asarray(left), size)
+
+
+if registry.fast("cuda"):
+    registry.register(augmented, "cuda", minigrad.fast.cuda.augment.augmented)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -16,15 +16,17 @@ import numpy as np
 import minigrad
 from minigrad import Parameter, Tensor, optim, registry
 from minigrad import functional as F
-from minigrad.backend import Array, fetch, float_dtype, is_float, synchronize, to_device, to_numpy
+from minigrad.backend import Array, is_float, synchronize, to_device, to_numpy
 from minigrad.nn import Module
 from resnext import create
 
-from ..data import Dataset, augment
+from ..data import Dataset
 from ..options import Decoration
 from . import checkpoint, faults, fine_tuning
+from .batches import images_of, prepare
 from .config import Config, kind_of_device
 from .faults import TrainingError
+from .launched import Launched, fetch, outcome
 from .parallel import ALONE, Ranks
 from .progress import Bar
 
@@ -33,18 +35,6 @@ from .progress import Bar
 AHEAD = {"cpu": 0, "cuda": 1}
 
 # ------------------------------------------------------------------------------------------------- the state of a run
-
-
-@dataclass(frozen=True)
-class Launched:
-    """A step that was handed to the device, and whose results have not been looked at."""
-
-    results: Callable[[], Sequence[np.ndarray]]  # waits for its mean loss and its logits
-    labels: np.ndarray  # of this rank's share
-    mine: int  # how many images that is, of
-    images: int  # the whole batch's
-    step: int
-    lr: float
 
 
 @dataclass(repr=False)
@@ -263,30 +253,6 @@ def on_device(dataset: Dataset, device: str) -> Dataset:
 # ------------------------------------------------------------------------------------------------- one step
 
 
-def prepare(run: Run, indices: np.ndarray, step: int) -> Array:
-    """This rank's share of the augmented batch of one step, (N, 3, H, W).
-
-    Random numbers depend on seed, epoch and step alone: every rank augments the whole batch, then takes its share.
-    """
-    config, r, train_set = run.config, run.config.recipe, run.train_set
-    rng = np.random.default_rng((config.seed, run.epoch, step))
-    images = train_set.images[to_device(indices, config.device)]
-    dtype = float_dtype(config.dtype, config.device)
-    flips = np.zeros(len(indices), bool) if r.flip == "none" else None
-    if r.flip == "alternating":
-        flips = augment.alternating_flips(len(train_set), run.epoch, config.seed)[indices]
-    if train_set.crop and train_set.aspects is not None:
-        exact = np.float64 if dtype == np.float64 else np.float32  # bfloat16 has too few digits to interpolate with
-        batch, aspects = augment.normalise(images, run.mean, run.std, exact), train_set.aspects[indices]
-        batch = augment.random_resized_crop(batch, aspects, train_set.crop, rng, r.crop_area, flips)
-        batch = batch.astype(dtype, copy=False)
-    else:
-        batch = augment.normalise(images, run.mean, run.std, dtype)
-        batch = augment.crop_and_flip(batch, rng, padding=4, mode=r.padding, flips=flips)
-    batch = augment.cutout(batch, r.cutout, rng) if r.cutout else batch
-    return run.ranks.share(batch)
-
-
 def train_step(run: Run, batch: Array, labels: np.ndarray, lr: float, share: float = 1.0) -> tuple[Array, Array]:
     """One step of gradient descent on this rank's `share` of the batch; return the mean loss and the logits.
 
@@ -298,11 +264,6 @@ def train_step(run: Run, batch: Array, labels: np.ndarray, lr: float, share: flo
     # Whatever changes from step to step goes into a graph as an array on the device.
     changing = (labels.astype(np.int64), np.array([lr], np.float32), np.array([decay], np.float32))
     return run.graph(batch, *(to_device(a, run.config.device) for a in changing))
-
-
-def outcome(loss: Array, logits: Array, labels: np.ndarray) -> tuple[float, int]:
-    """A step's mean loss and how many images it took for another class; waits for results that are on a GPU."""
-    return float(loss), int((to_numpy(logits).argmax(axis=1) != labels).sum())
 
 
 def average_decay(decay: float, t: int) -> float:
@@ -320,7 +281,7 @@ def update(
     """Forward, backward and the optimiser's step, which read nothing back; return the mean loss and the logits."""
     run.optimizer.lr = lr
     run.optimizer.zero_grad()
-    logits = run.model(Tensor._of(batch))
+    logits = run.model(Tensor._of(images_of(run, batch)))
     loss = F.cross_entropy(logits, labels, run.config.recipe.label_smoothing)
     loss.backward()
     if run.ranks.size > 1:

@@ -20,9 +20,10 @@ from ..data import Dataset
 from ..options import warn
 from ..show.report import render
 from . import checkpoint
+from .batches import check_kernel, images_of, prepare
 from .evaluation import Evaluation, evaluate
 from .faults import TrainingError
-from .loop import Run, prepare
+from .loop import Run
 from .predictor import load_predictor
 
 TRIAL = ".trial.part"  # a name that the next start clears away, should this one be killed
@@ -35,6 +36,7 @@ def try_batches(run: Run) -> Evaluation:
     """
     generator = minigrad.backend.generator()
     state = generator.bit_generator.state
+    check_kernel(run)
     buffers = [(t, t.data.copy()) for _, t in run.model.named_tensors() if not isinstance(t, Parameter)]
     try:
         try_last_batch(run)
@@ -58,7 +60,7 @@ def try_last_batch(run: Run) -> None:
     share = max(run.ranks.count(last), 1)  # a rank without an image goes through the first one, which counts nothing
     images = min(share, 2)
     indices = np.arange(images * run.ranks.size) % total
-    batch = prepare(run, indices, 0)
+    batch = images_of(run, prepare(run, indices, 0))
     run.set_training()
     try:
         logits = run.model(Tensor._of(batch))

@@ -7,6 +7,7 @@
     loss.py       cross-entropy and its gradient in one launch
     add.py        the gradients of a residual block's two ways, where they meet
     sgd.py        all parameters in one launch
+    augment.py    a training batch in one launch; train/data/augment.py, whose formulas it computes, registers it
 
 They stand on arrays.py (which arrays, and how they lie), gpu.py (launching a kernel), tiles.py (how a convolution is
 cut up), cublas.py and kernels/ (CUDA C++); graph.py makes one launch of a whole training step.
@@ -28,6 +29,7 @@ from ...optim import sgd_step
 from ...registry import register as stand_in
 from ...tensor import add_gradients
 from . import add, sgd
+from . import augment as augment
 from . import graph as graph
 from .conv import Products, TensorCores
 from .linear import MatMul

@@ -22,6 +22,8 @@ OPTIONS = ("-std=c++17",)
 PARAMETER = np.dtype("u8, u8, u8, i8, f4, f4, i4, i4")  # w, dw, velocity; size; momentum, weight decay; nesterov, gap
 PARAMETERS = np.dtype([("list", PARAMETER, 64)])  # sgd.cu
 POOL = np.dtype(", ".join(["i4"] * 12))  # pool.cu: N H W C OH OW KH KW SH SW PH PW
+# augment.cu: N C H W P reflect S; mean and std, a number a channel
+AUGMENT = np.dtype([("sizes", "i4", 7), ("mean", "f4", 4), ("std", "f4", 4)])
 WINDOW = np.dtype(", ".join(["i4"] * 16))  # im2col.cu: N H W C G KH KW OH OW SH SW PH PW DH DW ld
 
 

@@ -7,8 +7,10 @@ from hypothesis import strategies as st
 
 from train.data.augment import (
     alternating_flips,
-    crop_and_flip,
+    augmented,
+    crop,
     cutout,
+    draw,
     draw_boxes,
     normalise,
     random_resized_crop,
@@ -39,6 +41,12 @@ class Replay:
 
 def reflect(i: int, size: int) -> int:
     return -i if i < 0 else 2 * (size - 1) - i if i >= size else i
+
+
+def crop_and_flip(batch, rng, padding=4, mode="zero", flips=None):  # type: ignore[no-untyped-def]
+    """Crops and mirror images of a batch as chance decides."""
+    _, down, right, mirrored, _, _ = draw(np.arange(len(batch)), batch.shape[2:], rng, padding, flips).T
+    return crop(batch, down, right, mirrored != 0, padding, mode)
 
 
 @given(
@@ -173,7 +181,7 @@ def test_alternating_flips_show_both_sides_in_two_epochs() -> None:
 @given(size=st.integers(1, 5), top=st.integers(0, 5), left=st.integers(0, 6))
 def test_cutout_is_the_formula_pixel_by_pixel(size: int, top: int, left: int) -> None:
     batch = np.ones((1, 2, 6, 7), np.float32)
-    y = cutout(batch, size, Replay([[top]], [[left]]))  # type: ignore[arg-type]
+    y = cutout(batch, size, Replay([top], [left]))  # type: ignore[arg-type]
     for c, i, j in np.ndindex(2, 6, 7):
         inside = top - size // 2 <= i < top - size // 2 + size and left - size // 2 <= j < left - size // 2 + size
         assert y[0, c, i, j] == (0 if inside else 1)
@@ -245,9 +253,9 @@ def test_the_gpu_sees_the_same_images() -> None:
     for mode in ("zero", "reflect"):
         results = []
         for xp in (np, cupy):
-            rng = np.random.default_rng(1)
-            batch = normalise(xp.asarray(images), MEAN, STD)
-            batch = cutout(crop_and_flip(batch, rng, mode=mode), 8, rng)
+            choices = draw(np.arange(16), (32, 32), np.random.default_rng(1), cutout=8)
+            options = {"padding": 4, "mode": mode, "cutout": 8}
+            batch = augmented(xp.asarray(images), xp.asarray(choices), MEAN, STD, np.float32, **options)
             results.append(batch if xp is np else cupy.asnumpy(batch))
         np.testing.assert_allclose(results[0], results[1], rtol=1e-6, atol=1e-6)
     crops = []
