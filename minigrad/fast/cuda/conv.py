@@ -105,26 +105,25 @@ class TensorCores(_Conv2d):
         N, H, W, _ = self.shape
         xp, O = array_module(x), len(self.w)
         y = xp.empty((N, *tiles.output_size(H, W, self.step), O), x.dtype)
-        self.sums = xp.empty((self.plan.forward.tiles, 2, O), np.float32)
+        self.sums = xp.empty((self.plan.forward.most("tiles"), 2, O), np.float32)
         packed, self.turned = self._packed()
         self._convolve(self.plan.forward, x, packed, y, self.sums)
         return y
 
     def input_gradient(self, dy: Array) -> Array:
         dx = array_module(dy).empty(self.shape, dy.dtype)
-        for part in self.plan.dgrad:
-            self._convolve(part, dy, self.turned, dx)
+        self._convolve(self.plan.dgrad, dy, self.turned, dx)
         return dx
 
     def weight_gradient(self, x: Array, dy: Array) -> Array:
         xp, plan, p = array_module(x), self.plan.wgrad, self.packing
         blocks = p.packs * (p.CO // tiles.ROW) * (p.CI // tiles.ROW)
         # One block a processor; each takes its share of the tiles, and the shares' sums are added afterwards.
-        shares = max(1, min(plan.tiles, gpu.properties().processors // blocks))
+        shares = max(1, min(plan.most("tiles"), gpu.properties().processors // blocks))
         partial = xp.empty((shares, p.packs * p.CO, 9, p.CI), np.float32)
         gpu.launch(
             "conv3x3.cu", plan.wgrad_kernel(), (shares * blocks,), (256,),
-            [x, dy, partial, plan.struct, i32(plan.tiles), i32(shares)], plan.wgrad_bytes(),
+            [x, dy, partial, plan.structs, i32(shares)], plan.wgrad_bytes(),
         )  # fmt: skip
         return add_shares(partial, self.w, p.CI, p.CO, p.o)
 
@@ -146,7 +145,7 @@ class TensorCores(_Conv2d):
             plan.kernel(),
             plan.grid(),
             plan.block(),
-            [x, packed, y, sums, plan.struct],
+            [x, packed, y, sums, plan.parts()],
             plan.shared_bytes(),
         )
 

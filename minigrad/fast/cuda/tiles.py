@@ -17,10 +17,11 @@ import numpy as np
 
 # Conv in conv3x3.cu, field by field; it is passed to the kernels by value.
 FIELDS = (
-    "N H W C YH YW YC OH OW OS OH0 OW0 S_log CI CO packs TI_log TH_log TW_log tiles_h tiles_w taps top left PH PW "
-    "PH_inverse PW_inverse"
+    "N H W C YH YW YC OH OW OS OH0 OW0 S_log CI CO packs TI_log TH_log TW_log tiles tiles_h tiles_w taps top left "
+    "PH PW PH_inverse PW_inverse"
 )
 CONV = np.dtype([(name, "i4") for name in FIELDS.split()] + [(name, "i4", 9) for name in ("dh", "dw", "tap")])
+PARTS = np.dtype([("part", CONV, 4)])
 ROW = 64  # channels in one row of shared memory: K in conv3x3.cu
 RING = 3  # weight buffers: RING in conv3x3.cu
 BLOCKS = ((256, 128), (128, 128), (256, 64), (128, 64), (64, 64))  # pixels and filters of a block, best first
@@ -59,14 +60,12 @@ class Packing(NamedTuple):
 
 
 class Launch(NamedTuple):
-    """One launch: its struct (an array with one element), a block's pixels and filters, tiles, rows of a patch."""
+    """One launch: its structs, one for each part of the work, and a block's pixels and filters."""
 
-    struct: np.ndarray
+    structs: np.ndarray
     pixels: int
     filters: int
     diagonal: int
-    tiles: int
-    patch_rows: int
 
     def kernel(self) -> str:
         """The kernel of the forward pass and of the input gradient."""
@@ -79,8 +78,23 @@ class Launch(NamedTuple):
     def _ending(self) -> str:
         return "" if self.diagonal == ROW else f"_d{self.diagonal}"
 
-    def grid(self) -> tuple[int]:
-        return (self.tiles * int(self.struct["packs"][0]) * (int(self.struct["CO"][0]) // self.filters),)
+    def parts(self) -> np.ndarray:
+        """The structs as the kernel takes them: an array with one element."""
+        parts = np.zeros(1, PARTS)
+        parts["part"][0, : len(self.structs)] = self.structs
+        return parts
+
+    def most(self, field: str) -> int:
+        """The largest value of a field among the structs."""
+        return int(self.structs[field].max())
+
+    def patch_rows(self) -> int:
+        """The rows of the largest patch in shared memory."""
+        return int((self.structs["PH"] * self.structs["PW"] << self.structs["TI_log"]).max())
+
+    def grid(self) -> tuple[int, int]:
+        """Blocks for the part with the most tiles; those of another that has fewer return at once."""
+        return self.most("tiles") * self.most("packs") * (self.most("CO") // self.filters), len(self.structs)
 
     def block(self) -> tuple[int]:
         """A warp for each 64 pixels by 64 filters."""
@@ -88,12 +102,12 @@ class Launch(NamedTuple):
 
     def shared_bytes(self) -> int:
         """Shared memory of a block: a patch (two where channels come in several chunks) and the ring of weights."""
-        patches = 1 if self.struct["CI"][0] == ROW else 2
-        return 2 * max((patches * self.patch_rows + RING * self.filters) * ROW, self.pixels * self.filters)
+        patches = 1 if self.most("CI") == ROW else 2
+        return 2 * max((patches * self.patch_rows() + RING * self.filters) * ROW, self.pixels * self.filters)
 
     def wgrad_bytes(self) -> int:
         """Shared memory of a block of the weight gradient: two stages of a patch and a tile of dy."""
-        return 2 * 2 * (self.patch_rows + self.pixels) * ROW
+        return 2 * 2 * (self.patch_rows() + self.pixels) * ROW
 
 
 def best_tile(N: int, OH: int, OW: int, stride: int, reach: tuple[int, int], pixels: int) -> tuple[int, int, int]:
@@ -139,11 +153,11 @@ def blocks(packing: Packing, stride: int = 1) -> Iterator[tuple[int, int]]:
 
 
 class Plan(NamedTuple):
-    """The launches of a layer's three passes; the input gradient has one for each parity of its rows and columns."""
+    """The launches of a layer's three passes."""
 
     forward: Launch
     wgrad: Launch
-    dgrad: tuple[Launch, ...]
+    dgrad: Launch
 
 
 @cache  # a layer asks for it in every step
@@ -163,9 +177,10 @@ def plan(shape: Shape, O: int, stride: int, packing: Packing, shared: int) -> Pl
             for pixels in WGRAD_PIXELS
             if (launch := around_every_pixel(shape, O, stride, packing, pixels, ROW)).wgrad_bytes() <= shared
         )
-        dgrad = tuple(
-            next(launch for launch in choices if launch.shared_bytes() <= shared)
-            for choices in input_gradient(shape, O, stride, packing)
+        dgrad = next(
+            launch
+            for block in blocks(packing.turned())
+            if (launch := input_gradient(shape, O, stride, packing, *block)).shared_bytes() <= shared
         )
     except StopIteration:
         return None
@@ -177,12 +192,12 @@ def around_every_pixel(shape: Shape, O: int, stride: int, packing: Packing, pixe
     _, H, W, _ = shape
     OH, OW = output_size(H, W, stride)
     taps = [(kh - 1, kw - 1, 3 * kh + kw) for kh in range(3) for kw in range(3)]
-    return _launch(shape, (OH, OW, O), (OH, OW, 1, 0, 0), stride, packing, taps, pixels, filters)
+    struct = _struct(shape, (OH, OW, O), (OH, OW, 1, 0, 0), stride, packing, taps, pixels)
+    return Launch(struct, pixels, filters, packing.diagonal)
 
 
-def input_gradient(shape: Shape, O: int, stride: int, packing: Packing) -> Iterator[Iterator[Launch]]:
-    """The input gradient dx (N, H, W, C) of that convolution from dy: for each parity of dx's rows and columns, the
-    launch with each block that it may use, best first.
+def input_gradient(shape: Shape, O: int, stride: int, packing: Packing, pixels: int, filters: int) -> Launch:
+    """The input gradient dx (N, H, W, C) of that convolution from dy: a part for each parity of dx's rows and columns.
 
     Output row oh reads row h = S oh - 1 + kh of x, so row h of dx hears of every oh = (h + 1 - kh) / S that is whole.
     With h = S i + a that is oh = i + (a + 1 - kh) / S: for one a the same offsets in every row, that is, a convolution
@@ -190,7 +205,7 @@ def input_gradient(shape: Shape, O: int, stride: int, packing: Packing) -> Itera
     """
     N, H, W, C = shape
     OH, OW = output_size(H, W, stride)
-    turned = packing.turned()
+    turned, parts = packing.turned(), []
     for a, b in itertools.product(range(stride), repeat=2):
         taps = [
             ((a + 1 - kh) // stride, (b + 1 - kw) // stride, 3 * (2 - kh) + 2 - kw)
@@ -200,11 +215,12 @@ def input_gradient(shape: Shape, O: int, stride: int, packing: Packing) -> Itera
         ]
         rows, columns = -(-(H - a) // stride), -(-(W - b) // stride)
         if rows > 0 and columns > 0:
-            fixed = (N, OH, OW, O), (H, W, C), (rows, columns, stride, a, b), 1, turned, taps
-            yield (_launch(*fixed, *block) for block in blocks(turned))
+            grid = rows, columns, stride, a, b
+            parts.append(_struct((N, OH, OW, O), (H, W, C), grid, 1, turned, taps, pixels))
+    return Launch(np.concatenate(parts), pixels, filters, turned.diagonal)
 
 
-def _launch(
+def _struct(
     x: Shape,
     y: tuple[int, int, int],
     grid: tuple[int, int, int, int, int],
@@ -212,9 +228,8 @@ def _launch(
     packing: Packing,
     taps: list[tuple[int, int, int]],
     pixels: int,
-    filters: int,
-) -> Launch:
-    """Fill in the struct: x (N, H, W, C), y (H, W, C), grid (OH, OW, OS, OH0, OW0), taps (dh, dw, place in w)."""
+) -> np.ndarray:
+    """The struct, in an array: x (N, H, W, C), y (H, W, C), grid (OH, OW, OS, OH0, OW0), taps (dh, dw, place in w)."""
     N, (OH, OW, *_) = x[0], grid
     top, left = min(t[0] for t in taps), min(t[1] for t in taps)
     reach = max(t[0] for t in taps) - top + 1, max(t[1] for t in taps) - left + 1
@@ -227,6 +242,7 @@ def _launch(
     struct = np.zeros(1, CONV)
     struct[0] = (
         *x, *y, *grid, stride.bit_length() - 1, packing.CI, packing.CO, packing.packs, *logs,
-        tiles_h, tiles_w, len(taps), top, left, PH, PW, inverse(PH), inverse(PW), *offsets,
+        -(-N // ti) * tiles_h * tiles_w, tiles_h, tiles_w, len(taps), top, left, PH, PW, inverse(PH), inverse(PW),
+        *offsets,
     )  # fmt: skip
-    return Launch(struct, pixels, filters, packing.diagonal, -(-N // ti) * tiles_h * tiles_w, ti * PH * PW)
+    return struct

@@ -35,8 +35,8 @@ constexpr int RING = 3;  // weight buffers: one in use, two on their way
 //
 //   y[n, OS i + OH0, OS j + OW0] = sum over the taps of x[n, S i + dh, S j + dw] * w[..., tap, :]
 //
-// Forward: OS = 1, S the stride, nine taps with dh, dw in -1..1. The input gradient of stride 2 is four such launches,
-// OS = 2, one for each parity of (h, w).
+// Forward: OS = 1, S the stride, nine taps with dh, dw in -1..1. The input gradient of stride 2 is four of them in one
+// launch, OS = 2, one for each parity of (h, w): blockIdx.y.
 struct Conv {
     int N, H, W, C;              // x
     int YH, YW, YC;              // y
@@ -44,12 +44,13 @@ struct Conv {
     int S_log;                   // log2 of the stride in x: 0 or 1
     int CI, CO, packs;           // input and output channels of a pack
     int TI_log, TH_log, TW_log;  // the tile: 2^TI_log images, 2^TH_log rows, 2^TW_log columns
-    int tiles_h, tiles_w;        // how many tiles cover OH and OW
+    int tiles, tiles_h, tiles_w;  // how many tiles cover everything, OH and OW
     int taps, top, left;         // smallest dh and dw: where the patch starts
     int PH, PW;                  // rows and columns of the patch, one image
     int PH_inverse, PW_inverse;  // 2^20 / PH and 2^20 / PW, rounded up: n / PW = n * PW_inverse >> 20 for n < 2048
     int dh[9], dw[9], tap[9];    // offsets from (top, left), and the place of the tap in w
 };
+struct Parts { Conv part[4]; };
 
 // Where piece `piece` (16 bytes, 8 channels) of row `row` lies in a buffer of 128-byte rows.
 __device__ inline int swizzled(int row, int key, int piece) { return row * K + ((piece ^ (key & 7)) << 3); }
@@ -104,6 +105,7 @@ __device__ void conv3x3(const bf16* x, const bf16* w, bf16* y, float* sums, cons
     const int filter_blocks = s.CO / FILTERS, filter_block = blockIdx.x % filter_blocks;
     const int pack = blockIdx.x / filter_blocks % s.packs;
     const int tile_index = blockIdx.x / (filter_blocks * s.packs);
+    if (tile_index >= s.tiles) return;  // another part has more
     const Tile tile(tile_index, s);
     // w is (packs, CO, 9, CI).
     const bf16* filters = w + (pack * s.CO + filter_block * FILTERS) * 9LL * s.CI;
@@ -242,8 +244,8 @@ __device__ void conv3x3(const bf16* x, const bf16* w, bf16* y, float* sums, cons
 // A kernel is named after its tile and, where only a part of the weights is multiplied, that part: conv3x3_256x64_d16.
 #define CONV3X3(NAME, PIXELS, FILTERS, DIAGONAL)                                              \
     extern "C" __global__ void __launch_bounds__(PIXELS * FILTERS / 128)                      \
-        conv3x3_##NAME(const bf16* x, const bf16* w, bf16* y, float* sums, Conv conv) {       \
-        conv3x3<PIXELS, FILTERS, DIAGONAL>(x, w, y, sums, conv);                              \
+        conv3x3_##NAME(const bf16* x, const bf16* w, bf16* y, float* sums, Parts parts) {     \
+        conv3x3<PIXELS, FILTERS, DIAGONAL>(x, w, y, sums, parts.part[blockIdx.y]);            \
     }
 CONV3X3(256x128, 256, 128, 64)
 CONV3X3(128x128, 128, 128, 64)
@@ -263,7 +265,7 @@ CONV3X3(64x64_d16, 64, 64, 16)
 // on the diagonal: 32 filters by 16 channels each of the one block of 64, 16 by 16 of two of 32, 16 by 8 of four of 16.
 // What lies off the diagonal is not written, and nobody reads it.
 template <int PIXELS, int DIAGONAL>
-__device__ void conv3x3_wgrad(const bf16* x, const bf16* dy, float* partial, const Conv& s, int tiles, int shares) {
+__device__ void conv3x3_wgrad(const bf16* x, const bf16* dy, float* partial, const Conv& s, int shares) {
     constexpr int M = DIAGONAL == 64 ? 2 : 1, N = DIAGONAL == 16 ? 1 : 2;  // products of 16 filters by 8 channels
     constexpr int ACROSS = DIAGONAL / (16 * M), WARPS = ACROSS * DIAGONAL / (8 * N);  // a block's warps
     DYNAMIC_SHARED(stage_bytes);
@@ -296,7 +298,7 @@ __device__ void conv3x3_wgrad(const bf16* x, const bf16* dy, float* partial, con
     };
 
     float sums[9][M][N][4] = {};  // taps x (16 filters) x (8 channels) x the lane's four values
-    const int mine = (tiles - share + shares - 1) / shares;
+    const int mine = (s.tiles - share + shares - 1) / shares;
     if (mine > 0) load_stage(0);
     copy_commit();
     for (int i = 0; i < mine; ++i) {
@@ -347,8 +349,8 @@ __device__ void conv3x3_wgrad(const bf16* x, const bf16* dy, float* partial, con
 
 #define CONV3X3_WGRAD(NAME, PIXELS, DIAGONAL)                                                                     \
     extern "C" __global__ void __launch_bounds__(256)                                                             \
-        conv3x3_wgrad_##NAME(const bf16* x, const bf16* dy, float* partial, Conv conv, int tiles, int shares) {   \
-        conv3x3_wgrad<PIXELS, DIAGONAL>(x, dy, partial, conv, tiles, shares);                                     \
+        conv3x3_wgrad_##NAME(const bf16* x, const bf16* dy, float* partial, Conv conv, int shares) {              \
+        conv3x3_wgrad<PIXELS, DIAGONAL>(x, dy, partial, conv, shares);                                            \
     }
 CONV3X3_WGRAD(128, 128, 64)
 CONV3X3_WGRAD(64, 64, 64)

@@ -253,6 +253,7 @@ CONVOLUTIONS = {  # N, C, O, groups, (H, W), stride, KiB of shared memory, which
     "stride 2, narrow": (1, 64, 64, 4, (9, 6), 2, 227),
     "more filters than channels": (1, 64, 128, 2, (4, 4), 1, 227),
     "more filters than channels, narrow": (1, 64, 128, 4, (4, 4), 1, 227),
+    "stride 2, parts of two tiles and of one": (1, 64, 64, 4, (33, 32), 2, 227),
     "larger than a tile": (3, 64, 64, 1, (17, 10), 1, 77),
 }
 
@@ -297,7 +298,7 @@ def check_conv3x3(module, case, schedule=0):
     rng = np.random.default_rng(5)
     module.bank_conflicts()  # counts from here on
     N, C, O, G, (H, W), stride, _ = case
-    forward_pass, weight_pass, input_passes = plan_of(case)
+    forward_pass, weight_pass, input_pass = plan_of(case)
     packing = Packing.of(C, O, G)
     OH, OW = (H - 1) // stride + 1, (W - 1) // stride + 1
     x = rng.standard_normal((N, H, W, C)).astype(BF16)
@@ -317,28 +318,27 @@ def check_conv3x3(module, case, schedule=0):
     module.launch(f"conv3x3_pack_{SUFFIX[w.dtype]}", (blocks,), (256,), arguments)
 
     def convolve(launch, source, weights, target, sums=None):
-        arguments = [source, weights, target, sums, launch.struct]
+        arguments = [source, weights, target, sums, launch.parts()]
         module.launch(
             launch.kernel(), launch.grid(), launch.block(), arguments, shared=launch.shared_bytes(), schedule=schedule
         )
 
     y = np.full((N, OH, OW, O), np.nan, BF16)
-    sums = np.full((forward_pass.tiles, 2, O), np.nan, F32)
+    sums = np.full((forward_pass.most("tiles"), 2, O), np.nan, F32)
     convolve(forward_pass, x, packed, y, sums)
     close(y, y_book.transpose(0, 2, 3, 1), BF16)
     stored = y.astype(np.float64).reshape(-1, O)
     close(sums.sum(axis=0), [stored.sum(axis=0), (stored**2).sum(axis=0)], F32)
 
     dx = np.full((N, H, W, C), np.nan, BF16)
-    for launch in input_passes:
-        convolve(launch, dy, turned, dx)
+    convolve(input_pass, dy, turned, dx)
     close(dx, dx_book.transpose(0, 2, 3, 1), BF16)
 
     launch, shares = weight_pass, 2
     partial = np.full((shares, packing.packs, packing.CO, 9, packing.CI), np.nan, F32)
     blocks = shares * packing.packs * (packing.CO // 64) * (packing.CI // 64)
     module.launch(
-        launch.wgrad_kernel(), (blocks,), (256,), [x, dy, partial, launch.struct, i32(launch.tiles), i32(shares)],
+        launch.wgrad_kernel(), (blocks,), (256,), [x, dy, partial, launch.structs, i32(shares)],
         shared=launch.wgrad_bytes(), schedule=schedule,
     )  # fmt: skip
     dw = put_together(partial, w, packing.CI, packing.CO, O // G)
