@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import virtual_gpu
+from virtual_gpu import traffic
 from virtual_gpu.count import train
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -236,6 +237,15 @@ def test_captured_and_eager_steps_are_the_same_to_the_bit(dtype):
     assert eager["losses"] == captured["losses"]
     assert "graph" not in eager["work"]
     assert sum(k["mma"] for k in captured["kernels"].values()) == (0 if dtype == "float32" else 331776)
+
+
+@needs_cupy
+def test_instructions_that_are_computed_are_those_that_are_counted():
+    """tests.virtual_gpu.traffic computes tensor-core instructions from a launch's arguments and runs none of them."""
+    options = ("--card", "H100", "--model", "resnext11_2x32d", "--batch-size", "4", "--json")
+    (found,) = json.loads(virtually("tests.virtual_gpu.traffic", *options))
+    assert found["mma of our kernels"] == 331776
+    assert 1 < found["bytes"] / traffic.floor_bytes("resnext11_2x32d", 4, 2) < 3  # few images, so weights count most
 
 
 REFUSALS = """
