@@ -261,7 +261,8 @@ def main(argv: list[str]) -> int:
     if args.card is None:  # a process for each: what a card can do is asked once
         command = [sys.executable, "-m", "tests.virtual_gpu.traffic", "--json", "--batch-size", str(args.batch_size)]
         command += [word for network in networks for word in ("--model", network)]
-        outputs = [subprocess.run([*command, "--card", c.name], check=True, stdout=subprocess.PIPE) for c in CARDS]
+        commands = [[*command, "--card", card.name] for card in CARDS]
+        outputs = [subprocess.run(c, check=True, stdout=subprocess.PIPE, timeout=3600) for c in commands]
         counts = [one for output in outputs for one in json.loads(output.stdout)]
     else:
         install()
