@@ -20,7 +20,6 @@ from itertools import chain, zip_longest
 from pathlib import Path
 from typing import BinaryIO
 
-from filelock import FileLock
 from tqdm import tqdm
 
 from minigrad.display import printable
@@ -123,6 +122,8 @@ def fetch(
 def alone(path: Path) -> Iterator[None]:
     """Wait while another process or thread holds the lock at this path, whose folder is made if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    from filelock import FileLock  # brings asyncio, 25 ms that only a download should wait for
+
     lock = FileLock(path, thread_local=False)
     try:
         lock.acquire()
