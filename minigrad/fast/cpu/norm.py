@@ -38,12 +38,17 @@ class Remake(Note):
 
 
 def masked_sums(
-    dz: np.ndarray, a: np.ndarray | None, x: np.ndarray, sums: np.ndarray, centre: np.ndarray | None
+    dy: np.ndarray,
+    a: np.ndarray | None,
+    dz: np.ndarray,
+    x: np.ndarray,
+    sums: np.ndarray,
+    centre: np.ndarray | None,
 ) -> None:
-    """dz ← dz where a > 0 (a is None: everywhere), in place; add Σ dz and Σ dz (x - centre) over the rows to `sums`."""
+    """dz ← dy where a > 0 (a is None: dz is dy); add Σ dz and Σ dz (x - centre) over the rows to `sums`."""
     if a is not None:
         mask = np.greater(a, 0, out=scratch("mask", a.shape, np.dtype(bool)))
-        np.multiply(dz, mask, out=dz)
+        np.multiply(dy, mask, out=dz)
     pair = np.empty(sums.shape, dz.dtype)
     column_sums(dz, pair[0])
     product = scratch("product", x.shape, x.dtype)
@@ -176,15 +181,13 @@ class _FastNorm(Informed, BatchNorm):
         def work(part: tuple[int, Span]) -> None:
             i, span = part
             for start, stop in blocks(*span, C):
-                block, mask = x[start:stop], None
-                if self.rectified:
-                    np.copyto(dz_rows[start:stop], dy_rows[start:stop])
-                    if kept is None:
-                        mask = scratch("a", block.shape, x.dtype)
-                        self.affine.apply(block, mask)
-                    else:
-                        mask = kept[start:stop]
-                masked_sums(dz_rows[start:stop], mask, block, sums[i], self.affine.centre)
+                rows, a = slice(start, stop), None
+                if kept is not None:
+                    a = kept[rows]
+                elif self.rectified:
+                    a = scratch("a", x[rows].shape, x.dtype)
+                    self.affine.apply(x[rows], a)
+                masked_sums(dy_rows[rows], a, dz_rows[rows], x[rows], sums[i], self.affine.centre)
 
         pool().run(work, list(enumerate(parts)))
         return dz, sums.sum(axis=0)

@@ -68,7 +68,9 @@ class Gradient:
         centre = None if self.remake.affine.centre is None else self.remake.affine.centre[columns]
         x = rows_of(self.remake.x.array)[rows, columns]
         for start, stop in blocks(0, *dx.shape):
-            masked_sums(dx[start:stop], a[start:stop], x[start:stop], self.sums[part, :, columns], centre)
+            masked_sums(
+                dx[start:stop], a[start:stop], dx[start:stop], x[start:stop], self.sums[part, :, columns], centre
+            )
 
     def all_finite(self) -> bool:
         """Whether no NaN or infinity went by."""
