@@ -11,7 +11,14 @@ from tools import attack
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = {"chains": 30, "precision": 3, "values": 20, "archives": 3, "images": 20, "servers": 3}  # trials in a second
-SLOW = ("states", "folders", "clocks", "disks")  # which train; the kills are tried in test_faults.py
+SLOW = (
+    "states",
+    "folders",
+    "clocks",
+    "disks",
+    "interrupts",
+    "places",
+)  # which train; the kills are tried in test_faults.py
 
 
 def help_of(words):

@@ -1,5 +1,6 @@
 """A training run of a second, for the tests: a few drawn shapes, a network of a few thousand weights."""
 
+import contextlib
 import json
 import os
 import re
@@ -23,16 +24,29 @@ OPTIONS = (
 )
 
 
-def train(out, *options):
-    """Train in this process, without the report that a run ends with; return the exit code."""
-    with mock.patch.object(training, "write_report"), mock.patch.object(rehearsal, "render"):
+@contextlib.contextmanager
+def undecorated(pictures=False):
+    """Inside, a run writes no report and, unless told, draws no pictures: each takes longer than its training."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(training, "write_report"))
+        stack.enter_context(mock.patch.object(rehearsal, "render"))
+        if not pictures:
+            stack.enter_context(mock.patch.object(training.plots, "draw_curves"))
+            stack.enter_context(mock.patch.object(training.plots, "draw_confusion"))
+        yield
+
+
+def train(out, *options, pictures=False):
+    """Train in this process, without report and, unless told, without pictures; return the exit code."""
+    with undecorated(pictures):
         return cifar.main([*OPTIONS, "--out", str(out), *options])
 
 
-def start(*options, mpi=(), **settings):
+def start(*options, mpi=(), module="train.cifar", **settings):
     """Start a command in a process of its own, with as many threads as this one has."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **settings.pop("env", {})}
-    command = [*mpi, sys.executable, *(("-m", "mpi4py") if mpi else ()), "-m", "train.cifar", *map(str, options)]
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    environment = {**os.environ, "PYTHONPATH": path, **settings.pop("env", {})}
+    command = [*mpi, sys.executable, *(("-m", "mpi4py") if mpi else ()), "-m", module, *map(str, options)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, env=environment, **{**pipes, **settings})
 

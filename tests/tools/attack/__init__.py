@@ -41,6 +41,8 @@ ATTACKS = {
     "clocks": "clocks that jump, stand still and run backwards during a run",
     "kills": "runs killed at random moments, compared bit by bit in the end",
     "disks": "disks that are full at a random byte",
+    "interrupts": "Ctrl-C at any place of a loop in a notebook and of a run",
+    "places": "odd locales, homes, folders and outputs to run in",
     "ranks": "ranks killed, stopped and signalled, and one alone with a full disk",
 }
 PATIENCE = 180  # seconds after which a trial counts as one that would never have ended

@@ -7,7 +7,7 @@ import functools
 import io
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -15,7 +15,7 @@ from unittest import mock
 from support import tiny
 
 from train import cifar
-from train.run import loop, rehearsal, training
+from train.run import loop
 
 RAW = ("Traceback", "object at 0x", "NoneType", "[Errno", "not subscriptable", "has no attribute", "unexpected keyword")
 
@@ -56,27 +56,15 @@ def honest() -> Path:
     return home() / "honest"
 
 
-@contextlib.contextmanager
-def without_report(pictures: bool = False) -> Iterator[None]:
-    """Inside, a run ends without its report, which takes longer than the run, and draws no pictures unless told."""
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch.object(training, "write_report"))
-        stack.enter_context(mock.patch.object(rehearsal, "render"))
-        if not pictures:
-            stack.enter_context(mock.patch.object(training.plots, "draw_curves"))
-            stack.enter_context(mock.patch.object(training.plots, "draw_confusion"))
-        yield
-
-
 def train(out: Path, *options: object) -> int:
     """Train in this process, without the report; return the exit code."""
-    with without_report(pictures=True):
+    with tiny.undecorated(pictures=True):
         return call(cifar.main, *tiny.OPTIONS, "--out", out, *options)[0]
 
 
 def resume(out: Path, *options: object, pictures: bool = False) -> tuple[int, str]:
     """Go on with a run; return the exit code and what was said on standard error."""
-    with without_report(pictures):
+    with tiny.undecorated(pictures):
         code, _, error = call(cifar.main, "--out", out, "--resume", *options)
     return code, error
 

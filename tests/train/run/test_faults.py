@@ -47,7 +47,11 @@ def test_no_picture_report_bar_or_line_ends_a_run(undisturbed, tmp_path, capsys,
         raise error
 
     monkeypatch.setattr(f"train.run.{DECORATION[name]}", fail)
-    whole = cifar.main([*tiny.OPTIONS, "--out", str(tmp_path)]) if name == "the report" else tiny.train(tmp_path)
+    whole = (
+        cifar.main([*tiny.OPTIONS, "--out", str(tmp_path)])
+        if name == "the report"
+        else tiny.train(tmp_path, pictures=True)
+    )
     assert whole == 0
     assert capsys.readouterr().err.count(f"warning: {name} cannot be written: ") == 1
     assert tiny.differences(undisturbed, tmp_path) == []
@@ -64,7 +68,7 @@ def test_the_state_is_saved_before_anything_is_drawn(tmp_path, monkeypatch):
 
     monkeypatch.setattr("train.run.training.plots.draw_confusion", die)
     with pytest.raises(Killed):
-        tiny.train(tmp_path)
+        tiny.train(tmp_path, pictures=True)
     assert checkpoint.read(tmp_path / LAST)[1]["epoch"] == 1
 
 

@@ -30,14 +30,14 @@ needs_mpi = pytest.mark.skipif(
 ENVIRONMENT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
 
 
-def start(ranks, *options):
+def start(ranks, *options, module="support.undecorated"):
     """Start a run of several ranks."""
-    return tiny.start(*tiny.OPTIONS, *options, mpi=(MPIEXEC, "-n", str(ranks)), env=ENVIRONMENT)
+    return tiny.start(*tiny.OPTIONS, *options, mpi=(MPIEXEC, "-n", str(ranks)), module=module, env=ENVIRONMENT)
 
 
-def train(ranks, *options):
+def train(ranks, *options, **how):
     """A run of several ranks; return the exit code and what it printed."""
-    process = start(ranks, *options)
+    process = start(ranks, *options, **how)
     printed, error = process.communicate(timeout=300)
     return process.returncode, printed, error
 
@@ -179,7 +179,9 @@ def test_ranks_with_their_shares_equal_one_rank_with_the_whole(tmp_path, size):
 
 @needs_mpi
 def test_two_ranks_train_and_rank_0_alone_speaks(tmp_path):
-    code, printed, error = train(2, "--limit-test", "600", "--epochs", "2", "--out", tmp_path / "two")
+    code, printed, error = train(
+        2, "--limit-test", "600", "--epochs", "2", "--out", tmp_path / "two", module="train.cifar"
+    )
     assert (code, error) == (0, "")
     epochs = [line[:11] for line in printed.splitlines() if line.startswith("epoch")]
     assert epochs == ["epoch   1/2", "epoch   2/2"]
