@@ -90,9 +90,9 @@ class Bench:
         times = []
         for _ in range(REPLAYS):
             start, end = self.cp.cuda.Event(), self.cp.cuda.Event()
-            start.record(graph.stream)
-            graph.graph.launch(graph.stream)
-            end.record(graph.stream)
+            start.record(graph.workspace.stream)
+            graph.graph.launch(graph.workspace.stream)
+            end.record(graph.workspace.stream)
             end.synchronize()
             times.append(self.cp.cuda.get_elapsed_time(start, end) / REPEATS)
         return statistics.median(times)

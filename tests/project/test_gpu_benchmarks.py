@@ -229,7 +229,7 @@ def test_a_timed_step_on_a_gpu_is_a_replay_and_all_its_memory_counts(monkeypatch
 
     class FakeGraph:
         def __init__(self, step):
-            self.pool = SimpleNamespace(total_bytes=lambda: 5)
+            self.workspace = SimpleNamespace(pool=SimpleNamespace(total_bytes=lambda: 5))
 
         def __call__(self, *arrays):
             calls.append(arrays)

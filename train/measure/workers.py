@@ -93,7 +93,7 @@ class Minigrad:
             self.evaluated = fold(self.model.eval()) if self.device == "cpu" else self.model.eval()
         with (
             no_grad(),
-            self.graph.borrowed() if self.graph else nullcontext(),
+            self.graph.workspace.borrowed() if self.graph else nullcontext(),
         ):  # a second pool would hold as much again
             for _ in range(in_a_row(self.device)):
                 self.evaluated(self.images)
@@ -102,7 +102,9 @@ class Minigrad:
     def peak_memory(self) -> int:
         if self.device == "cpu":
             return peak_memory()
-        pools = [cupy().get_default_memory_pool()] + ([self.graph.pool] if self.graph else [])  # the graph's is its own
+        pools = [cupy().get_default_memory_pool()] + (
+            [self.graph.workspace.pool] if self.graph else []
+        )  # the graph's is its own
         return sum(pool.total_bytes() for pool in pools)
 
     def describe(self) -> dict[str, Any]:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections import deque
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 
 from minigrad import Tensor, no_grad
 from minigrad import functional as F
-from minigrad.backend import DeviceError, check_device, float_dtype, to_numpy
+from minigrad.backend import Array, DeviceError, check_device, float_dtype, to_device
 from minigrad.nn import Module
 from resnext import create
 from resnext.counts import outlines
@@ -20,10 +22,11 @@ from resnext.counts import outlines
 from ..data import Dataset, augment
 from ..options import UsageError, say, usage_errors
 from . import checkpoint, parallel
-from .config import Config, configure
+from .config import Config, configure, kind_of_device
 from .faults import leave_out_kernels
+from .launched import fetch
 from .loading import load_data
-from .loop import Run, checksum, fingerprint, on_device
+from .loop import AHEAD, Run, as_graph, checksum, fingerprint, on_device
 from .parallel import ALONE, Ranks
 from .predictor import for_evaluation
 
@@ -45,31 +48,51 @@ def evaluate(
     config: Config,
     ranks: Ranks = ALONE,
     after_round: Callable[[], None] = lambda: None,
+    graph: Any = None,
 ) -> Evaluation:
     """Classify a data set, normalised with the mean and deviation of the training images.
 
     Batches of `dataset.at_once` images are dealt to the ranks in turn; sums are made in the batches' order, so that the
-    result does not depend on the number of ranks. `after_round` is called whenever each rank has done one batch.
+    result does not depend on the number of ranks. `after_round` is called whenever each rank has done one batch. On a
+    GPU `graph` may be the model's `classify` as a CUDA graph, and a batch's results are read when the next one has been
+    handed over.
     """
-    network = for_evaluation(model.eval(), config.device)
+    model.eval()
+    classifier = graph or partial(classify, for_evaluation(model, config.device))
     K = len(dataset.classes)
     size = dataset.at_once
     starts = range(0, len(dataset), size)
     losses, confusion = np.zeros(len(starts)), np.zeros((K, K), np.int64)
     dtype = float_dtype(config.dtype, config.device)
-    with no_grad():
-        for i, begin in enumerate(starts):
-            if i % ranks.size == ranks.rank:
-                labels = dataset.labels[begin : begin + size]
-                batch = augment.normalise(dataset.images[begin : begin + size], mean, std, dtype)
-                logits = network(Tensor._of(batch))
-                losses[i] = F.cross_entropy(logits, labels).item() * len(labels)
-                np.add.at(confusion, (labels, to_numpy(logits.data).argmax(axis=1)), 1)
-            if (i + 1) % ranks.size == 0:
-                after_round()
+    under_way: deque[tuple[int, np.ndarray, Callable[[], tuple[Array, Array]]]] = deque()
+
+    def settle(but: int = 0) -> None:
+        while len(under_way) > but:
+            i, labels, results = under_way.popleft()
+            loss, logits = results()
+            losses[i] = float(loss) * len(labels)
+            np.add.at(confusion, (labels, logits.argmax(axis=1)), 1)
+
+    for i, begin in enumerate(starts):
+        if i % ranks.size == ranks.rank:
+            labels = dataset.labels[begin : begin + size]
+            batch = augment.normalise(dataset.images[begin : begin + size], mean, std, dtype)
+            given = to_device(labels.astype(np.int64), config.device) if graph else labels
+            under_way.append((i, labels, fetch(*classifier(batch, given))))
+            settle(but=AHEAD[kind_of_device(config.device)])
+        if (i + 1) % ranks.size == 0:
+            after_round()
+    settle()
     losses, confusion = ranks.add_arrays(losses), ranks.add_arrays(confusion)
     error = 100 * (confusion.sum() - confusion.trace()) / confusion.sum()
     return Evaluation(float(losses.sum()) / len(dataset), float(error), confusion)
+
+
+def classify(network: Module, batch: Array, labels: Array) -> tuple[Array, Array]:
+    """The mean loss and the logits of a batch, which need no gradient."""
+    with no_grad():
+        logits = network(Tensor._of(batch))
+        return F.cross_entropy(logits, labels).data, logits.data
 
 
 def evaluate_run(run: Run, after_round: Callable[[], None] = lambda: None) -> Evaluation:
@@ -78,8 +101,9 @@ def evaluate_run(run: Run, after_round: Callable[[], None] = lambda: None) -> Ev
     try:
         for name, t in run.model.named_tensors():
             t.data = run.average.get(name, t.data)
-        with run.graph.borrowed() if run.graph else nullcontext():
-            return evaluate(run.model, run.test_set, run.mean, run.std, run.config, run.ranks, after_round)
+        if run.tests is None:  # in the memory that training has, and that the last step no longer needs
+            run.tests = as_graph(partial(classify, run.model), run.config, run.graph and run.graph.workspace)
+        return evaluate(run.model, run.test_set, run.mean, run.std, run.config, run.ranks, after_round, run.tests)
     finally:
         for name, t in run.model.named_tensors():
             t.data = own[name]
@@ -124,7 +148,8 @@ def evaluate_file(args: argparse.Namespace, ranks: Ranks) -> None:
         counts = f"{len(test_set):,} of {len(test_set.classes)} classes"
         sums = {"test images with the checksum": checksum(test_set), "weights with the checksum": fingerprint(model)}
         ranks.compare({"test images:": counts, **sums, "--dtype": config.dtype})
-    result = evaluate(model, on_device(test_set, config.device), mean, std, config, ranks)
+    graph = as_graph(partial(classify, model), config)
+    result = evaluate(model, on_device(test_set, config.device), mean, std, config, ranks, graph=graph)
     if ranks.rank == 0:
         digits = [np.format_float_positional(x, trim="0") for x in (result.error, result.loss)]
         say(f"test_error {digits[0]} test_loss {digits[1]}")

@@ -65,6 +65,7 @@ class Run:
     started: float = field(default_factory=time.monotonic)
     between: float | None = None  # seconds from the last step of an epoch to the first of the next: evaluation, saving
     graph: Any = None  # on a GPU: `update` as a CUDA graph, which Python launches once a step
+    tests: Any = None  # the same for `classify`, of evaluation.py
 
     @classmethod
     def start(
@@ -95,9 +96,8 @@ class Run:
         run = cls(config, model, optimizer, train_set, test_set, mean, std, fingerprint=fingerprint, ranks=ranks)
         if r.average:
             run.average = {name: t.data.copy() for name, t in model.named_tensors()}
-        # Only the engine room's operations read nothing back; and MPI is not to be found in a graph.
-        if config.device != "cpu" and config.dtype != "float64" and ranks.size == 1 and registry.fast("cuda"):
-            run.graph = minigrad.fast.cuda.graph.CudaGraph(partial(update, run))
+        if ranks.size == 1:  # MPI is not to be found in a graph
+            run.graph = as_graph(partial(update, run), config)
         return run
 
     def set_training(self) -> None:
@@ -248,6 +248,16 @@ def checksum(dataset: Dataset) -> int:
 def on_device(dataset: Dataset, device: str) -> Dataset:
     """Move a data set's images to the device, once; labels stay on the host, where they are checked and counted."""
     return replace(dataset, images=to_device(dataset.images, device))
+
+
+def as_graph(step: Callable[..., Any], config: Config, workspace: Any = None) -> Any:
+    """`step` as a CUDA graph, in a workspace if it is given; None where no graph can be.
+
+    That is on a CPU, and where the engine room does not compute: only its operations read nothing back.
+    """
+    if config.device == "cpu" or config.dtype == "float64" or not registry.fast("cuda"):
+        return None
+    return minigrad.fast.cuda.graph.CudaGraph(step, workspace)
 
 
 # ------------------------------------------------------------------------------------------------- one step

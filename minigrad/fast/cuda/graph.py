@@ -35,6 +35,38 @@ def avoid() -> None:
     CAPTURING = False
 
 
+class Workspace:
+    """A stream and a memory pool, where graphs work that never run at the same time.
+
+    The default pool may hand a graph's memory to someone else when memory is short, and the default stream cannot be
+    captured. Between two replays everything in the pool is free but results and what lives on, like the weights'
+    gradients, so whatever runs in between can have it: see `borrowed`. A second pool would hold as much again, and
+    CuPy's pools cannot lend to each other.
+    """
+
+    def __init__(self) -> None:
+        cp = backend.cupy()
+        self.stream = cp.cuda.Stream(non_blocking=True)
+        self.pool = cp.cuda.MemoryPool(self.allocate)
+        self.allocations = 0  # how often the pool has asked the GPU for memory
+
+    def allocate(self, size: int) -> Any:
+        """Memory for the pool, straight from the GPU."""
+        self.allocations += 1
+        cp = backend.cupy()
+        return cp.cuda.MemoryPointer(cp.cuda.Memory(size), 0)
+
+    @contextmanager
+    def borrowed(self) -> Iterator[None]:
+        """Inside, compute on this stream and in this memory: nothing is replayed meanwhile."""
+        cp = backend.cupy()
+        caller = cp.cuda.get_current_stream()
+        self.stream.wait_event(caller.record())  # the inputs are ready when the caller's stream has come this far
+        with self.stream, cp.cuda.using_allocator(self.pool.malloc):
+            yield
+        caller.wait_event(self.stream.record())  # and the results when this stream has
+
+
 class CudaGraph:
     """`step`, run eagerly three times and as a captured graph from then on.
 
@@ -45,19 +77,14 @@ class CudaGraph:
     memory. A call with others, like an epoch's smaller last batch, runs eagerly. Results are overwritten by the next
     call. A step that CUDA refuses to capture goes on eagerly, with a RuntimeWarning that says why.
 
-    The graph has a stream and a memory pool of its own. Between two replays everything in the pool is free but the
-    results and what lives on, like the weights' gradients, so whatever runs in between can have it: see `borrowed`.
+    Two graphs may share a workspace, training and evaluation for example: then a call of one overwrites the results of
+    the other as well.
     """
 
-    def __init__(self, step: Callable[..., Sequence[Array]]):
-        cp = backend.cupy()
+    def __init__(self, step: Callable[..., Sequence[Array]], workspace: Workspace | None = None):
         self.step = step
-        # A stream and a memory pool of its own: the default pool may hand the graph's memory to someone else when
-        # memory is short, and the default stream cannot be captured. Both live as long as the graph.
-        self.stream = cp.cuda.Stream(non_blocking=True)
-        self.pool = cp.cuda.MemoryPool(self._allocate)
-        self.allocations = 0  # how often the pool has asked the GPU for memory
-        self.captured_at = 0  # what that was when the step was captured
+        self.workspace = workspace or Workspace()  # lives as long as the graph
+        self.captured_at = 0  # how often the pool had asked for memory when the step was captured
         self.inputs: list[Array] | None = None
         self.outputs: Sequence[Array] = ()
         self.graph: Any = None
@@ -67,41 +94,22 @@ class CudaGraph:
     def __call__(self, *arrays: Array) -> Sequence[Array]:
         if self.inputs is not None and _shapes(arrays) != _shapes(self.inputs):
             cp = backend.cupy()
-            with self.borrowed():
+            with self.workspace.borrowed():
                 return self.step(*(cp.asarray(a) for a in arrays))
-        if self.allocations != self.captured_at:
+        if self.workspace.allocations != self.captured_at:
             # A pool that is out of memory gives back what is free before it asks for more: what is free now, but not
             # while the graph runs, may be somebody else's. The step is captured anew.
             self.graph = None
-        with self.borrowed():
+        with self.workspace.borrowed():
             self._take(arrays)
             if self.graph is None and self.capturable and self.calls >= EAGER_CALLS:
                 self._capture()
             if self.graph is None:
                 self.outputs = self.step(*self.inputs or ())
             else:
-                self.graph.launch(self.stream)
+                self.graph.launch(self.workspace.stream)
             self.calls += 1
         return self.outputs
-
-    @contextmanager
-    def borrowed(self) -> Iterator[None]:
-        """Inside, compute on the graph's stream and in its memory: nothing is replayed meanwhile.
-
-        A second pool would hold as much again, and CuPy's pools cannot lend to each other.
-        """
-        cp = backend.cupy()
-        caller = cp.cuda.get_current_stream()
-        self.stream.wait_event(caller.record())  # the inputs are ready when the caller's stream has come this far
-        with self.stream, cp.cuda.using_allocator(self.pool.malloc):
-            yield
-        caller.wait_event(self.stream.record())  # and the results when this stream has
-
-    def _allocate(self, size: int) -> Any:
-        """Memory for the pool, straight from the GPU."""
-        self.allocations += 1
-        cp = backend.cupy()
-        return cp.cuda.MemoryPointer(cp.cuda.Memory(size), 0)
 
     def _take(self, arrays: Sequence[Array]) -> None:
         """Copy the call's arrays to where the graph reads them."""
@@ -113,14 +121,14 @@ class CudaGraph:
             mine[...] = cp.asarray(new)
 
     def _capture(self) -> None:
-        self.stream.begin_capture()
+        self.workspace.stream.begin_capture()
         try:
             self.outputs = self.step(*self.inputs or ())
-            self.graph = self.stream.end_capture()
-            self.captured_at = self.allocations
+            self.graph = self.workspace.stream.end_capture()
+            self.captured_at = self.workspace.allocations
         except Exception as error:
             with suppress(Exception):  # a spoilt capture must be closed, and says once more that it is spoilt
-                self.stream.end_capture()
+                self.workspace.stream.end_capture()
             if isinstance(error, MemoryError):
                 raise
             # Nothing of the step has run, so it can still be run eagerly.

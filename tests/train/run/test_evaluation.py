@@ -1,6 +1,8 @@
 """`--evaluate`: a checkpoint or weights on a data set (train/run/evaluation.py)."""
 
 import re
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,9 +14,11 @@ from minigrad import Tensor, manual_seed, save_weights
 from minigrad import functional as F
 from resnext import create
 from train import cifar
-from train.data import load
-from train.run import checkpoint
+from train.data import Dataset, load
+from train.run import checkpoint, evaluation
 from train.run.checkpoint import BEST, LAST
+from train.run.config import configure, parser
+from train.run.loop import Run
 
 # ---- what a run leaves ----------------------------------------------------------------------------------------------
 
@@ -117,3 +121,58 @@ def test_a_folder_is_not_taken_for_a_missing_file(run, tmp_path, capsys):
     assert f"{out} is a folder: name the file in it, {out / LAST}" in capsys.readouterr().err
     assert cifar.main(["--evaluate", str(tmp_path)]) == cifar.USAGE
     assert f"{tmp_path} is a folder, no file" in capsys.readouterr().err
+
+
+# ---- on a GPU, which is made up -------------------------------------------------------------------------------------
+
+
+def test_a_gpus_results_are_read_when_the_next_batch_is_handed_over(run, monkeypatch, tmp_path):
+    """The same numbers as at once, in the same order; and nothing is left unread."""
+    out, _ = run
+    events = []
+
+    def fetch(loss, logits):
+        batch = len(events)
+        events.append(f"launch {len(logits)}")
+        return lambda: events.append(f"read {events[batch]}") or (loss, logits)
+
+    _, test_set = load("shapes", tmp_path, limit_train=1, limit_test=12)
+    model = create("resnext11_2x4d_w8", num_classes=len(test_set.classes))
+    model.load_state_dict(checkpoint.weights(checkpoint.read(out / LAST)[0]))
+    config = configure(parser().parse_args([*tiny.OPTIONS]))
+    monkeypatch.setattr(Dataset, "at_once", 5)
+    arguments = model, test_set, test_set.mean, test_set.std, config
+    expected = evaluation.evaluate(*arguments)
+    monkeypatch.setattr(evaluation, "fetch", fetch)
+    monkeypatch.setitem(evaluation.AHEAD, "cpu", 1)
+    graph = partial(evaluation.classify, model.eval())  # as a CUDA graph is called
+    for classifier in (None, graph):
+        events.clear()
+        found = evaluation.evaluate(*arguments, graph=classifier)
+        assert events == ["launch 5", "launch 5", "read launch 5", "launch 2", "read launch 5", "read launch 2"]
+        assert_allclose(found.loss, expected.loss, rtol=1e-6)
+        assert found.error == expected.error and (found.confusion == expected.confusion).all()
+
+
+def test_tests_are_a_graph_in_the_memory_of_training(monkeypatch, tmp_path):
+    """One for the whole run, which looks at the averaged weights, where they stay from epoch to epoch."""
+    made, seen = [], []
+
+    class Graph:
+        def __init__(self, step, workspace):
+            self.step, self.workspace = step, workspace
+            made.append(self)
+
+        def __call__(self, batch, labels):
+            assert labels.dtype == np.int64
+            seen.append(id(self.step.args[0].fc.weight.data))
+            return self.step(batch, labels)
+
+    monkeypatch.setattr(evaluation, "as_graph", lambda step, config, workspace: Graph(step, workspace))
+    config = configure(parser().parse_args([*tiny.OPTIONS, "--average", "0.9"]))
+    run = Run.start(config, *load("shapes", tmp_path, limit_train=22, limit_test=12))
+    run.graph = SimpleNamespace(workspace="training's")
+    first = evaluation.evaluate_run(run)
+    assert evaluation.evaluate_run(run).loss == first.loss
+    assert [graph.workspace for graph in made] == ["training's"] and run.tests is made[0]
+    assert seen == [id(run.average["fc.weight"])] * 2 and id(run.model.fc.weight.data) not in seen

@@ -170,15 +170,46 @@ def test_a_smaller_batch_has_the_graphs_memory_and_a_pool_that_grew_is_captured_
     graph = CudaGraph(step)
     for size in (4, 4, 4, 4, 4, 2, 4):
         graph(np.zeros(size))
-    assert captures == [4] and len(pools) == 5 and set(pools) == {graph._allocate}
+    assert captures == [4] and len(pools) == 5 and set(pools) == {graph.workspace.allocate}
     graph(np.zeros(3))
     graph(np.zeros(4))
     assert captures == [4, 4], "the pool had to ask for memory, so the recorded addresses may be others'"
     graph(np.zeros(4))
     assert captures == [4, 4]
-    with graph.borrowed():
-        assert fake.allocator == graph._allocate
+    with graph.workspace.borrowed():
+        assert fake.allocator == graph.workspace.allocate
     assert fake.allocator is None
+
+
+def test_two_graphs_in_one_workspace_notice_each_others_allocations(monkeypatch):
+    """What one allocates may have been taken from what the other's recorded launches take for free."""
+    fake = FakeCuda()
+    monkeypatch.setattr(minigrad.backend, "cupy", lambda: fake)
+    captures = []
+
+    def step(name):
+        def run(x):
+            if fake.recording is not None:
+                captures.append(name)
+                fake.recording.append(lambda: None)
+            elif name == "tests":
+                fake.allocator(100)
+            return (x,)
+
+        return run
+
+    training = CudaGraph(step("training"))
+    tests = CudaGraph(step("tests"), training.workspace)
+    for _ in range(5):
+        training(np.zeros(4))
+    assert captures == ["training"]
+    for _ in range(5):
+        tests(np.zeros(2))
+    training(np.zeros(4))
+    training(np.zeros(4))
+    assert captures == ["training", "tests", "training"]
+    tests(np.zeros(2))
+    assert captures == ["training", "tests", "training"] and tests.workspace is training.workspace
 
 
 @pytest.mark.parametrize("error", [RuntimeError, MemoryError])
