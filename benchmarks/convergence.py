@@ -37,9 +37,9 @@ STATE = "torch_state.pt"
 class Twin:
     """The network of a run in PyTorch, with PyTorch's optimiser and an average of its weights and statistics."""
 
-    def __init__(self, run: Run):
-        self.run, self.recipe = run, run.config.recipe
-        self.model = ResNeXt(run.model).to(memory_format=torch.channels_last)
+    def __init__(self, run: Run, dtype: torch.dtype = torch.float32):
+        self.run, self.recipe, self.dtype = run, run.config.recipe, dtype
+        self.model = ResNeXt(run.model).to(dtype, memory_format=torch.channels_last)
         decayed = [p for p in self.model.parameters() if self.recipe.decay_all or p.ndim > 1]
         plain = [p for p in self.model.parameters() if not (self.recipe.decay_all or p.ndim > 1)]
         groups = [{"params": decayed, "weight_decay": self.recipe.weight_decay}]
@@ -54,8 +54,8 @@ class Twin:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad()
-        logits = self.model(torch.from_numpy(batch).contiguous(memory_format=torch.channels_last))
-        y = torch.from_numpy(labels)
+        images = torch.from_numpy(batch).to(self.dtype, memory_format=torch.channels_last)
+        logits, y = self.model(images), torch.from_numpy(labels)
         loss = F.cross_entropy(logits, y, label_smoothing=self.recipe.label_smoothing)
         loss.backward()
         self.optimizer.step()

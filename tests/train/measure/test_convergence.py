@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -26,14 +27,18 @@ SMALL = [
 SMALL += ["--recipe", "short", "--cutout", "0", "--average", "0.5", "--lr", "0.01", "--batch-size", "32", "--seed", "3"]
 
 
-@pytest.fixture(scope="module")
-def convergence():
-    path = Path(__file__).parents[3] / "benchmarks" / "convergence.py"
-    spec = importlib.util.spec_from_file_location("convergence", path)
+def benchmark(name):
+    path = Path(__file__).parents[3] / "benchmarks" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
-    sys.modules["convergence"] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def convergence():
+    return benchmark("convergence")
 
 
 def read(run):
@@ -77,3 +82,13 @@ def test_networks_that_do_not_start_alike_are_noticed(tmp_path, convergence, mon
     monkeypatch.setattr(convergence, "ResNeXt", with_another_weight)
     with pytest.raises(SystemExit, match="do not start alike"):
         convergence.main([*SMALL, "--epochs", "1", "--out", str(tmp_path)])
+
+
+def test_a_step_from_one_state_is_the_same_step(capsys, convergence):
+    """Three steps of an epoch, the last of which PyTorch takes as well."""
+    benchmark("lockstep").main([*SMALL, "--epochs", "2"])
+    *_, losses, steps = capsys.readouterr().out.splitlines()
+    found = [float(number) for line in (losses, steps) for number in re.findall(r"\d\.\de-\d\d", line)]
+    assert len(found) == 8
+    assert max(found[:4]) < 1e-5
+    assert max(found[4:]) < 1e-2
