@@ -202,9 +202,14 @@ OPTIONS = ("--model", "resnext11_2x32d", "--lr", "0.0002")
 
 def virtually(*command):
     """Run a module of this checkout in a process with the virtual GPU; return its standard output."""
+    return said("-m", *command)
+
+
+def said(*arguments):
+    """Run Python in this checkout; return its standard output."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
     result = subprocess.run(
-        [sys.executable, "-m", *command], capture_output=True, text=True, env=environment, cwd=ROOT, timeout=600
+        [sys.executable, *arguments], capture_output=True, text=True, env=environment, cwd=ROOT, timeout=600
     )
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
@@ -300,6 +305,40 @@ def test_the_command_trains(tmp_path):
     virtually("tests.virtual_gpu", "train.cifar", "--device", "cuda", *options, *recipe, "--out", str(tmp_path / "run"))
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert len(lines) == 2 and all(np.isfinite(line["train_loss"]) for line in lines)
+
+
+TWO_EPOCHS = """
+import sys
+from pathlib import Path
+from tests.virtual_gpu import install
+install()
+from tests.virtual_gpu.counters import COUNTERS
+from train import data
+from train.run import config, evaluation, loop
+
+data.Dataset.at_once = 4
+options = "--device cuda --model resnext11_2x4d_w8 --data shapes --recipe paper --lr 0.02 --average 0.9 --batch-size 4"
+settings = config.configure(config.parser().parse_args([*options.split(), "--limit-train", "22"]))
+if "eager" in sys.argv:
+    loop.as_graph = evaluation.as_graph = lambda *arguments: None
+run = loop.Run.start(settings, *data.load("shapes", Path("."), limit_train=22, limit_test=26))
+for run.epoch in range(2):
+    run.step, run.totals = 0, dict.fromkeys(run.totals, 0.0)
+    loop.train_epoch(run, lambda run: None)
+    COUNTERS.reset()
+    print(run.totals["loss"], *(evaluation.evaluate_run(run).loss for _ in range(2)), COUNTERS.done["graph"])
+"""
+
+
+@needs_cupy
+@pytest.mark.slow
+def test_training_and_evaluation_are_graphs_in_the_same_memory():
+    """Eager and captured, two epochs have the same losses to the bit, of training and of the averaged weights."""
+    captured, eager = ([line.split() for line in said("-c", TWO_EPOCHS, *how).splitlines()] for how in ((), ("eager",)))
+    assert [line[:3] for line in captured] == [line[:3] for line in eager]
+    assert all(line[1] == line[2] for line in captured), "evaluation changes nothing"
+    # Six whole batches in each evaluation: the first three run eagerly.
+    assert [line[3] for line in captured] == ["9", "12"] and [line[3] for line in eager] == ["0", "0"]
 
 
 @needs_cupy
