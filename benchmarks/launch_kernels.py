@@ -16,7 +16,8 @@ import numpy as np
 
 from minigrad.backend import cupy, float_dtype, synchronize, to_device
 from minigrad.fast.cases import Declined, Family, families
-from minigrad.fast.cuda import gpu, graph
+from minigrad.fast.cuda import augment, gpu, graph
+from train.data.augment import draw
 
 # Shared memory of a block, in KiB, of an H100, an A100 and the RTX 30, 40 and 50: a card with more can launch what one
 # with less is given.
@@ -58,6 +59,13 @@ def main() -> int:
         except Exception as error:  # the next family may still run
             print(f"{name}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
             failed = 1
+    for dtype in ("float32", "bfloat16") if gpu.properties().compute >= 80 else ("float32",):
+        images, choices = np.zeros((20, 3, 9, 7), np.uint8), draw(np.arange(20), (9, 7), np.random.default_rng(0))
+        numbers = np.ones(3), np.ones(3), float_dtype(dtype, "cuda")
+        options = {"padding": 4, "mode": "reflect", "cutout": 5}
+        augment.augmented(to_device(images, "cuda"), to_device(choices, "cuda"), *numbers, **options)
+        synchronize("cuda")
+        print(f"a training batch, {dtype}", flush=True)
     return failed
 
 

@@ -88,6 +88,7 @@ def _cuda() -> list[Family]:
         add,
         gpu,
         graph,
+        norm,
         sgd,
     )
     from .cuda import MaxPool2d as MaxPool
@@ -121,6 +122,7 @@ def _cuda() -> list[Family]:
             "cross-entropy", "float32", CrossEntropy, [_normal(37, 10)], labels=labels, label_smoothing=0.1
         ),
         _sgd("float32", sgd.sgd_step),
+        _sums_of_sums(norm, TensorCores),
         _replay(graph),
     ]
     return made
@@ -208,6 +210,13 @@ def _sgd(dtype: str, candidate: Any) -> Family:
     arrays = [_normal(1000, 67, seed=seed) for seed in range(3)]
     leave_out = partial(registry.leave_out, candidate)
     return Family("SGD", dtype, arrays, partial(step, candidate), partial(step, sgd_step), leave_out)
+
+
+def _sums_of_sums(norm: Any, source: Any) -> Family:
+    """What a batch norm does to more sums than its blocks should add, where the convolution before it left so many."""
+    book = lambda p: [array_module(p).stack([p[i : i + norm.FOLDED].sum(0) for i in range(0, len(p), norm.FOLDED)])]  # noqa: E731
+    leave_out = partial(registry.leave_out, source)
+    return Family("sums of sums", "float32", [_normal(1000, 2, 40)], lambda p: [norm.few(p)], book, leave_out)
 
 
 def _blas(dtype: str) -> Family:

@@ -58,7 +58,7 @@ class _Sweep:
         gpu.launch("norm.cu", f"{name}_{self.suffix}", self.grid, self.block, (*pointers, *sizes, *flags))
 
 
-def _few(partial: Array) -> Array:
+def few(partial: Array) -> Array:
     """The same sums in fewer chunks, where each block of the next pass would have too many to add.
 
     That is more than the sweep over a narrow matrix leaves itself; then sums of 16 chunks.
@@ -111,7 +111,7 @@ class BatchNorm(Informed, norm.BatchNorm):
             running_mean, running_var = xp.zeros(C, np.float32), xp.zeros(C, np.float32)
         partial, known = None, self.told(0, Sums) if training else None
         if known is not None:
-            partial = _few(known.partial)
+            partial = few(known.partial)
         elif training:
             partial = xp.empty((sweep.chunks, 2, C), np.float32)
             sweep.run("bn_sums", rows, partial)
