@@ -12,7 +12,8 @@ from support import tiny
 
 import train
 from train import cifar, data
-from train.run import checkpoint, loop
+from train.data import augment
+from train.run import checkpoint
 from train.run.checkpoint import LAST
 
 # ---- signals --------------------------------------------------------------------------------------------------------
@@ -35,7 +36,7 @@ def test_a_signal_during_evaluation_loses_nothing_either(tmp_path, monkeypatch):
     """With averaged weights in the network's place at that moment, which must not be what is saved."""
     options = ("--average", "0.5", "--limit-test", "260", "--epochs", "1")
     assert tiny.train(tmp_path / "once", *options) == 0
-    normalise, whole = loop.augment.normalise, []
+    normalise, whole = augment.normalise, []
 
     def signalled(images, *arguments):
         whole.extend([1] * (len(images) == 256))
@@ -44,7 +45,7 @@ def test_a_signal_during_evaluation_loses_nothing_either(tmp_path, monkeypatch):
         return normalise(images, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.augment, "normalise", signalled)
+        patch.setattr(augment, "normalise", signalled)
         assert tiny.train(tmp_path / "twice", *options) == 128 + signal.SIGTERM
     _, state = checkpoint.read(tmp_path / "twice" / LAST)
     assert (state["epoch"], state["step"], state["history"]) == (0, tiny.STEPS, [])
@@ -78,7 +79,7 @@ def test_a_signal_at_any_other_moment_ends_the_command_with_its_number(tmp_path,
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_evaluation_of_a_file(undisturbed, monkeypatch, capsys, number):
-    monkeypatch.setattr(loop.augment, "normalise", lambda *arguments: os.kill(os.getpid(), number))
+    monkeypatch.setattr(augment, "normalise", lambda *arguments: os.kill(os.getpid(), number))
     assert cifar.main(["--evaluate", str(undisturbed / LAST)]) == 128 + number
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", f"python -m train.cifar: stopped by {number.name}\n")

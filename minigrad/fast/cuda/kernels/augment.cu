@@ -7,7 +7,9 @@
 //
 // Tile: a thread for one pixel. Bytes: those of the batch's images and of y, each once.
 // Operations: one subtraction and one division for each value, so memory decides.
-// Held to the formulas by tests/train/data/test_augment_on_gpu.py (CPU) and by every run before its first step (GPU).
+// Held to the formulas by
+// tests/minigrad/fast/cuda/test_cuda_augment.py::test_the_kernel_makes_the_very_numbers_of_the_formulas (CPU),
+// tests/minigrad/fast/cuda/test_cuda_gpu.py::test_a_training_batch_on_the_gpu (GPU) and every run before its first step.
 
 #include "ptx.cuh"
 #include "device.cuh"

@@ -19,7 +19,7 @@ from support.cuda_cases import (
 import minigrad
 from minigrad import functional as F
 from minigrad import optim
-from minigrad.fast.cuda import add, sgd
+from minigrad.fast.cuda import add, augment, sgd
 from minigrad.fast.cuda import gpu as device
 from minigrad.fast.cuda import loss as fast_loss
 from minigrad.fast.cuda import norm as fast_norm
@@ -28,6 +28,7 @@ from minigrad.fast.cuda.graph import EAGER_CALLS, CudaGraph
 from minigrad.ops import conv, norm
 from minigrad.ops.loss import CrossEntropy
 from resnext.model import cifar
+from train.data.augment import augmented, draw
 
 
 @pytest.fixture(scope="module")
@@ -219,3 +220,16 @@ def test_pooling_on_the_gpu(cp, dtype):
         results.append([y.data, t.grad])
     for book, mine in zip(*results, strict=True):
         close(to_cpu(mine), book, dtype)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
+@pytest.mark.parametrize(("mode", "cutout"), [("zero", 0), ("reflect", 12)])
+def test_a_training_batch_on_the_gpu(cp, dtype, mode, cutout):
+    """The kernel's, which is float32 before it is rounded, and the formulas' on the CPU."""
+    rng = np.random.default_rng(20)
+    images, mean, std = rng.integers(0, 256, (40, 3, 32, 32), dtype=np.uint8), rng.uniform(90, 140, 3), np.full(3, 63.0)
+    choices = draw(rng.permutation(40)[:17], (32, 32), rng, cutout=cutout)
+    options = {"padding": 4, "mode": mode, "cutout": cutout}
+    batch = augment.augmented(*to_gpu(cp, (images, choices)), mean, std, np.dtype(dtype), **options)
+    close(to_cpu(batch), augmented(images, choices, mean, std, np.float32, **options), dtype)
