@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,9 +38,9 @@ STATE = "torch_state.pt"
 class Twin:
     """The network of a run in PyTorch, with PyTorch's optimiser and an average of its weights and statistics."""
 
-    def __init__(self, run: Run, dtype: torch.dtype = torch.float32):
-        self.run, self.recipe, self.dtype = run, run.config.recipe, dtype
-        self.model = ResNeXt(run.model).to(dtype, memory_format=torch.channels_last)
+    def __init__(self, run: Run, dtype: torch.dtype = torch.float32, layout: Any = torch.channels_last):
+        self.run, self.recipe, self.dtype, self.layout = run, run.config.recipe, dtype, layout
+        self.model = ResNeXt(run.model).to(dtype, memory_format=layout)
         decayed = [p for p in self.model.parameters() if self.recipe.decay_all or p.ndim > 1]
         plain = [p for p in self.model.parameters() if not (self.recipe.decay_all or p.ndim > 1)]
         groups = [{"params": decayed, "weight_decay": self.recipe.weight_decay}]
@@ -54,7 +55,7 @@ class Twin:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad()
-        images = torch.from_numpy(batch).to(self.dtype, memory_format=torch.channels_last)
+        images = torch.from_numpy(batch).to(self.dtype, memory_format=self.layout)
         logits, y = self.model(images), torch.from_numpy(labels)
         loss = F.cross_entropy(logits, y, label_smoothing=self.recipe.label_smoothing)
         loss.backward()

@@ -94,8 +94,8 @@ def draw_squares(
 def augmented(
     images: Array,
     choices: Array,
-    mean: Array,
-    std: Array,
+    mean: np.ndarray,
+    std: np.ndarray,
     dtype: Any,
     *,
     padding: int = 4,
@@ -104,7 +104,8 @@ def augmented(
 ) -> Array:
     """The batch (N, C, H, W) that `choices` (see `draw`) make of a data set's images (M, C, H, W) uint8.
 
-    Normalised with `mean` and `std` (C,), in the images' memory, cropped, mirrored and blanked, in this order.
+    Normalised with `mean` and `std` (C,), which are on the host, then cropped, mirrored and blanked, on the images'
+    device.
     """
     image, down, right, flips, top, left = choices.T
     batch = normalise(images[image], mean, std, dtype)

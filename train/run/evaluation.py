@@ -101,9 +101,9 @@ def evaluate_run(run: Run, after_round: Callable[[], None] = lambda: None) -> Ev
     try:
         for name, t in run.model.named_tensors():
             t.data = run.average.get(name, t.data)
-        if run.tests is None:  # in the memory that training has, and that the last step no longer needs
-            run.tests = as_graph(partial(classify, run.model), run.config, run.graph and run.graph.workspace)
-        return evaluate(run.model, run.test_set, run.mean, run.std, run.config, run.ranks, after_round, run.tests)
+        if run.test_graph is None:  # in the memory that training has, and that the last step no longer needs
+            run.test_graph = as_graph(partial(classify, run.model), run.config, run.graph and run.graph.workspace)
+        return evaluate(run.model, run.test_set, run.mean, run.std, run.config, run.ranks, after_round, run.test_graph)
     finally:
         for name, t in run.model.named_tensors():
             t.data = own[name]

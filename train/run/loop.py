@@ -65,7 +65,7 @@ class Run:
     started: float = field(default_factory=time.monotonic)
     between: float | None = None  # seconds from the last step of an epoch to the first of the next: evaluation, saving
     graph: Any = None  # on a GPU: `update` as a CUDA graph, which Python launches once a step
-    tests: Any = None  # the same for `classify`, of evaluation.py
+    test_graph: Any = None  # the same for `classify`, of evaluation.py
 
     @classmethod
     def start(
@@ -356,7 +356,7 @@ def train_epoch(run: Run, after_step: Callable[[Run], None]) -> dict[str, float]
             results = train_step(run, batch, labels, lr, mine / len(indices))
             run.launched.append(Launched(fetch(*results), labels, mine, len(indices), run.step, lr))
             run.step += 1
-            if run.step < steps:
+            if run.step < steps:  # the next batch, while a GPU is still at work on this one
                 batch = prepare(run, batches[run.step], run.step)
             run.totals["seconds"] += max(time.perf_counter() - begin, 1e-9)  # of a clock that stands still, too
             run.settle(but=ahead if run.step < steps else 0)
