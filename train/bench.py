@@ -45,6 +45,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--rounds", type=positive, default=5, metavar="N", help="turns that are measured (default 5)")
     p.add_argument("--versus", choices=("torch",), help="run the same network in PyTorch, in turns")
     p.add_argument(
+        "--keep-heap", action="store_true", help="let PyTorch's processes keep freed memory, as minigrad's do (glibc)"
+    )
+    p.add_argument(
         "--patience", type=positive, metavar="S", help="leave out a mode of PyTorch that compiles for longer"
     )
     p.add_argument("--sweep", choices=("batch", "image-size"), help="measure minigrad over a range of sizes instead")
@@ -63,6 +66,8 @@ def check(args: argparse.Namespace) -> None:
     check_dtype(args.dtype, args.device)
     if args.versus and args.sweep:
         raise ValueError("--sweep measures minigrad alone: leave out --versus")
+    if args.keep_heap and not args.versus:
+        raise ValueError("--keep-heap concerns PyTorch's processes: give --versus torch, too")
     if args.versus and args.dtype == "float64":
         raise ValueError("--versus compares in float32 or bfloat16, not in float64")
     if args.versus and not isinstance(network, ResNeXt):

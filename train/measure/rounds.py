@@ -87,6 +87,7 @@ def together(
     others = {mode: row for mode, row in figures.items() if mode != MINIGRAD}
     comparable = {mode: row for mode, row in others.items() if mode.endswith(args.dtype)}
     if others:
+        result["kept_heap"] = args.keep_heap
         result["versus"] = others | (ratios(figures[MINIGRAD], comparable) if comparable else {})
     return result
 

@@ -24,6 +24,8 @@ def speed_table(result: dict[str, Any]) -> str:
         cells = [in_range(row["train_rounds"]), in_range(row["forward_rounds"])]
         memory = f"{row['peak_memory_bytes'] / 2**20:,.0f} MiB"
         lines.append(f"{mode:42}{cells[0]:>26}{cells[1]:>26}{memory:>14}")
+    if result.get("kept_heap"):
+        lines.append("PyTorch's processes kept freed memory, as minigrad's do by themselves (--keep-heap)")
     for name, what in (("ratio", "training"), ("forward_ratio", "forward")):
         if name in versus:
             low, high = versus[f"{name}_spread"]

@@ -33,6 +33,8 @@ from .layers import times_of_step
 
 PINS = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "OPENBLAS_NUM_THREADS")
 MINIGRAD = "minigrad"
+# What `minigrad.fast.process.keep_heap` asks of glibc, for a process that does not call it.
+KEPT_HEAP = "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=18446744073709551615:glibc.malloc.top_pad=67108864"
 RECIPE: dict[str, Any] = {"lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4, "nesterov": True}
 
 
@@ -125,8 +127,10 @@ class Minigrad:
 def serve(args: argparse.Namespace) -> int:
     """Answer commands, one a line on standard input, with one line of JSON each: seconds, bytes or a table."""
     answers, sys.stdout = sys.stdout, sys.stderr  # whatever else prints must not mix with the answers
-    network: Any = Minigrad(args)
-    if args.worker != MINIGRAD:
+    network: Any
+    if args.worker == MINIGRAD:
+        network = Minigrad(args)
+    else:  # PyTorch as it is: nothing of minigrad's may change this process's heap, threads or GPU
         from .torch_model import Torch
 
         network = Torch(args, args.worker)
@@ -151,6 +155,8 @@ class Worker:
         options += ["--batch-size", str(args.batch_size), "--image-size", str(args.image_size)]
         options += ["--threads", str(args.threads)] if args.threads else []
         environment = {name: value for name, value in os.environ.items() if name not in PINS}
+        if args.keep_heap and mode != MINIGRAD:
+            environment["GLIBC_TUNABLES"] = KEPT_HEAP
         self.process = subprocess.Popen(
             [sys.executable, "-m", "train.bench", *options],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,

@@ -1,5 +1,6 @@
 """train.bench: what it measures, what it prints and what it refuses. The figures themselves are nobody's test."""
 
+import io
 import json
 import subprocess
 import sys
@@ -75,6 +76,31 @@ def test_what_is_there_is_kept_after_every_round_and_the_layers_are_timed_alone(
     assert Turns.alone == [["minigrad"]] and Turns.there == []
 
 
+def test_the_process_that_measures_pytorch_has_nothing_of_minigrads(monkeypatch):
+    """A heap that minigrad set up makes PyTorch's steps a third faster, and a second network takes a GPU's memory."""
+    monkeypatch.setattr(workers, "Minigrad", lambda args: pytest.fail("minigrad was started beside PyTorch"))
+    twin = SimpleNamespace(Torch=lambda args, mode: SimpleNamespace(describe=lambda: {"mode": mode}))
+    monkeypatch.setitem(sys.modules, "train.measure.torch_model", twin)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("describe\n"))
+    answers = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", answers)
+    assert workers.serve(bench.parser().parse_args([*SMALL, "--worker", "torch eager"])) == 0
+    assert json.loads(answers.getvalue()) == {"mode": "torch eager"}
+
+
+@pytest.mark.parametrize(("words", "kept"), [([], None), (["--keep-heap"], workers.KEPT_HEAP)])
+def test_pytorch_is_told_to_keep_its_heap_only_when_asked(monkeypatch, words, kept):
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    started = {}
+    monkeypatch.setattr(workers.subprocess, "Popen", lambda *a, env, **kw: started.update(env))
+    args = bench.parser().parse_args([*SMALL, "--versus", "torch", *words])
+    workers.Worker("torch eager channels_last float32", args)
+    assert started.get("GLIBC_TUNABLES") == kept
+    started.clear()
+    workers.Worker(workers.MINIGRAD, args)
+    assert "GLIBC_TUNABLES" not in started
+
+
 def test_a_sweep(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(rounds, "BATCHES", (1, 3))
     file = tmp_path / "sweep.json"
@@ -122,6 +148,7 @@ def test_the_ratio_is_to_the_fastest_mode_in_the_same_round():
         (["--device", "tpu"], "unknown device 'tpu'"),
         (["--dtype", "bfloat16"], "bfloat16 is computed on CUDA devices only"),
         (["--versus", "torch", "--sweep", "batch"], "--sweep measures minigrad alone"),
+        (["--keep-heap"], "--keep-heap concerns PyTorch's processes"),
         (["--versus", "torch", "--dtype", "float64"], "--versus compares in float32 or bfloat16"),
     ],
 )
