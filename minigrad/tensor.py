@@ -376,7 +376,8 @@ class Tensor:
         if gradient is None:
             if self.size != 1:
                 raise ValueError(f"backward() without a gradient needs a tensor with one value, not shape {self.shape}")
-            return array_module(self._array).ones_like(self._array)
+            ready = getattr(self.node, "first_gradient", None)  # where an operation has made a 1 already
+            return array_module(self._array).ones_like(self._array) if ready is None else ready
         dy = Tensor(gradient, device=self.device, dtype=self.dtype).data
         if dy.shape != self.shape:
             raise ValueError(f"backward() got a gradient of shape {dy.shape} for a tensor of shape {self.shape}")

@@ -69,7 +69,7 @@ class ResNeXt(Module):
             x = F.max_pool2d(x, 3, stride=2, padding=1)
         for stage in range(1, self.stages + 1):
             x = getattr(self, f"layer{stage}")(x)
-        return self.fc(F.global_avg_pool2d(x).to(dtype=self.fc.weight.dtype))  # few numbers, and the logits decide
+        return self.fc(F.global_avg_pool2d(x, self.fc.weight.dtype))  # few numbers, and the logits decide
 
     def bottlenecks(self) -> Iterator[Bottleneck]:
         """Yield the blocks in the order of the forward pass."""

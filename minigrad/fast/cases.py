@@ -11,6 +11,7 @@ import numpy as np
 from .. import registry
 from ..backend import Array, array_module, device_of, to_device
 from ..ops.conv import Pair
+from ..ops.matmul import affine
 from ..optim import sgd_step
 from ..tensor import Tensor
 
@@ -88,6 +89,7 @@ def _cuda() -> list[Family]:
         add,
         gpu,
         graph,
+        linear,
         norm,
         sgd,
     )
@@ -116,6 +118,7 @@ def _cuda() -> list[Family]:
             _through_the_tape("matrix product", dtype, MatMul, [_normal(33, 64), _normal(64, 10)]),
             _addition(dtype, add.add_gradients),
         ]
+        made.append(_linear(dtype, linear.affine))
     labels = np.arange(37) % 10
     made += [
         _through_the_tape(
@@ -224,6 +227,20 @@ def _blas(dtype: str) -> Family:
     arrays = [np.round(4 * _normal(*shape)) for shape in ((130, 257), (257, 65))]
     whole = lambda a, b: [(a.astype(np.int64) @ b.astype(np.int64)).astype(a.dtype)]  # noqa: E731
     return Family("BLAS matrix product", dtype, arrays, lambda a, b: [a @ b], whole, lambda: None)
+
+
+def _linear(dtype: str, candidate: Any) -> Family:
+    """A linear layer, whose stand-in is a function of tensors."""
+
+    def compute(function: Callable[..., Tensor], *given: Array) -> list[Array]:
+        tensors = [Tensor(a, requires_grad=True) for a in given]
+        y = function(*tensors, None)
+        y.backward(to_device(_normal(*y.shape, seed=1), y.device).astype(y.dtype))
+        return [y.data, *(t.grad for t in tensors)]
+
+    arrays = [_normal(33, 320), _normal(10, 320)]
+    leave_out = partial(registry.leave_out, candidate)
+    return Family("linear layer", dtype, arrays, partial(compute, candidate), partial(compute, affine), leave_out)
 
 
 def _replay(graph: Any) -> Family:

@@ -66,8 +66,7 @@ class LogSoftmax(Function):
     """yᵢ = xᵢ - log Σⱼ e^xⱼ along `axis`,  dx = dy - softmax(x) Σⱼ dyⱼ."""
 
     def forward(self, x: Array, *, axis: int) -> Array:
-        self.axis = axis
-        self.y = log_softmax_array(x, axis)
+        self.axis, self.y = axis, log_softmax_array(x, axis)
         return self.y
 
     def backward(self, dy: Array) -> Array:

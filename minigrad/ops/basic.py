@@ -141,15 +141,17 @@ class Sqrt(Function):
 
 
 class Sum(Function):
-    """y = Σ x over `axes`,  dx = dy repeated along them."""
+    """y = s Σ x over `axes`, in `dtype`,  dx = s dy repeated along them. The scale s of a mean is 1/n, of a sum 1."""
 
-    def forward(self, x: Array, *, axes: tuple[int, ...], keepdims: bool) -> Array:
-        self.axes, self.shape = axes, x.shape
-        return total(x, axes, keepdims)
+    def forward(
+        self, x: Array, *, axes: tuple[int, ...], keepdims: bool, scale: float = 1.0, dtype: np.dtype | None = None
+    ) -> Array:
+        self.axes, self.shape, self.scale, self.dtype = axes, x.shape, scale, x.dtype
+        return (scale * total(x.astype(dtype or x.dtype, copy=False), axes, keepdims)).astype(dtype or x.dtype)
 
     def backward(self, dy: Array) -> Array:
         kept = tuple(1 if i in self.axes else n for i, n in enumerate(self.shape))
-        return array_module(dy).broadcast_to(dy.reshape(kept), self.shape)
+        return array_module(dy).broadcast_to((self.scale * dy).astype(self.dtype).reshape(kept), self.shape)
 
 
 class Max(Function):
@@ -265,12 +267,15 @@ def sum(x: Tensor, axis: int | Sequence[int] | None = None, keepdims: bool = Fal
     return Sum.apply(x, axes=as_axes("sum", axis, x), keepdims=keepdims)
 
 
-def mean(x: Tensor, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> Tensor:
-    """The mean over one axis, several, or all (None). Raises ValueError where there is nothing to average."""
-    count = int(np.prod([x.shape[a] for a in as_axes("mean", axis, x)]))
-    if not count:
+def mean(x: Tensor, axis: int | Sequence[int] | None = None, keepdims: bool = False, dtype: Any = None) -> Tensor:
+    """The mean over one axis, several, or all (None). Raises ValueError where there is nothing to average.
+
+    It is computed and returned in `dtype`, x's unless given: what follows may want more digits than bfloat16 has.
+    """
+    axes, dtype = as_axes("mean", axis, x), x.dtype if dtype is None else float_dtype(dtype, x.device)
+    if 0 in (x.shape[a] for a in axes):
         raise ValueError(f"mean over no elements: the tensor's shape is {x.shape}, the axes are {axis}")
-    return sum(x, axis, keepdims) * (1.0 / count)
+    return Sum.apply(x, axes=axes, keepdims=keepdims, scale=1.0 / math.prod(x.shape[a] for a in axes), dtype=dtype)
 
 
 def max(x: Tensor, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> Tensor:

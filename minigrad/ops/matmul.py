@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..backend import Array, matmul
+from ..registry import choose
 from ..tensor import Tensor
 from .arguments import as_tensors, check_linear, check_product
 from .basic import Broadcasting
@@ -20,9 +21,10 @@ class MatMul(Broadcasting):
         return matmul(a, b)  # (..., M, K) @ (..., K, N) = (..., M, N)
 
     def backward(self, dy: Array) -> tuple[Array | None, Array | None]:
-        da = matmul(dy, self.b.swapaxes(-1, -2)) if self.needs[0] else None  # (..., M, N) @ (..., N, K) = (..., M, K)
-        db = matmul(self.a.swapaxes(-1, -2), dy) if self.needs[1] else None  # (..., K, M) @ (..., M, N) = (..., K, N)
-        return da, db
+        return (
+            matmul(dy, self.b.swapaxes(-1, -2)) if self.needs[0] else None,  # (..., M, N) @ (..., N, K) = (..., M, K)
+            matmul(self.a.swapaxes(-1, -2), dy) if self.needs[1] else None,  # (..., K, M) @ (..., M, N) = (..., K, N)
+        )
 
 
 def matrix_product(a: Any, b: Any) -> Tensor:
@@ -47,5 +49,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Raises ValueError where the number of features differs.
     """
     check_linear(x, weight, bias)
+    return choose(affine, x.device, x, weight, bias)(x, weight, bias)
+
+
+def affine(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x weightᵀ + bias by the operations that there are: their gradients are dy weight, dyᵀ x and Σ dy."""
     y = x @ weight.transpose()
     return y if bias is None else y + bias

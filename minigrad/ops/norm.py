@@ -81,8 +81,7 @@ class BatchNormReLU(BatchNorm):
 
     def forward(self, x: Array, weight: Array, bias: Array, shortcut: Array | None = None, **options: Any) -> Array:
         z = super().forward(x, weight, bias, **options)
-        if shortcut is not None:
-            z = z + shortcut
+        z = z if shortcut is None else z + shortcut
         self.positive = z > 0
         return array_module(z).maximum(z, 0)
 

@@ -112,7 +112,10 @@ def avg_pool2d(x: Tensor, kernel_size: int | Pair, stride: int | Pair | None = N
     return _pool(AvgPool2d, "avg_pool2d", x, kernel_size, stride, padding)
 
 
-def global_avg_pool2d(x: Tensor) -> Tensor:
-    """The mean over each channel's image: (N, C, H, W) -> (N, C) (Lin et al., Network in Network, 2013)."""
+def global_avg_pool2d(x: Tensor, dtype: str | np.dtype | None = None) -> Tensor:
+    """The mean over each channel's image: (N, C, H, W) -> (N, C) (Lin et al., Network in Network, 2013).
+
+    `dtype` is that of `mean`.
+    """
     check_images(x, "global_avg_pool2d")
-    return mean(x, axis=(2, 3))
+    return mean(x, axis=(2, 3), dtype=dtype)

@@ -2,8 +2,8 @@
 
     conv.py       convolution: tensor cores, or columns and products
     norm.py       batch norm with ReLU and shortcut inside
-    pool.py       sums over whole images, max pooling
-    linear.py     matrix products: cuBLAS, float32 sums
+    pool.py       sums and means over whole images, max pooling
+    linear.py     matrix products: cuBLAS, float32 sums; a last layer with few outputs by a kernel
     loss.py       cross-entropy and its gradient in one launch
     add.py        the gradients of a residual block's two ways, where they meet
     sgd.py        all parameters in one launch
@@ -32,7 +32,7 @@ from . import add, sgd
 from . import augment as augment
 from . import graph as graph
 from .conv import Products, TensorCores
-from .linear import MatMul
+from .linear import MatMul, affine
 from .loss import CrossEntropy
 from .norm import BatchNorm, BatchNormReLU
 from .pool import ImageSum, MaxPool2d
@@ -46,6 +46,7 @@ def register(kind: str = "cuda") -> None:
     stand_in(book_basic.Sum, kind, ImageSum)
     stand_in(book_pool.MaxPool2d, kind, MaxPool2d)
     stand_in(book_matmul.MatMul, kind, MatMul)
+    stand_in(book_matmul.affine, kind, affine)
     stand_in(book_loss.CrossEntropy, kind, CrossEntropy)
     stand_in(sgd_step, kind, sgd.sgd_step)
     stand_in(add_gradients, kind, add.add_gradients)

@@ -11,7 +11,7 @@ from ...ops import basic, conv, pool
 from ...ops.conv import Pair
 from ..handover import Informed
 from . import gpu
-from .arrays import VECTOR_BYTES, aligned, i32, suffix, supported, to_nchw, to_nhwc
+from .arrays import VECTOR_BYTES, f32, i32, suffix, supported, to_nchw, to_nhwc
 
 
 def whole_vectors(x: Array) -> bool:
@@ -20,28 +20,33 @@ def whole_vectors(x: Array) -> bool:
 
 
 class ImageSum(Informed, basic.Sum):
-    """basic.Sum over the rows and columns of images, which the mean over each image is made of."""
+    """basic.Sum over the rows and columns of images, or their mean: of bfloat16 it may be float32."""
 
     @classmethod
     def accepts(cls, *arrays: Any, **options: Any) -> bool:
-        return whole_vectors(arrays[0]) and options["axes"] == (2, 3)
+        (x,) = arrays
+        return whole_vectors(x) and options["axes"] == (2, 3) and options.get("dtype") in (None, x.dtype, np.float32)
 
-    def forward(self, x: Array, *, axes: tuple[int, ...], keepdims: bool) -> Array:
-        N, C, *_ = self.shape = x.shape
-        y = array_module(x).empty((N, C), x.dtype)
-        self.launch("image_sums", to_nhwc(x), y)
+    def forward(
+        self, x: Array, *, axes: tuple[int, ...], keepdims: bool, scale: float = 1.0, dtype: np.dtype | None = None
+    ) -> Array:
+        self.shape, self.dtype, self.scale = x.shape, x.dtype, scale
+        N, C, *_ = x.shape
+        y = array_module(x).empty((N, C), dtype or x.dtype)
+        self.launch("image_sums", to_nhwc(x), y, suffix(y))
         return y.reshape(N, C, 1, 1) if keepdims else y
 
     def backward(self, dy: Array) -> Array:
-        N, C, H, W = self.shape
-        dx = array_module(dy).empty((N, H, W, C), dy.dtype)
-        self.launch("image_spread", aligned(dy.reshape(N, C)), dx)
+        xp, (N, C, H, W) = array_module(dy), self.shape
+        dx = xp.empty((N, H, W, C), self.dtype)
+        self.launch("image_spread", xp.ascontiguousarray(dy.reshape(N, C)), dx, suffix(dy))
         return to_nchw(dx)
 
-    def launch(self, name: str, source: Array, target: Array) -> None:
+    def launch(self, name: str, source: Array, target: Array, sums: str) -> None:
         N, C, H, W = self.shape
-        across = -(-C * source.itemsize // VECTOR_BYTES // 32)
-        gpu.launch("pool.cu", f"{name}_{suffix(source)}", (across, N), (32, 8), [source, target, i32(H * W), i32(C)])
+        across = -(-C * self.dtype.itemsize // VECTOR_BYTES // 32)
+        arguments = [source, target, f32(self.scale), i32(H * W), i32(C)]
+        gpu.launch("pool.cu", f"{name}_{self.dtype.name}_{sums}", (across, N), (32, 8), arguments)
 
 
 class MaxPool2d(Informed, pool.MaxPool2d):

@@ -1,6 +1,6 @@
 // What a network does over a whole image or its windows beside convolution: sums and maxima, channels last.
 //
-//   y[n, c] = sum over pixels p of x[n, p, c]                              dx[n, p, c] = dy[n, c]
+//   y[n, c] = scale * sum over pixels p of x[n, p, c]                      dx[n, p, c] = scale * dy[n, c]
 //   y[n, oh, ow, c] = max over taps of x[n, oh SH + kh - PH, ow SW + kw - PW, c], winner = where it came from
 //   dx[n, h, w, c] = sum over the windows that see (h, w), at tap t, of dy where their winner is t
 //
@@ -19,8 +19,8 @@
 constexpr int ROWS = 8;  // threads that share an image's pixels
 
 // A block of 32 x ROWS threads: 32 vectors of channels of image blockIdx.y.
-template <typename T>
-__device__ void image_sums(const T* x, T* y, int pixels, int C) {
+template <typename T, typename R>
+__device__ void image_sums(const T* x, R* y, float scale, int pixels, int C) {
     constexpr int V = Vec<T>::size;
     __shared__ float parts[ROWS][32][V];
     const int vector = blockIdx.x * 32 + threadIdx.x, c = vector * V;
@@ -36,21 +36,21 @@ __device__ void image_sums(const T* x, T* y, int pixels, int C) {
     for (int v = 0; v < V; ++v) parts[threadIdx.y][threadIdx.x][v] = sum[v];
     __syncthreads();
     if (threadIdx.y || c >= C) return;
-    Vec<T> result;
     for (int v = 0; v < V; ++v) {
         float total = 0.0f;
         for (int row = 0; row < ROWS; ++row) total += parts[row][threadIdx.x][v];
-        result.lane[v] = from_float<T>(total);
+        y[static_cast<long long>(blockIdx.y) * C + c + v] = from_float<R>(scale * total);
     }
-    store(y + static_cast<long long>(blockIdx.y) * C + c, result);
 }
 
-template <typename T>
-__device__ void image_spread(const T* dy, T* dx, int pixels, int C) {
+template <typename T, typename R>
+__device__ void image_spread(const R* dy, T* dx, float scale, int pixels, int C) {
     constexpr int V = Vec<T>::size;
     const int c = (blockIdx.x * 32 + threadIdx.x) * V;
     if (c >= C) return;
-    const Vec<T> value = load(dy + static_cast<long long>(blockIdx.y) * C + c);
+    Vec<T> value;
+    for (int v = 0; v < V; ++v)
+        value.lane[v] = from_float<T>(scale * to_float(dy[static_cast<long long>(blockIdx.y) * C + c + v]));
     T* image = dx + static_cast<long long>(blockIdx.y) * pixels * C + c;
     for (int p = threadIdx.y; p < pixels; p += ROWS) store(image + static_cast<long long>(p) * C, value);
 }
@@ -124,18 +124,18 @@ __device__ void max_pool_backward(const T* dy, const unsigned char* winner, T* d
     }
 }
 
-extern "C" __global__ void image_sums_float32(const float* x, float* y, int pixels, int C) {
-    image_sums(x, y, pixels, C);
-}
-extern "C" __global__ void image_sums_bfloat16(const bf16* x, bf16* y, int pixels, int C) {
-    image_sums(x, y, pixels, C);
-}
-extern "C" __global__ void image_spread_float32(const float* dy, float* dx, int pixels, int C) {
-    image_spread(dy, dx, pixels, C);
-}
-extern "C" __global__ void image_spread_bfloat16(const bf16* dy, bf16* dx, int pixels, int C) {
-    image_spread(dy, dx, pixels, C);
-}
+// Named after the images' type, then the sums'.
+#define IMAGE_SUMS(T, R, suffix)                                                                              \
+    extern "C" __global__ void image_sums_##suffix(const T* x, R* y, float scale, int pixels, int C) {        \
+        image_sums(x, y, scale, pixels, C);                                                                   \
+    }                                                                                                         \
+    extern "C" __global__ void image_spread_##suffix(const R* dy, T* dx, float scale, int pixels, int C) {    \
+        image_spread(dy, dx, scale, pixels, C);                                                               \
+    }
+IMAGE_SUMS(float, float, float32_float32)
+IMAGE_SUMS(bf16, bf16, bfloat16_bfloat16)
+IMAGE_SUMS(bf16, float, bfloat16_float32)
+
 extern "C" __global__ void max_pool_float32(const float* x, float* y, unsigned char* winner, Pool pool) {
     max_pool(x, y, winner, pool);
 }

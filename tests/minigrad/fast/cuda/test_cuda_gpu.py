@@ -130,6 +130,22 @@ def test_sgd_on_the_gpu(cp):
 
 
 @pytest.mark.cuda
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
+@pytest.mark.parametrize("outputs", [10, 300])  # few, for the kernel, and many, for products
+def test_a_linear_layer_on_the_gpu(cp, dtype, outputs):
+    rng = np.random.default_rng(21)
+    arrays = [rng.standard_normal(shape).astype(dtype) for shape in ((33, 320), (outputs, 320), (outputs,))]
+    dy, results = rng.standard_normal((33, outputs)).astype(dtype), []
+    for convert in (lambda a: a.astype(np.float64), cp.asarray):
+        tensors = [minigrad.Tensor(convert(a), requires_grad=True) for a in arrays]
+        y = F.linear(*tensors)
+        y.backward(convert(dy))
+        results.append([y.data, *(t.grad for t in tensors)])
+    for book, mine in zip(*results, strict=True):
+        close(to_cpu(mine), book, dtype)
+
+
+@pytest.mark.cuda
 def test_cross_entropy_on_the_gpu(cp):
     rng = np.random.default_rng(14)
     logits, labels = rng.standard_normal((130, 100)).astype(F32), rng.integers(0, 100, 130)
@@ -215,7 +231,7 @@ def test_pooling_on_the_gpu(cp, dtype):
     results = []
     for convert in (lambda a: a.astype(np.float64), cp.asarray):
         t = minigrad.Tensor(convert(x), requires_grad=True)
-        y = F.global_avg_pool2d(F.max_pool2d(t, 3, 2, 1))
+        y = F.global_avg_pool2d(F.max_pool2d(t, 3, 2, 1), None if t.device == "cpu" else "float32")
         y.backward(convert(dy))
         results.append([y.data, t.grad])
     for book, mine in zip(*results, strict=True):

@@ -317,6 +317,20 @@ def test_cross_entropy_is_the_books(gpu):
 
 
 @needs_compiler
+@pytest.mark.parametrize("last", [True, False], ids=["the loss is the end", "the loss is scaled"])
+def test_the_losss_gradient_is_scaled_only_where_it_must_be(gpu, last):
+    labels, found = np.arange(6), []
+    for rooms in ([], [lambda: cuda.register("cpu")]):
+        logits = Tensor(normal(5, 6, 10).astype(F32), requires_grad=True)
+        with only(*rooms):
+            loss = F.cross_entropy(logits, labels, 0.1)
+            (loss if last else 3 * loss).backward()
+        found.append(logits.grad)
+    close(found[1], found[0], F32)
+    assert ("cross_entropy_backward" in gpu) != last
+
+
+@needs_compiler
 def test_sgd_takes_a_gradient_in_any_order_of_memory(gpu):
     w, dw, velocity = np.ones((2, 3), F32), np.arange(6, dtype=F32).reshape(3, 2).T, np.zeros((2, 3), F32)
     sgd.sgd_step([(w, dw, velocity, 0.0, 0.0, False)], 0.5)

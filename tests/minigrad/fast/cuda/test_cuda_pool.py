@@ -39,7 +39,22 @@ def test_sums_over_images_are_the_books(gpu, dtype, keepdims):
     assert (y.dtype, y.shape, dx.dtype) == (dtype, y_book.shape, dtype) and dx.transpose(0, 2, 3, 1).flags.c_contiguous
     close(y, y_book, dtype)
     close(dx, dx_book, dtype)
-    assert gpu == [f"image_sums_{dtype.name}", f"image_spread_{dtype.name}"]
+    assert gpu == [f"image_sums_{dtype.name}_{dtype.name}", f"image_spread_{dtype.name}_{dtype.name}"]
+
+
+@needs_compiler
+@pytest.mark.parametrize(("dtype", "wide"), [(F32, F32), (BF16, BF16), (BF16, F32)], ids=str)
+def test_means_over_images_are_the_books(gpu, dtype, wide):
+    """The mean of bfloat16 images may be float32: then it is rounded nowhere."""
+    x, dy = images((3, 40, 5, 7), dtype), images((3, 40, 1, 1), wide, seed=1).reshape(3, 40)
+    options = {"axes": (2, 3), "keepdims": False, "scale": 1 / 35, "dtype": np.dtype(wide)}
+    assert registry.choose(basic.Sum, "cuda", x, **options) is ImageSum
+    y_book, (dx_book,) = run(basic.Sum, exact([x]), dy.astype(np.float64), **{**options, "dtype": None})
+    y, (dx,) = run(ImageSum, [x], dy, **options)
+    assert (y.dtype, dx.dtype) == (wide, dtype)
+    close(y, y_book, wide)
+    close(dx, dx_book, dtype)
+    assert gpu == [f"image_sums_{dtype.name}_{wide.name}", f"image_spread_{dtype.name}_{wide.name}"]
 
 
 @needs_compiler
@@ -68,5 +83,6 @@ def test_other_sums_and_channels_are_left_to_the_book(gpu):
         assert not ImageSum.accepts(x, axes=axes, keepdims=False)
     assert not ImageSum.accepts(x[0], axes=(2, 3), keepdims=False)
     assert not ImageSum.accepts(np.ones((2, 6, 3, 3), F32), axes=(2, 3), keepdims=False)
+    assert not ImageSum.accepts(x, axes=(2, 3), keepdims=False, dtype=np.dtype(np.float64))
     assert not MaxPool2d.accepts(x.astype(np.float64), kernel=(2, 2), stride=(2, 2), padding=(0, 0))
     assert not MaxPool2d.accepts(x, kernel=(17, 17), stride=(2, 2), padding=(0, 0)), "a byte holds 256 taps"

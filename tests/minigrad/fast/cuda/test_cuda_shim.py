@@ -363,12 +363,13 @@ def test_cross_entropy_is_the_books(N, K, smoothing):
     logits = (rng.standard_normal((N, K)) * 5 + 80).astype(F32)
     labels = rng.integers(0, K, N)
     module = compile_host("loss.cu")
-    mean, gradient = np.zeros(1, F32), np.zeros((N, K), F32)
-    arguments = [logits, labels, mean, gradient, i32(N), i32(K), f32(smoothing)]
+    mean, one, gradient = np.zeros(1, F32), np.zeros(1, F32), np.zeros((N, K), F32)
+    arguments = [logits, labels, mean, one, gradient, i32(N), i32(K), f32(smoothing)]
     module.launch("cross_entropy", (1,), (1024,), arguments)
     book = CrossEntropy()
     expected = book.forward(logits.astype(np.float64), labels=labels, label_smoothing=smoothing)
     np.testing.assert_allclose(mean[0], expected, rtol=1e-5)
+    assert one[0] == 1, "what a backward pass begins with"
     np.testing.assert_allclose(gradient, book.backward(np.array(1.0)), rtol=1e-4, atol=1e-7)
 
     for wrong in (-1, K):

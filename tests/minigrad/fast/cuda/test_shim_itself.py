@@ -107,13 +107,13 @@ def exercise_norm(module):
 
 def exercise_loss(module):
     logits, labels = np.ones((40, 3), F32), np.zeros(40, np.int64)
-    arguments = [logits, labels, np.zeros(1, F32), np.zeros_like(logits), i32(40), i32(3), f32(0)]
+    arguments = [logits, labels, np.zeros(1, F32), np.zeros(1, F32), np.zeros_like(logits), i32(40), i32(3), f32(0)]
     module.launch("cross_entropy", (1,), (1024,), arguments)
 
 
 def exercise_pool(module):
     x, y = np.ones((2, 20, 16), F32), np.zeros((2, 16), F32)
-    module.launch("image_sums_float32", (1, 2), (32, 8), [x, y, i32(20), i32(16)])
+    module.launch("image_sums_float32_float32", (1, 2), (32, 8), [x, y, f32(1), i32(20), i32(16)])
 
 
 def exercise_conv3x3(module):
