@@ -42,7 +42,14 @@ def install() -> None:
     """Put the virtual GPU in the driver's place for this process; CuPy must not have been imported yet."""
     if "cupy" in sys.modules:
         raise RuntimeError("the virtual GPU must be installed before CuPy is imported")
-    from . import calls, cublas, device, driver, redirect  # noqa: F401 (imported, the driver's functions are there)
+    from . import (  # noqa: F401 (imported, the driver's functions are there)
+        calls,
+        cublas,
+        device,
+        driver,
+        nccl,
+        redirect,
+    )
 
     os.environ.update(SETTINGS)
     os.environ.setdefault("CUPY_CACHE_DIR", str(device.CACHE / "cupy"))
@@ -56,6 +63,8 @@ def install() -> None:
         raise RuntimeError(f"this CuPy's CUDA runtime has no {', '.join(unknown)}: the virtual GPU knows CuPy 14")
     cublas.install(binding)
     _answer_for_the_driver(calls.FUNCTIONS)
+    if "mpi4py.run" in sys.modules:  # one of several processes, each with a virtual GPU
+        nccl.install()
 
 
 def _answer_for_the_driver(functions: dict[str, Any]) -> None:

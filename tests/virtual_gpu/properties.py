@@ -1,6 +1,7 @@
 """What the virtual GPU says of itself: one device, an H100 with few processors."""
 
 import ctypes
+import os
 from typing import ClassVar
 
 from .calls import INVALID_DEVICE, SIZE, CudaError, I, P, U, imitates, put
@@ -73,7 +74,8 @@ def device_properties(out, device):
 
 @imitates("cudaDeviceGetPCIBusId", P, I, I)
 def device_bus(out, length, device):
-    ctypes.memmove(out, b"0000:00:00.0\0", 13)
+    """Each of the processes that mpiexec started on this machine has a virtual GPU of its own."""
+    ctypes.memmove(out, b"0000:%02X:00.0\0" % int(os.environ.get("PMI_RANK", 0)), 13)
 
 
 @imitates("cudaGetLastError")

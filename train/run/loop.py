@@ -96,8 +96,7 @@ class Run:
         run = cls(config, model, optimizer, train_set, test_set, mean, std, fingerprint=fingerprint, ranks=ranks)
         if r.average:
             run.average = {name: t.data.copy() for name, t in model.named_tensors()}
-        if ranks.size == 1:  # MPI is not to be found in a graph
-            run.graph = as_graph(partial(update, run), config)
+        run.graph = as_graph(partial(update_from, run), config, largest=lambda number: ranks.maximum(number)[0])
         return run
 
     def set_training(self) -> None:
@@ -250,14 +249,16 @@ def on_device(dataset: Dataset, device: str) -> Dataset:
     return replace(dataset, images=to_device(dataset.images, device))
 
 
-def as_graph(step: Callable[..., Any], config: Config, workspace: Any = None) -> Any:
-    """`step` as a CUDA graph, in a workspace if it is given; None where no graph can be.
+def as_graph(
+    step: Callable[..., Any], config: Config, workspace: Any = None, largest: Callable[[int], int] = int
+) -> Any:
+    """`step` as a CUDA graph, in a workspace if it is given; None where no graph can be. See `CudaGraph`.
 
     That is on a CPU, and where the engine room does not compute: only its operations read nothing back.
     """
     if config.device == "cpu" or config.dtype == "float64" or not registry.fast("cuda"):
         return None
-    return minigrad.fast.cuda.graph.CudaGraph(step, workspace)
+    return minigrad.fast.cuda.graph.CudaGraph(step, workspace, largest)
 
 
 # ------------------------------------------------------------------------------------------------- one step
@@ -272,7 +273,7 @@ def train_step(run: Run, batch: Array, labels: np.ndarray, lr: float, share: flo
     if run.graph is None:
         return update(run, batch, labels, lr, decay, share)
     # Whatever changes from step to step goes into a graph as an array on the device.
-    changing = (labels.astype(np.int64), np.array([lr], np.float32), np.array([decay], np.float32))
+    changing = labels.astype(np.int64), np.array([[lr], [decay], [share]], np.float32)
     return run.graph(batch, *(to_device(a, run.config.device) for a in changing))
 
 
@@ -286,7 +287,7 @@ def average_decay(decay: float, t: int) -> float:
 
 
 def update(
-    run: Run, batch: Array, labels: Array, lr: float | Array, decay: float | Array, share: float = 1.0
+    run: Run, batch: Array, labels: Array, lr: float | Array, decay: float | Array, share: float | Array = 1.0
 ) -> tuple[Array, Array]:
     """Forward, backward and the optimiser's step, which read nothing back; return the mean loss and the logits."""
     run.optimizer.lr = lr
@@ -302,7 +303,12 @@ def update(
     return loss.data, logits.data
 
 
-def average_over_ranks(run: Run, share: float) -> None:
+def update_from(run: Run, batch: Array, labels: Array, numbers: Array) -> tuple[Array, Array]:
+    """`update` with its three numbers in one array on the device."""
+    return update(run, batch, labels, *numbers)
+
+
+def average_over_ranks(run: Run, share: float | Array) -> None:
     """Make gradients those of the whole batch, and running statistics the same on all ranks; see parallel.py."""
     parameters = [p for p in run.model.parameters() if p.requires_grad]
     tensors = [t for _, t in run.model.named_tensors() if not isinstance(t, Parameter) and is_float(t.dtype)]

@@ -10,9 +10,9 @@ computes the gradient of its share's mean loss, and the gradient of the batch's 
 From the same weights and the same dw all ranks step to the same weights, so weights are never sent. Batch norm
 normalises with each rank's own statistics, as in the paper; the running statistics are averaged like the gradients.
 
-MPI starts the ranks and connects them. Gradients go through MPI on the CPU, and between GPUs through NCCL, one GPU a
-rank, whether each rank sees all GPUs of its machine or, as under SLURM, only its own. The command is started as a
-module of mpi4py because that ends all ranks when one of them fails.
+MPI starts the ranks and connects them. Gradients go through MPI on the CPU, and between GPUs through NCCL as a part of
+the captured step, one GPU a rank, whether each rank sees all GPUs of its machine or, as under SLURM, only its own. The
+command is started as a module of mpi4py because that ends all ranks when one of them fails.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Ranks:
         part = batch[self.rank :: self.size]
         return array_module(batch).ascontiguousarray(part if len(part) else batch[:1])
 
-    def average(self, arrays: Sequence[Array], share: float) -> Sequence[Array]:
+    def average(self, arrays: Sequence[Array], share: float | Array) -> Sequence[Array]:
         """Σ_r share_r · array_r, for each of the arrays; valid until the next call."""
         return arrays
 
@@ -155,7 +155,7 @@ class MPIRanks(Ranks):
             if now - begin > SPIN:
                 time.sleep(0.001)
 
-    def average(self, arrays: Sequence[Array], share: float) -> Sequence[Array]:
+    def average(self, arrays: Sequence[Array], share: float | Array) -> Sequence[Array]:
         buckets, requests = self._buckets(arrays), []
         places: list[Array] = [None] * len(arrays)
         for members, flat in buckets:
@@ -172,7 +172,7 @@ class MPIRanks(Ranks):
         return places
 
     def _average_on_gpus(
-        self, arrays: Sequence[Array], places: Sequence[Array], buckets: Sequence[Array], share: float
+        self, arrays: Sequence[Array], places: Sequence[Array], buckets: Sequence[Array], share: float | Array
     ) -> None:
         """Fill the buckets and add them up over the ranks: one group of NCCL's calls, on the current stream."""
         for flat in buckets:

@@ -8,6 +8,10 @@ runs them. A graph holds the launches with all their arguments; a replay costs o
 - It reads nothing back (no `.item()`, no `if` on a value), copies nothing from the host and draws no random numbers.
 - Weights, statistics and velocities are updated in place, in arrays that stay where they are.
 
+Several processes that train one network replay a step which adds their gradients up. NCCL wants such a step captured by
+all of them or by none, and every replay by all, so they decide each call together (NCCL's user guide, "Using NCCL with
+CUDA Graphs").
+
 The first calls run eagerly: they compile kernels and make workspaces and velocities, which a capture must not. They are
 real steps, so nothing is computed twice and a captured run gives the same numbers as an eager one. What Python counts,
 like batch norm's `num_batches_tracked`, stands still during replays.
@@ -25,6 +29,8 @@ from ...backend import Array
 
 EAGER_CALLS = 3  # compilation, then velocities and pool in their final state, then one more for certainty
 
+# What a call of a graph does. Where processes differ, all do the largest.
+REPLAY, CAPTURE, EAGER = range(3)
 
 CAPTURING = True
 
@@ -77,12 +83,19 @@ class CudaGraph:
     memory. A call with others, like an epoch's smaller last batch, runs eagerly. Results are overwritten by the next
     call. A step that CUDA refuses to capture goes on eagerly, with a RuntimeWarning that says why.
 
+    `largest` returns the largest of the numbers that it is given in all processes that take the step together.
+
     Two graphs may share a workspace, training and evaluation for example: then a call of one overwrites the results of
     the other as well.
     """
 
-    def __init__(self, step: Callable[..., Sequence[Array]], workspace: Workspace | None = None):
-        self.step = step
+    def __init__(
+        self,
+        step: Callable[..., Sequence[Array]],
+        workspace: Workspace | None = None,
+        largest: Callable[[int], int] = int,
+    ):
+        self.step, self.largest = step, largest
         self.workspace = workspace or Workspace()  # lives as long as the graph
         self.captured_at = 0  # how often the pool had asked for memory when the step was captured
         self.inputs: list[Array] | None = None
@@ -92,24 +105,31 @@ class CudaGraph:
         self.calls = 0
 
     def __call__(self, *arrays: Array) -> Sequence[Array]:
+        way = self.largest(self._way(arrays))
         if self.inputs is not None and _shapes(arrays) != _shapes(self.inputs):
             cp = backend.cupy()
             with self.workspace.borrowed():
                 return self.step(*(cp.asarray(a) for a in arrays))
-        if self.workspace.allocations != self.captured_at:
-            # A pool that is out of memory gives back what is free before it asks for more: what is free now, but not
-            # while the graph runs, may be somebody else's. The step is captured anew.
-            self.graph = None
         with self.workspace.borrowed():
             self._take(arrays)
-            if self.graph is None and self.capturable and self.calls >= EAGER_CALLS:
+            if way == CAPTURE:
                 self._capture()
-            if self.graph is None:
-                self.outputs = self.step(*self.inputs or ())
+            if way == EAGER or self.graph is None:
+                outputs = self.step(*self.inputs or ())
             else:
+                outputs = self.outputs
                 self.graph.launch(self.workspace.stream)
             self.calls += 1
-        return self.outputs
+        return outputs
+
+    def _way(self, arrays: Sequence[Array]) -> int:
+        """What this process would do with the arrays."""
+        if not self.capturable or self.calls < EAGER_CALLS or _shapes(arrays) != _shapes(self.inputs or ()):
+            return EAGER
+        # A pool that is out of memory gives back what is free before it asks for more: what is free now, but not while
+        # the graph runs, may be somebody else's. The step is captured anew.
+        stale = self.workspace.allocations != self.captured_at
+        return CAPTURE if self.graph is None or stale else REPLAY
 
     def _take(self, arrays: Sequence[Array]) -> None:
         """Copy the call's arrays to where the graph reads them."""
@@ -121,6 +141,7 @@ class CudaGraph:
             mine[...] = cp.asarray(new)
 
     def _capture(self) -> None:
+        self.graph, reason = None, ""
         self.workspace.stream.begin_capture()
         try:
             self.outputs = self.step(*self.inputs or ())
@@ -131,9 +152,12 @@ class CudaGraph:
                 self.workspace.stream.end_capture()
             if isinstance(error, MemoryError):
                 raise
+            reason = str(error)
+        if self.largest(int(self.graph is None)):
             # Nothing of the step has run, so it can still be run eagerly.
-            self.capturable = False
-            warnings.warn(f"the step runs eagerly, it cannot be a CUDA graph: {error}", RuntimeWarning, stacklevel=3)
+            self.graph, self.capturable = None, False
+            reason = reason or "another process could not capture it"
+            warnings.warn(f"the step runs eagerly, it cannot be a CUDA graph: {reason}", RuntimeWarning, stacklevel=3)
 
 
 def _shapes(arrays: Sequence[Array]) -> list[tuple]:

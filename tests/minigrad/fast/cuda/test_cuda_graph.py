@@ -14,7 +14,7 @@ from support.cuda_cases import (
 import minigrad
 from minigrad import optim
 from minigrad.fast.cuda import cublas
-from minigrad.fast.cuda.graph import CudaGraph
+from minigrad.fast.cuda.graph import CAPTURE, EAGER, REPLAY, CudaGraph
 from resnext.model import cifar
 from train.run import loop as training
 
@@ -35,7 +35,7 @@ def test_a_training_step_is_the_same_through_a_graph():
             graph=None,
         )
         if through_graph:
-            run.graph = lambda *arrays, run=run: training.update(run, *arrays)
+            run.graph = lambda *arrays, run=run: training.update_from(run, *arrays)
         rng = np.random.default_rng(16)
         batches = [(rng.standard_normal((4, 3, 8, 8)).astype(F32), rng.integers(0, 10, 4)) for _ in range(2)]
         steps = [
@@ -210,6 +210,37 @@ def test_two_graphs_in_one_workspace_notice_each_others_allocations(monkeypatch)
     assert captures == ["training", "tests", "training"]
     tests(np.zeros(2))
     assert captures == ["training", "tests", "training"] and tests.workspace is training.workspace
+
+
+def test_processes_decide_each_call_together(monkeypatch):
+    """A sum over GPUs is captured by all processes or by none: each does what one of them has to."""
+    fake = FakeCuda()
+    monkeypatch.setattr(minigrad.backend, "cupy", lambda: fake)
+    did, result = [], np.zeros(1)
+
+    def step(x):
+        def work():
+            result[...] = 2 * x
+
+        did.append("eager" if fake.recording is None else "captured")
+        if fake.recording is None:
+            return (2 * x,)
+        fake.recording.append(work)
+        return (result,)
+
+    captured, failed = 0, 1  # what another says after its capture
+    others = iter([EAGER] * 3 + [CAPTURE, captured, REPLAY, EAGER, REPLAY, CAPTURE, captured, CAPTURE, failed, EAGER])
+    graph = CudaGraph(step, largest=lambda number: max(number, next(others)))
+    for i in range(5):
+        assert graph(np.full(1, float(i)))[0] == 2 * i
+    assert did == ["eager"] * 3 + ["captured"]  # by all, and replayed by all
+    assert graph(np.full(1, 6.0))[0] == 12 and did[-1] == "eager"  # another's batch is smaller
+    assert graph(np.full(1, 7.0))[0] == 14 and did[-1] == "eager" and len(did) == 5  # back in the graph
+    assert graph(np.full(1, 8.0))[0] == 16 and did[-1] == "captured" and len(did) == 6  # another's pool has grown
+    with pytest.warns(RuntimeWarning, match="runs eagerly, .*: another process could not capture it"):
+        assert graph(np.full(1, 9.0))[0] == 18
+    assert did[-2:] == ["captured", "eager"] and graph.graph is None
+    assert graph(np.full(1, 10.0))[0] == 20 and did[-1] == "eager" and not list(others)
 
 
 @pytest.mark.parametrize("error", [RuntimeError, MemoryError])
