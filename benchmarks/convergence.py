@@ -49,6 +49,7 @@ class Twin:
         self.optimizer = torch.optim.SGD(groups, lr=r.lr, momentum=r.momentum, nesterov=r.nesterov)
         self.average = {name: t.clone() for name, t in self.model.state_dict().items()}
         self.history: list[dict[str, float]] = []
+        self.losses: list[float] = []  # of every step so far
 
     def step(self, batch: np.ndarray, labels: np.ndarray, lr: float) -> tuple[float, int]:
         """One step of gradient descent; return the mean loss and how many images were taken for another class."""
@@ -67,7 +68,8 @@ class Twin:
                     self.average[name].lerp_(t, 1 - decay)
                 else:
                     self.average[name].copy_(t)
-        return loss.item(), int((logits.argmax(1) != y).sum())
+        self.losses.append(loss.item())
+        return self.losses[-1], int((logits.argmax(1) != y).sum())
 
     def check_start(self) -> None:
         """Ends the program where the first batch's loss is not the one that minigrad computes."""

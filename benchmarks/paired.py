@@ -3,9 +3,11 @@
     python benchmarks/paired.py --pairs 34 --data cifar10 --limit-train 8000 --model resnext11_4x3d_w8 --epochs 4 ...
 
 takes the options of `python -m train.cifar`, of whose run the first epoch is trained, and the number of pairs; the
-first has --seed, the next one more. A seed gives all three the same weights, order and augmentation, so their
-differences are free of most of what chance does. Printed are training error and loss of each, then the differences'
-means with their standard errors. PyTorch is needed (`pip install torch`), on a CPU.
+first has --seed, the next one more. A seed gives all three the same weights, order and augmentation. Printed are
+training error and loss of each, and after how many steps the losses have parted by more than 10⁻⁶: rounding grows from
+step to step, so from there on it is chance which way each goes. With --dtype float64 rounding is smaller, and they stay
+together for longer. At the end come the differences' means with their standard errors. PyTorch is needed (`pip install
+torch`), on a CPU.
 """
 
 from __future__ import annotations
@@ -38,17 +40,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     first = configure(args)
     sets = load_data(args, first)
     torch.set_num_threads(args.threads or torch.get_num_threads())
-    found = []
-    print(f"seed  training error % and loss of {', '.join(NAMES)}")
+    found, dtype = [], torch.float64 if first.dtype == "float64" else torch.float32
+    print(f"seed  training error %, loss of {', '.join(NAMES)}; steps until minigrad and each of the others part")
     for seed in range(first.seed, first.seed + given.pairs):
         config = replace(first, seed=seed)
-        epochs = [train_epoch(Run.start(config, *sets), lambda run: None)]
+        run, sums = Run.start(config, *sets), [(0.0, 0.0)]
+        epochs = [train_epoch(run, lambda run, sums=sums: sums.append((run.totals["loss"], run.totals["images"])))]
+        totals, images = np.diff(sums, axis=0).T  # of every step
+        losses, apart = totals / images, []
         for layout in (torch.channels_last, torch.contiguous_format):
-            twin = Twin(Run.start(config, *sets), layout=layout)
+            twin = Twin(Run.start(config, *sets), dtype, layout)
             twin.check_start()
             epochs.append(twin.epoch(0))
+            apart.append(int(np.argmax([*(abs(losses - twin.losses) > 1e-6), True])))
         found.append([(epoch["train_error"], epoch["train_loss"]) for epoch in epochs])
-        print(f"{seed:4}  " + "   ".join(f"{error:.2f} {loss:.4f}" for error, loss in found[-1]), flush=True)
+        columns = [f"{error:.2f} {loss:.4f}" for error, loss in found[-1]]
+        print(f"{seed:4}  " + "   ".join([*columns, *map(str, apart)]), flush=True)
     figures = np.array(found)  # (pairs, 3, 2)
     for i, j in ((0, 1), (0, 2), (2, 1)):
         difference = figures[:, i] - figures[:, j]

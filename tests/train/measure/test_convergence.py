@@ -96,9 +96,10 @@ def test_a_step_from_one_state_is_the_same_step(capsys, convergence):
 
 def test_pairs_agree_while_rounding_has_not_grown(capsys, convergence):
     """Three steps from each of two seeds: the same images are taken for other classes, and losses hardly differ."""
-    benchmark("paired").main([*SMALL, "--epochs", "2", "--pairs", "2"])
+    benchmark("paired").main([*SMALL, "--epochs", "2", "--pairs", "2", "--dtype", "float64"])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[1:3]] == ["3", "4"]
+    assert [line.split()[-2:] for line in lines[1:3]] == [["3", "3"]] * 2, "an epoch has three steps"
     for line in lines[-3:]:
         error, loss = re.findall(r"[+-]\d+\.\d+", line)
         assert float(error) == 0 and abs(float(loss)) <= 1e-4, line
