@@ -186,7 +186,7 @@ def convolution(bench: Bench, layer: Layer) -> dict[str, Any]:
         row[f"{name} torch ms"] = bench.theirs(theirs)
     tensor_cores = methods["ours"]
     if isinstance(tensor_cores, conv.TensorCores):  # what the sums for the batch norm cost
-        plan, packed, y = tensor_cores.plan.forward, tensor_cores._packed(False), bench.cp.empty_like(dy)
+        plan, packed, y = tensor_cores.plan.forward, tensor_cores._packed()[0], bench.cp.empty_like(dy)
         row["forward kernel ms"] = bench.ours(lambda: tensor_cores._convolve(plan, x, packed, y, tensor_cores.sums))
         row["without sums ms"] = bench.ours(lambda: tensor_cores._convolve(plan, x, packed, y))
     return row

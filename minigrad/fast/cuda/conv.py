@@ -130,10 +130,9 @@ class TensorCores(_Conv2d):
     def _packed(self) -> tuple[Array, Array | None]:
         """The weights as the kernel reads them, (packs, CO, 9, CI), and turned, where the input gradient is wanted."""
         xp, p = array_module(self.w), self.packing
-        new = xp.empty if p.c == p.CI else xp.zeros  # narrow groups leave zeros between them
-        packed = new((p.packs, p.CO, 9, p.CI), self.dtype)
-        turned = new((p.packs, p.CI, 9, p.CO), self.dtype) if self.needs[0] else None
-        blocks = p.packs * (p.CO // p.o) * -(-p.o // 32) * -(-p.c // 32)
+        packed = xp.empty((p.packs, p.CO, 9, p.CI), self.dtype)
+        turned = xp.empty((p.packs, p.CI, 9, p.CO), self.dtype) if self.needs[0] else None
+        blocks = p.packs * (p.CO // 32) * (p.CI // 32)
         arguments = [xp.ascontiguousarray(self.w), packed, turned, *map(i32, (p.CO, p.CI, p.o, p.c))]
         gpu.launch("conv3x3.cu", f"conv3x3_pack_{suffix(self.w)}", (blocks,), (256,), arguments)
         return packed, turned

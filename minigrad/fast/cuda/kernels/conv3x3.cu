@@ -359,32 +359,31 @@ CONV3X3_WGRAD(64_d32, 64, 32)
 CONV3X3_WGRAD(128_d16, 128, 16)
 CONV3X3_WGRAD(64_d16, 64, 16)
 
-// w (G o, c, 3, 3), in float32 or bfloat16 -> packed (packs, CO, 9, CI), the groups of a pack along the diagonal, and, unless
-// it is null, turned (packs, CI, 9, CO) for the input gradient: filter and channel change places, and so do the ends of
-// each tap. What lies off the diagonal is left alone: the caller has cleared it. A block turns 32 filters x 32 channels of
-// one group in shared memory, so that all sides are read and written along their rows.
+// w (G o, c, 3, 3), in float32 or bfloat16 -> packed (packs, CO, 9, CI), the groups of a pack along the diagonal and zeros
+// beside them, and, unless it is null, turned (packs, CI, 9, CO) for the input gradient: filter and channel change places,
+// and so do the ends of each tap. A block turns 32 filters x 32 channels of a pack in shared memory, so that all sides
+// are read and written along their rows.
 template <typename W>
 __device__ void pack(const W* w, bf16* packed, bf16* turned, int CO, int CI, int o, int c) {
     constexpr int SIDE = 32;
     __shared__ bf16 tile[SIDE][SIDE * 9 + 2];  // the two spread the rows over the banks
-    const int blocks_c = (c + SIDE - 1) / SIDE, blocks_o = (o + SIDE - 1) / SIDE;
-    const int i0 = blockIdx.x % blocks_c * SIDE, f0 = blockIdx.x / blocks_c % blocks_o * SIDE;
-    const int group = blockIdx.x / (blocks_c * blocks_o), pack = group / (CO / o), place = group % (CO / o);
-    const int filters = o - f0 < SIDE ? o - f0 : SIDE, channels = c - i0 < SIDE ? c - i0 : SIDE;
-    const int size = filters * channels * 9;
-    for (int n = threadIdx.x; n < size; n += blockDim.x) {
-        const int f = n / (channels * 9), rest = n % (channels * 9);
-        tile[f][rest] = from_float<bf16>(to_float(w[((group * o + f0 + f) * static_cast<long long>(c) + i0) * 9 + rest]));
+    const int i0 = blockIdx.x % (CI / SIDE) * SIDE, f0 = blockIdx.x / (CI / SIDE) % (CO / SIDE) * SIDE;
+    const int pack = blockIdx.x / (CI / SIDE) / (CO / SIDE);
+    for (int n = threadIdx.x; n < SIDE * SIDE * 9; n += blockDim.x) {
+        const int f = n / (SIDE * 9), rest = n % (SIDE * 9), i = i0 + rest / 9;
+        const bool same_group = (f0 + f) / o == i / c;
+        const long long from = ((pack * CO + f0 + f) * static_cast<long long>(c) + i % c) * 9 + rest % 9;
+        tile[f][rest] = from_float<bf16>(same_group ? to_float(w[from]) : 0.0f);
     }
     __syncthreads();
-    for (int n = threadIdx.x; n < size; n += blockDim.x) {
-        const int i = n % channels, t = n / channels % 9, f = n / (channels * 9);
-        packed[((pack * CO + place * o + f0 + f) * 9LL + t) * CI + place * c + i0 + i] = tile[f][i * 9 + t];
+    for (int n = threadIdx.x; n < SIDE * SIDE * 9; n += blockDim.x) {
+        const int i = n % SIDE, t = n / SIDE % 9, f = n / (SIDE * 9);
+        packed[((pack * CO + f0 + f) * 9LL + t) * CI + i0 + i] = tile[f][i * 9 + t];
     }
     if (!turned) return;
-    for (int n = threadIdx.x; n < size; n += blockDim.x) {
-        const int f = n % filters, t = n / filters % 9, i = n / (filters * 9);
-        turned[((pack * CI + place * c + i0 + i) * 9LL + t) * CO + place * o + f0 + f] = tile[f][i * 9 + 8 - t];
+    for (int n = threadIdx.x; n < SIDE * SIDE * 9; n += blockDim.x) {
+        const int f = n % SIDE, t = n / SIDE % 9, i = n / (SIDE * 9);
+        turned[((pack * CI + i0 + i) * 9LL + t) * CO + f0 + f] = tile[f][i * 9 + 8 - t];
     }
 }
 

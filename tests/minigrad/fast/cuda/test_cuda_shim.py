@@ -311,9 +311,9 @@ def check_conv3x3(module, case, schedule=0):
     y_book = book.forward(*exact, stride=(stride, stride), padding=(1, 1), dilation=(1, 1), groups=G)
     dx_book, dw_book, _ = book.backward(dy.transpose(0, 3, 1, 2).astype(np.float64))
 
-    packed = np.zeros((packing.packs, packing.CO, 9, packing.CI), BF16)
-    turned = np.zeros((packing.packs, packing.CI, 9, packing.CO), BF16)
-    blocks = G * -(-packing.o // 32) * -(-packing.c // 32)
+    packed = np.full((packing.packs, packing.CO, 9, packing.CI), np.nan, BF16)
+    turned = np.full((packing.packs, packing.CI, 9, packing.CO), np.nan, BF16)
+    blocks = packing.packs * (packing.CO // 32) * (packing.CI // 32)
     arguments = [w, packed, turned, *map(i32, (packing.CO, packing.CI, packing.o, packing.c))]
     module.launch(f"conv3x3_pack_{SUFFIX[w.dtype]}", (blocks,), (256,), arguments)
 
