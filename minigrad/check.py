@@ -191,13 +191,17 @@ def known(path: Path) -> list[Result] | None:
         return None
 
 
+def wanted() -> bool:
+    """Whether kernels are checked before they are used; `MINIGRAD_CHECK=0` in the environment leaves that out."""
+    return os.environ.get("MINIGRAD_CHECK", "1") != "0"
+
+
 def leave_out_what_fails(device: str, say: Callable[[str], None]) -> None:
     """Before a GPU is used for the first time: check it, keep the answer, and do without the families that fail.
 
-    `say` is given a sentence for everything that a user should know. `MINIGRAD_CHECK=0` in the environment leaves the
-    check out.
+    `say` is given a sentence for everything that a user should know.
     """
-    if device == "cpu" or not registry.fast(device) or os.environ.get("MINIGRAD_CHECK", "1") == "0":
+    if device == "cpu" or not registry.fast(device) or not wanted():
         return
     found = machine(device)
     path = cache_file(found)

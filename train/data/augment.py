@@ -241,3 +241,4 @@ def cutout(batch: Array, size: int, rng: np.random.Generator) -> Array:
 
 if registry.fast("cuda"):
     registry.register(augmented, "cuda", minigrad.fast.cuda.augment.augmented)
+    registry.register(normalise, "cuda", minigrad.fast.cuda.augment.normalise)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from minigrad import registry
+from minigrad import check, registry
 from minigrad.backend import Array, float_dtype, to_device, to_numpy
 
 from ..data import augment
@@ -73,13 +73,20 @@ def maker(run: Run, choices: Array) -> tuple[Callable[..., Array], tuple[Any, ..
 
 def check_kernel(run: Run) -> None:
     """Do without the kernel that makes batches, and say so, where it makes others than the formulas do."""
-    train_set, images = run.train_set, min(len(run.train_set), 16)
-    size, rng = train_set.images.shape[2:], np.random.default_rng(0)
-    choices = to_device(augment.draw(np.arange(images), size, rng, PADDING), run.config.device)
-    make, arguments, options = maker(run, choices)
-    if make is augment.augmented:
+    if not check.wanted():
         return
-    made, expected = (to_numpy(f(*arguments, **options)).astype(np.float32) for f in (make, augment.augmented))
-    if not np.allclose(made, expected, rtol=2**-7, atol=2**-7):  # of numbers around 1: one rounding to bfloat16
-        registry.leave_out(make)
-        warn("the kernel that makes batches of images computes wrong numbers on this GPU: CuPy makes them instead")
+    train_set, device = run.train_set, run.config.device
+    few, rng = min(len(train_set), 16), np.random.default_rng(0)
+    choices = to_device(augment.draw(np.arange(few), train_set.images.shape[2:], rng, PADDING), device)
+    whole = train_set.images[:few], run.mean, run.std, float_dtype(run.config.dtype, device)
+    makers: dict[Callable[..., Array], tuple[Callable[..., Array], tuple[Any, ...], dict[str, Any]]] = {
+        augment.augmented: maker(run, choices),
+        augment.normalise: (registry.choose(augment.normalise, device, *whole), whole, {}),
+    }
+    for formula, (make, arguments, options) in makers.items():
+        if make is formula:
+            continue
+        made, expected = (to_numpy(f(*arguments, **options)).astype(np.float32) for f in (make, formula))
+        if not np.allclose(made, expected, rtol=2**-7, atol=2**-7):  # of numbers around 1: one rounding to bfloat16
+            registry.leave_out(make)
+            warn("the kernel that makes batches of images computes wrong numbers on this GPU: CuPy makes them instead")

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from minigrad import Tensor, no_grad
+from minigrad import Tensor, no_grad, registry
 from minigrad import functional as F
 from minigrad.backend import Array, DeviceError, check_device, float_dtype, to_device
 from minigrad.nn import Module
@@ -64,6 +64,7 @@ def evaluate(
     starts = range(0, len(dataset), size)
     losses, confusion = np.zeros(len(starts)), np.zeros((K, K), np.int64)
     dtype = float_dtype(config.dtype, config.device)
+    normalise = registry.choose(augment.normalise, config.device, dataset.images, mean, std, dtype)
     under_way: deque[tuple[int, np.ndarray, Callable[[], tuple[Array, Array]]]] = deque()
 
     def settle(but: int = 0) -> None:
@@ -76,7 +77,7 @@ def evaluate(
     for i, begin in enumerate(starts):
         if i % ranks.size == ranks.rank:
             labels = dataset.labels[begin : begin + size]
-            batch = augment.normalise(dataset.images[begin : begin + size], mean, std, dtype)
+            batch = normalise(dataset.images[begin : begin + size], mean, std, dtype)
             given = to_device(labels.astype(np.int64), config.device) if graph else labels
             under_way.append((i, labels, fetch(*classifier(batch, given))))
             settle(but=AHEAD[kind_of_device(config.device)])

@@ -3,7 +3,8 @@
 //   y[n, i, j, c] = (x[image, c, i + down - P, k + right - P] - mean[c]) / std[c],  k = W - 1 - j where mirrored, else j
 //
 // Outside the image it is 0, or that of the pixel mirrored at the border; inside the square of S x S pixels at (top,
-// left) it is 0. image, down, right, mirrored, top and left are what chance decided about batch image n: choices[n].
+// left) it is 0. image, down, right, mirrored, top and left are what chance decided about batch image n: choices[n]. An
+// evaluation has no choices (null), no padding and no square: its images are normalised as they are.
 //
 // Tile: a thread for one pixel. Bytes: those of the batch's images and of y, each once.
 // Operations: one subtraction and one division for each value, so memory decides.
@@ -21,6 +22,10 @@ struct Augment {
     float mean[CHANNELS], std[CHANNELS];
 };
 
+struct Choice {
+    int image, down, right, mirrored, top, left;
+};
+
 // The pixel that lies at `at` of a row whose border pixels are mirrors: -1 is 1, and n is n - 2.
 __device__ inline int mirrored_at_border(int at, int n) {
     if (at < 0) at = -at;
@@ -28,14 +33,14 @@ __device__ inline int mirrored_at_border(int at, int n) {
 }
 
 template <typename T>
-__device__ void augment(const unsigned char* x, const int* choices, T* y, Augment s) {
+__device__ void augment(const unsigned char* x, const Choice* choices, T* y, Augment s) {
     const long long pixels = static_cast<long long>(s.N) * s.H * s.W;
     for (long long p = blockIdx.x * static_cast<long long>(blockDim.x) + threadIdx.x; p < pixels;
          p += static_cast<long long>(gridDim.x) * blockDim.x) {
-        const int j = p % s.W, i = p / s.W % s.H;
-        const int* choice = choices + p / s.W / s.H * 6;
-        const int top = choice[4], left = choice[5];
-        int row = i + choice[1] - s.P, column = (choice[3] ? s.W - 1 - j : j) + choice[2] - s.P;
+        const int j = p % s.W, i = p / s.W % s.H, n = p / s.W / s.H;
+        const Choice choice = choices ? choices[n] : Choice{n, s.P, s.P, 0, 0, 0};
+        const int top = choice.top, left = choice.left;
+        int row = i + choice.down - s.P, column = (choice.mirrored ? s.W - 1 - j : j) + choice.right - s.P;
         if (s.reflect) {
             row = mirrored_at_border(row, s.H);
             column = mirrored_at_border(column, s.W);
@@ -47,7 +52,7 @@ __device__ void augment(const unsigned char* x, const int* choices, T* y, Augmen
             if (c >= s.C) break;
             float value = 0.0f;
             if (inside && !blank) {
-                const long long plane = static_cast<long long>(choice[0]) * s.C + c;
+                const long long plane = static_cast<long long>(choice.image) * s.C + c;
                 value = (x[(plane * s.H + row) * s.W + column] - s.mean[c]) / s.std[c];
             }
             y[p * s.C + c] = from_float<T>(value);
@@ -55,9 +60,9 @@ __device__ void augment(const unsigned char* x, const int* choices, T* y, Augmen
     }
 }
 
-extern "C" __global__ void augment_float32(const unsigned char* x, const int* choices, float* y, Augment s) {
+extern "C" __global__ void augment_float32(const unsigned char* x, const Choice* choices, float* y, Augment s) {
     augment(x, choices, y, s);
 }
-extern "C" __global__ void augment_bfloat16(const unsigned char* x, const int* choices, bf16* y, Augment s) {
+extern "C" __global__ void augment_bfloat16(const unsigned char* x, const Choice* choices, bf16* y, Augment s) {
     augment(x, choices, y, s);
 }

@@ -28,7 +28,7 @@ from minigrad.fast.cuda.graph import EAGER_CALLS, CudaGraph
 from minigrad.ops import conv, norm
 from minigrad.ops.loss import CrossEntropy
 from resnext.model import cifar
-from train.data.augment import augmented, draw
+from train.data.augment import augmented, draw, normalise
 
 
 @pytest.fixture(scope="module")
@@ -249,3 +249,5 @@ def test_a_training_batch_on_the_gpu(cp, dtype, mode, cutout):
     options = {"padding": 4, "mode": mode, "cutout": cutout}
     batch = augment.augmented(*to_gpu(cp, (images, choices)), mean, std, np.dtype(dtype), **options)
     close(to_cpu(batch), augmented(images, choices, mean, std, np.float32, **options), dtype)
+    whole = augment.normalise(cp.asarray(images), mean, std, np.dtype(dtype))
+    close(to_cpu(whole), normalise(images, mean, std), dtype)
