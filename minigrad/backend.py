@@ -84,8 +84,13 @@ def device_of(array: Array) -> str:
     return f"cuda:{array.device.id}" if array.device.id else "cuda"
 
 
-def _cuda_index(device: str) -> int:
-    """Return i of "cuda:i" (0 for plain "cuda"); raise `DeviceError` for a name that is no device."""
+def device_kind(device: str) -> str:
+    """Return "cpu" or "cuda": a device's name without its index."""
+    return device.partition(":")[0]
+
+
+def device_index(device: str) -> int:
+    """Return i of "cuda:i" (0 for plain "cuda"); raise `DeviceError` for a name that is no GPU's."""
     name, _, index = str(device).partition(":")
     if name != "cuda" or not (index.isdecimal() or device == "cuda"):
         raise DeviceError(f"unknown device {diagnosis.shown(device)}: use 'cpu', 'cuda' or 'cuda:<index>'")
@@ -99,7 +104,7 @@ def check_device(device: str) -> int | None:
     """
     if isinstance(device, str) and device == "cpu":
         return None
-    index = _cuda_index(device)
+    index = device_index(device)
     if reason := diagnosis.not_here(cupy(), index):
         raise DeviceError(reason)
     return index
@@ -124,7 +129,7 @@ def to_numpy(array: Array) -> np.ndarray:
 def synchronize(device: str) -> None:
     """Wait until everything that was launched on the device has run; nothing to wait for on the CPU."""
     if device != "cpu":
-        cupy().cuda.Device(_cuda_index(device)).synchronize()
+        cupy().cuda.Device(device_index(device)).synchronize()
 
 
 def capturing(array: Array) -> bool:

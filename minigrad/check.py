@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import diagnosis, registry
-from .backend import DeviceError, check_device, cupy, float_dtype, synchronize, to_device, to_numpy
+from .backend import DeviceError, check_device, cupy, device_index, float_dtype, synchronize, to_device, to_numpy
 from .display import Parser
 from .weights import write_atomically
 
@@ -158,7 +158,7 @@ def _last_line(errors: Sequence[bytes | None]) -> str:
 
 def machine(device: str) -> dict[str, str]:
     """What the answer depends on: the GPU, its driver, the libraries, and the engine room's sources."""
-    cp, index = cupy(), int(device.partition(":")[2] or 0)
+    cp, index = cupy(), device_index(device)
     from cupy_backends.cuda.libs import nvrtc
 
     sources = hashlib.sha256()

@@ -39,7 +39,7 @@ def sgd_step(updates: list[tuple], lr: float) -> None:
 
 
 def update_all(device: str, updates: list[tuple], lr: float) -> None:
-    """Do `sgd_step` for arrays on one kind of device, by what is fastest there."""
+    """Do `sgd_step` for arrays on one device, by what is fastest there."""
     choose(sgd_step, device, updates, lr)(updates, lr)
 
 
@@ -97,12 +97,11 @@ class SGD:
                 if p.grad is not None:
                     if self.velocities[i] is None:
                         self.velocities[i] = array_module(p.data).zeros_like(p.data)
-                    kind = p.device.partition(":")[0]
                     p.changed()
-                    updates.setdefault(kind, []).append((p.data, p.grad, self.velocities[i], *options))
+                    updates.setdefault(p.device, []).append((p.data, p.grad, self.velocities[i], *options))
                 i += 1
-        for kind, some in updates.items():
-            update_all(kind, some, self.lr)
+        for device, some in updates.items():
+            update_all(device, some, self.lr)
 
     def zero_grad(self) -> None:
         """Forget the gradients; `backward()` would add to them otherwise."""

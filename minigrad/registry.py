@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from .backend import device_kind
+
 _stand_ins: dict[tuple[Any, str], tuple[Any, ...]] = {}  # by the book's operation and the kind of device
 
 
@@ -27,7 +29,7 @@ def register(book: Any, kind: str, *stand_ins: Any) -> None:
 
 def choose(book: Any, device: str, /, *arguments: Any, **options: Any) -> Any:
     """Return what computes `book` for these arguments on a device: the first that accepts them, or the book's own."""
-    for candidate in _stand_ins.get((book, device.partition(":")[0]), ()):
+    for candidate in _stand_ins.get((book, device_kind(device)), ()):
         accepts = getattr(candidate, "accepts", None)
         if accepts is None or accepts(*arguments, **options):
             return candidate
@@ -49,9 +51,9 @@ def book_of(operation: Any) -> Any:
     return next((book for (book, _), candidates in _stand_ins.items() if operation in candidates), operation)
 
 
-def fast(kind: str) -> bool:
-    """Whether the engine room computes on this kind of device; `MINIGRAD_FAST=0` leaves it out."""
-    return any(candidates for (_, k), candidates in _stand_ins.items() if k == kind.partition(":")[0])
+def fast(device: str) -> bool:
+    """Whether the engine room computes on this device; `MINIGRAD_FAST=0` leaves it out."""
+    return any(candidates for (_, kind), candidates in _stand_ins.items() if kind == device_kind(device))
 
 
 def leave_out(operation: Any) -> None:

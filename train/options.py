@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import minigrad
 from minigrad import registry
-from minigrad.backend import cupy, float_dtype
+from minigrad.backend import cupy, device_index, float_dtype
 from minigrad.display import printable
 
 # The exit codes of all commands. A command that a signal n ends returns 128 + n.
@@ -140,7 +140,7 @@ def default_dtype(device: str) -> str:
 
 def compute_capability(device: str) -> int:
     """A GPU's compute capability times ten: 75 for a T4, 90 for an H100."""
-    return int(cupy().cuda.Device(int(device.partition(":")[2] or 0)).compute_capability)
+    return int(cupy().cuda.Device(device_index(device)).compute_capability)
 
 
 def check_dtype(name: str, device: str) -> None:

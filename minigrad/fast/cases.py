@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import registry
-from ..backend import Array, array_module, device_of, to_device
+from ..backend import Array, array_module, device_kind, device_of, to_device
 from ..ops.conv import Pair
 from ..ops.matmul import affine
 from ..optim import sgd_step
@@ -148,7 +148,7 @@ def _through_the_tape(
         inputs = [None if a is None else Tensor(a, requires_grad=True) for a in given]
         with registry.book_only():
             if chosen is not book:
-                registry.register(book, device.partition(":")[0], chosen)
+                registry.register(book, device_kind(device), chosen)
                 if registry.choose(book, device, *given, **fresh) is not chosen:
                     raise Declined(f"{chosen.__name__} does not take its case on this machine")
             y = book.apply(*inputs, **fresh)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from minigrad import optim
-from minigrad.backend import check_device
+from minigrad.backend import check_device, device_kind
 
 from ..data.folders import check_options
 from ..options import Parser, check_dtype, check_threads, compute_capability, default_dtype, folder
@@ -104,11 +104,11 @@ STEPS, STEPS_AN_EPOCH, SMALLEST_BATCH = {"quick": 600, "fine-tune": 200}, 20, 8
 BATCH_SIZE = {"paper": 128, "short": 128, "quick": 32, "fine-tune": 32}  # by recipe
 
 
-def kind_of_device(device: str) -> str:
-    """The key of DEFAULTS for a device."""
-    if device == "cpu":
-        return "cpu"
-    return "cuda" if compute_capability(device) >= 80 else "older cuda"
+def defaults_for(device: str) -> dict[str, str]:
+    """The data and the network for a device, where the command line names none."""
+    if device != "cpu" and compute_capability(device) < 80:
+        return DEFAULTS["older cuda"]
+    return DEFAULTS[device_kind(device)]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -205,7 +205,7 @@ def configure(
     """
     device = place(args.device or (base.device if base else "cpu"))
     check_device(device)  # says what is missing before anything else is done
-    defaults = DEFAULTS[kind_of_device(device)]
+    defaults = defaults_for(device)
     data = args.data or (base.data if base else defaults["data"])
     name = args.recipe or ("fine-tune" if args.weights else "quick" if data == "shapes" else "paper")
     recipe = base.recipe if base and not args.recipe else RECIPES[name]
@@ -265,7 +265,7 @@ def adapted(config: Config, args: argparse.Namespace, images: int, resumed: bool
 
 
 def save_interval(text: str | None) -> dict[str, Any]:
-    """Turn "20" (steps) or "5m" (minutes) into the options of a `Saver`. Raises ValueError for anything else."""
+    """Turn "20" (steps) or "5m" (minutes) into the options of a `Guard`. Raises ValueError for anything else."""
     if text is None:
         return {}
     number = text.removesuffix("m")

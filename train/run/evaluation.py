@@ -14,7 +14,7 @@ import numpy as np
 
 from minigrad import Tensor, no_grad, registry
 from minigrad import functional as F
-from minigrad.backend import Array, DeviceError, check_device, float_dtype, to_device
+from minigrad.backend import Array, DeviceError, check_device, device_kind, float_dtype, to_device
 from minigrad.nn import Module
 from resnext import create
 from resnext.counts import outlines
@@ -22,7 +22,7 @@ from resnext.counts import outlines
 from ..data import Dataset, augment
 from ..options import UsageError, say, usage_errors
 from . import checkpoint, parallel
-from .config import Config, configure, kind_of_device
+from .config import Config, configure
 from .faults import leave_out_kernels
 from .launched import fetch
 from .loading import load_data
@@ -80,7 +80,7 @@ def evaluate(
             batch = normalise(dataset.images[begin : begin + size], mean, std, dtype)
             given = to_device(labels.astype(np.int64), config.device) if graph else labels
             under_way.append((i, labels, fetch(*classifier(batch, given))))
-            settle(but=AHEAD[kind_of_device(config.device)])
+            settle(but=AHEAD[device_kind(config.device)])
         if (i + 1) % ranks.size == 0:
             after_round()
     settle()

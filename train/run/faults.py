@@ -28,7 +28,7 @@ from minigrad.check import leave_out_what_fails
 from ..measure.memory import USABLE, largest_batch
 from ..options import default_dtype, warn
 from . import checkpoint
-from .config import BATCH_SIZE, DEFAULTS, kind_of_device
+from .config import BATCH_SIZE, defaults_for
 from .parallel import ALONE, Ranks
 from .signals import Interrupted, Signals
 
@@ -94,7 +94,7 @@ def out_of_memory(error: MemoryError, args: argparse.Namespace) -> str:
         # Not what CuPy's pool holds: a captured step has a pool of its own, and the GPU may have other users.
         free, total = cupy().cuda.runtime.memGetInfo()
         detail += f"; {(total - free) / 2**30:.2f} of the GPU's {total / 2**30:.2f} GiB are taken"
-        model, dtype = args.model or DEFAULTS[kind_of_device(device)]["model"], args.dtype or default_dtype(device)
+        model, dtype = args.model or defaults_for(device)["model"], args.dtype or default_dtype(device)
         fits = largest_batch(model, int(USABLE * total), dtype, args.image_size)
         if 0 < fits < batch_size:
             advice = f"a --batch-size of {fits} should fit, by `python -m train.memory --model {model}`"

@@ -16,7 +16,7 @@ import numpy as np
 import minigrad
 from minigrad import Parameter, Tensor, optim, registry
 from minigrad import functional as F
-from minigrad.backend import Array, is_float, synchronize, to_device, to_numpy
+from minigrad.backend import Array, device_kind, is_float, synchronize, to_device, to_numpy
 from minigrad.nn import Module
 from resnext import create
 
@@ -24,7 +24,7 @@ from ..data import Dataset
 from ..options import Decoration
 from . import checkpoint, faults, fine_tuning
 from .batches import images_of, prepare
-from .config import Config, kind_of_device
+from .config import Config
 from .faults import TrainingError
 from .launched import Launched, fetch, outcome
 from .parallel import ALONE, Ranks
@@ -332,7 +332,7 @@ def update_average(run: Run, decay: float | Array) -> None:
             updates.append((run.average[name], t.data, t.data, 0.0, -1.0, False))
         else:
             run.average[name][...] = t.data
-    optim.update_all(run.config.device.partition(":")[0], updates, decay - 1)
+    optim.update_all(run.config.device, updates, decay - 1)
 
 
 # ------------------------------------------------------------------------------------------------- one epoch
@@ -351,7 +351,7 @@ def train_epoch(run: Run, after_step: Callable[[Run], None]) -> dict[str, float]
     run.set_training()
     batches = [order[i : i + config.batch_size] for i in range(0, len(train_set), config.batch_size)]
     batch = prepare(run, batches[run.step], run.step) if run.step < steps else None
-    ahead = AHEAD[kind_of_device(config.device)]
+    ahead = AHEAD[device_kind(config.device)]
     with Bar(run, steps) as bar:
         while run.step < steps:
             begin = time.perf_counter()

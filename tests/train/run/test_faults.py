@@ -3,6 +3,7 @@
 import errno
 import os
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,10 +12,11 @@ from PIL import Image
 from support import tiny
 from tools import kill_runs
 
-from minigrad import diagnosis
+from minigrad import diagnosis, registry
 from train import cifar, options
+from train.data import load
 from train.measure.memory import USABLE, largest_batch
-from train.run import checkpoint, config, faults
+from train.run import batches, checkpoint, config, evaluation, faults, loop
 from train.run.checkpoint import LAST, PREVIOUS
 
 
@@ -211,7 +213,22 @@ def test_a_gpu_out_of_memory_tells_how_much_of_it_is_taken_and_what_would_fit(mo
 @pytest.mark.parametrize(("capability", "model"), [(90, "resnext29_8x64d"), (75, "resnext29_32x4d")])
 def test_an_older_gpu_is_given_a_smaller_network(monkeypatch, capability, model):
     monkeypatch.setattr(config, "compute_capability", lambda device: capability)
-    assert config.DEFAULTS[config.kind_of_device("cuda:1")]["model"] == model
+    assert config.defaults_for("cuda:1")["model"] == model
+
+
+@pytest.mark.parametrize("capability", [90, 75])
+def test_every_gpu_trains_and_evaluates(monkeypatch, tmp_path, capability):
+    """An older one too. It is made up: the arrays stay on the host."""
+    monkeypatch.setattr(config, "compute_capability", lambda device: capability)
+    monkeypatch.setattr(batches, "to_device", lambda array, device: array)
+    monkeypatch.setattr(loop, "synchronize", lambda device: None)
+    settings = config.configure(config.parser().parse_args(tiny.OPTIONS))
+    run = loop.Run.start(settings, *load("shapes", tmp_path, limit_train=8, limit_test=12))
+    run.config = replace(settings, device="cuda:1")
+    with registry.book_only():
+        loop.train_epoch(run, lambda run: None)
+        found = evaluation.evaluate(run.model, run.test_set, run.mean, run.std, run.config)
+    assert run.totals["images"] == 8 and found.confusion.sum() == 12
 
 
 # ---- a GPU that fails -----------------------------------------------------------------------------------------------
