@@ -76,8 +76,8 @@ class Function:
     parents: tuple[Function | Tensor | None, ...] | None = None  # where each input's gradient goes; None once freed
     needs: tuple[bool, ...] = ()  # which inputs want a gradient
     inputs: tuple[Array | None, ...] = ()  # shape and dtype of every input, to check its gradient against
-    seen: tuple[tuple[Memory, int], ...] = ()  # the memory of inputs and output, and how often it had been changed
-    pending: Any = None  # while `backward()` walks: the gradients that have arrived so far, by where they go
+    versions: tuple[tuple[Memory, int], ...] = ()  # the memory of inputs and output, and how often it had been changed
+    pending: Any = None  # while `backward()` walks: the gradients so far, by where they go; the engine room may add to one
 
     def forward(self, *arrays: Any, **options: Any) -> Array:
         raise NotImplementedError(f"{type(self).__name__} defines no forward()")
@@ -109,7 +109,7 @@ class Function:
             # The edge leads to the node that made the input, not to the input, which nothing may need any more.
             node.parents = tuple((t.node or t) if n else None for t, n in zip(tensors, node.needs, strict=True))  # type: ignore[union-attr]
             node.inputs = tuple(None if a is None else (a.shape, a.dtype) for a in arrays)
-            node.seen = tuple((t.memory, t.memory.changes) for t in (*given, y))
+            node.versions = tuple((t.memory, t.memory.changes) for t in (*given, y))
             y.node, y.requires_grad = node, True
         return y
 
@@ -166,7 +166,7 @@ class Function:
 
     def check_unchanged(self) -> None:
         """Raise ValueError where an array that the node keeps for its backward pass was changed in place since."""
-        changed = [memory.array for memory, before in self.seen if memory.changes != before]
+        changed = [memory.array for memory, before in self.versions if memory.changes != before]
         if not changed:
             return
         kept = [v for value in vars(self).values() for v in (value if isinstance(value, tuple) else (value,))]
@@ -265,7 +265,7 @@ class Tensor:
         or a change through `numpy()`, a view or DLPack. `t.data = array` is safe: the old array stays as it was.
         """
         for note in self._notes or ():
-            note.seen()
+            note.before_exposure()
         self._notes = None
         return self._array
 

@@ -1,6 +1,6 @@
 """Batch norm with ReLU and shortcut on a CPU: two sweeps over the memory each way, or one where a note saves the other.
 
-Forward: the statistics (which the convolution before may have told already), then y = max(scale (x - μ) + bias + s, 0)
+Forward: the statistics (which the convolution before may have noted already), then y = max(scale (x - μ) + bias + s, 0)
 with scale = weight / √(σ² + ε). Backward: first dz = dy where y > 0, with Σ dz and Σ dz x (which the convolution after
 may have taken already), hence Σ dz (x - μ) = Σ dz x - μ Σ dz, then
 
@@ -91,7 +91,7 @@ class _FastNorm(Informed, BatchNorm):
         rows = to_nhwc(x)
         self.m = x.size // x.shape[1]
         if training:
-            moments = self.told(0, Moments) or measure(rows)
+            moments = self.note_on(0, Moments) or measure(rows)
             _, mean, deviations = moments.join()
             var = deviations / self.m
         else:
@@ -117,10 +117,10 @@ class _FastNorm(Informed, BatchNorm):
         if any(self.needs):
             self.x = self.keep(0, x, rows)
             if self.rectified and shortcut is None:
-                self.tell(Remake(self.x, self.affine, self))
+                self.pin(Remake(self.x, self.affine, self))
             elif self.rectified:
                 self.y = Kept(y)  # its sign is the mask; the shortcut is not kept
-                self.tell(self.y)
+                self.pin(self.y)
         return to_nchw(y)
 
     def apply_to(self, x: np.ndarray, y: np.ndarray, shortcut: np.ndarray | None) -> None:

@@ -98,7 +98,7 @@ class TensorCores(_Conv2d):
     def forward(self, x: Array, w: Array, bias: Array | None = None, **options: Any) -> Array:
         y = super().forward(x, w, bias, **options)
         if any(self.needs) and bias is None:
-            self.tell(Sums(self.sums))
+            self.pin(Sums(self.sums))
         return y
 
     def convolve(self, x: Array) -> Array:
@@ -200,7 +200,7 @@ class Products(_Conv2d):
 
     def input_gradient(self, dy: Array) -> Array:
         xp, o, G = array_module(dy), self.O // self.G, self.G
-        other = self.arrived() if self.plain else None
+        other = self.take_pending() if self.plain else None
         dx = xp.empty(self.shape, dy.dtype) if other is None else to_nhwc(other)
         w = self.operand(self.matrix, self.K, o * self.K)
         for some in self._chunks(len(dy)):

@@ -109,7 +109,7 @@ class BatchNorm(Informed, norm.BatchNorm):
         y = xp.empty_like(rows)
         if running_mean is None or running_var is None:  # the kernel updates what nobody keeps
             running_mean, running_var = xp.zeros(C, np.float32), xp.zeros(C, np.float32)
-        partial, known = None, self.told(0, Sums) if training else None
+        partial, known = None, self.note_on(0, Sums) if training else None
         if known is not None:
             partial = few(known.partial)
         elif training:
@@ -125,7 +125,7 @@ class BatchNorm(Informed, norm.BatchNorm):
             # With a shortcut the mask cannot be recomputed from x; y, which the next layer keeps anyway, tells it.
             self.x, self.stats, self.y = self.keep(0, x, rows), stats, None if shortcut is None else Kept(y)
             if self.y is not None:
-                self.tell(self.y)
+                self.pin(self.y)
             self.training = training
         return _like(y, x)
 

@@ -113,7 +113,7 @@ def test_a_training_step_shows_nothing_on_its_way(monkeypatch):
     from resnext import create
 
     told, asked = [], []
-    original = norm._FastNorm.told
+    original = norm._FastNorm.note_on
 
     def counted(self, i, kind):
         note = original(self, i, kind)
@@ -121,7 +121,7 @@ def test_a_training_step_shows_nothing_on_its_way(monkeypatch):
         told.append(note is not None)
         return note
 
-    monkeypatch.setattr(norm._FastNorm, "told", counted)
+    monkeypatch.setattr(norm._FastNorm, "note_on", counted)
     model = create("resnext20_2x16d")
     F.cross_entropy(model(Tensor(normal(0, 2, 3, 16, 16).astype(np.float32))), np.zeros(2, int)).backward()
     assert len(told) > 20 and all(told)

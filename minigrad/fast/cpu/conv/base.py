@@ -98,15 +98,15 @@ class FastConv2d(Informed, Conv2d):
                 finish = convolve(by_definition(), s)
         self.geometry, self.w = s, w
         if finish.moments is not None:
-            self.tell(finish.moments)
+            self.pin(finish.moments)
         if any(self.needs):
             remake = self.remake()
             self.x = source if remake is None else Source(x, remake)
         return to_nchw(y)
 
     def remake(self) -> Remake | None:
-        """What the batch norm that made x told: then x need not be kept."""
-        return self.told(0, Remake)
+        """The note of the batch norm that made x: where there is one, x need not be kept."""
+        return self.note_on(0, Remake)
 
     def gradient(self, s: Geometry, dtype: np.dtype) -> Gradient:
         """Where the input gradient is to go."""
