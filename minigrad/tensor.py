@@ -77,7 +77,7 @@ class Function:
     needs: tuple[bool, ...] = ()  # which inputs want a gradient
     inputs: tuple[Array | None, ...] = ()  # shape and dtype of every input, to check its gradient against
     versions: tuple[tuple[Memory, int], ...] = ()  # the memory of inputs and output, and how often it had been changed
-    pending: Any = None  # while `backward()` walks: the gradients so far, by where they go; the engine room may add to one
+    pending: Any = None  # in a walk: the gradients so far, by where they go; the engine room may add to one
 
     def forward(self, *arrays: Any, **options: Any) -> Array:
         raise NotImplementedError(f"{type(self).__name__} defines no forward()")

@@ -4,8 +4,8 @@ Nothing here has to be read to understand minigrad, and nothing breaks without i
 
     process.py    everything that concerns the whole process: BLAS, the heap, NumPy's buffer, Python's turns
     handover.py   what one fast operation tells the next, and the rule that keeps it true
-    cpu/          threads memory layout norm pooling sgd add   conv/
-    cuda/         conv norm pool linear loss sgd add   arrays gpu tiles cublas graph   kernels/
+    cpu/          threads memory layout norm pool sgd add   conv/
+    cuda/         conv norm pool linear loss sgd add augment   arrays gpu tiles cublas graph   kernels/
 """
 
 from . import cpu, cuda

@@ -1,8 +1,8 @@
 """The CPU's fast operations.
 
-    conv/         convolution: pointwise, Winograd, runs or columns
+    conv/         convolution: pointwise, Winograd, runs, phases or columns
     norm.py       batch norm with ReLU and shortcut
-    pooling.py    pooling; of a whole image, and of the loss, the book's formulas take no time worth saving
+    pool.py       pooling; of a whole image, and of the loss, the book's formulas take no time worth saving
     add.py        the gradients of a residual block's two ways, where they meet
     sgd.py        the optimiser's step
 
@@ -25,7 +25,7 @@ from .conv.pointwise import Pointwise
 from .conv.runs import Runs
 from .conv.winograd import Winograd
 from .norm import FastBatchNorm, FastBatchNormReLU
-from .pooling import FastAvgPool2d, FastMaxPool2d
+from .pool import FastAvgPool2d, FastMaxPool2d
 from .threads import set_threads, threads
 
 __all__ = ["register", "set_threads", "threads"]

@@ -7,7 +7,7 @@ import numpy as np
 from ...backend import Array
 from ...registry import accepting
 from .layout import to_nchw, to_nhwc
-from .threads import parts_for, pool, spans
+from .threads import parts_for, spans, thread_pool
 
 
 def channels_last(a: Array, b: Array) -> bool:
@@ -25,5 +25,5 @@ def add_gradients(a: Array, b: Array) -> Array:
         x, y, out = (v[slice(*span)] for v in flat)
         np.add(x, y, out=out)
 
-    pool().run(work, spans(a.size, parts_for(a.size), 16))
+    thread_pool().run(work, spans(a.size, parts_for(a.size), 16))
     return to_nchw(total)

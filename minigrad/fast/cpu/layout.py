@@ -14,7 +14,7 @@ import numpy as np
 
 from ..handover import Note
 from .memory import scratch
-from .threads import Span, parts_for, pool, spans, steps
+from .threads import Span, parts_for, spans, steps, thread_pool
 
 BLOCK = 1 << 16  # numbers that a few passes over a block can keep in a core's L2 cache
 FAR = 8  # a mean of so many deviations is subtracted before anything else: float32 has lost 3 of its 24 bits there
@@ -69,7 +69,7 @@ def channel_sums(x: np.ndarray) -> np.ndarray:
         for start, stop in blocks(*span, x.shape[1]):
             sums[i] += column_sums(x[start:stop], np.empty(x.shape[1], x.dtype))
 
-    pool().run(work, list(enumerate(parts)))
+    thread_pool().run(work, list(enumerate(parts)))
     return sums.sum(axis=0)
 
 

@@ -27,7 +27,7 @@ from ...ops.norm import BatchNorm, BatchNormReLU, update_running
 from ..handover import Informed, Kept, Note
 from .layout import FAR, Affine, Moments, blocks, column_sums, relu, repeat_for, rows_of, to_nchw, to_nhwc
 from .memory import scratch
-from .threads import Span, parts_for, pool, spans
+from .threads import Span, parts_for, spans, thread_pool
 
 
 class Remake(Note):
@@ -137,7 +137,7 @@ class _FastNorm(Informed, BatchNorm):
                 if self.rectified:
                     relu(a)
 
-        pool().run(work, spans(len(rows), parts_for(rows.size), 8))
+        thread_pool().run(work, spans(len(rows), parts_for(rows.size), 8))
 
     def backward(self, dy: Array) -> tuple[Array | None, ...]:  # type: ignore[override]
         if self.by_the_book:
@@ -189,7 +189,7 @@ class _FastNorm(Informed, BatchNorm):
                     self.affine.apply(x[rows], a)
                 masked_sums(dy_rows[rows], a, dz_rows[rows], x[rows], sums[i], self.affine.centre)
 
-        pool().run(work, list(enumerate(parts)))
+        thread_pool().run(work, list(enumerate(parts)))
         return dz, sums.sum(axis=0)
 
     def sweep_dx(self, dz: np.ndarray, dbias: np.ndarray, dweight: np.ndarray, owned: bool) -> np.ndarray:
@@ -216,7 +216,7 @@ class _FastNorm(Informed, BatchNorm):
                     back.apply(x[start:stop], rest)
                     np.add(d, rest.reshape(shape), out=d)
 
-        pool().run(work, spans(len(x), parts_for(x.size), 8))
+        thread_pool().run(work, spans(len(x), parts_for(x.size), 8))
         return dx
 
 
@@ -228,7 +228,7 @@ def measure(x: np.ndarray) -> Moments:
         i, (start, stop) = part
         moments.measure(rows[start:stop], i)
 
-    pool().run(work, list(enumerate(spans(len(rows), parts_for(rows.size)))))
+    thread_pool().run(work, list(enumerate(spans(len(rows), parts_for(rows.size)))))
     return moments
 
 

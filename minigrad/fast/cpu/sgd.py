@@ -7,7 +7,7 @@ import numpy as np
 from ... import optim
 from ...backend import Array
 from .memory import scratch
-from .threads import parts_for, pool, spans
+from .threads import parts_for, spans, thread_pool
 
 CHUNK = 1 << 16  # numbers at a time
 
@@ -44,4 +44,4 @@ def sgd_update(
             d *= lr
             w -= d
 
-    pool().run(work, spans(w.size, parts_for(w.size), 16))
+    thread_pool().run(work, spans(w.size, parts_for(w.size), 16))

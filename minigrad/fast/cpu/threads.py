@@ -52,7 +52,7 @@ def usable_cores() -> int:
     return cores
 
 
-class Pool:
+class ThreadPool:
     """`size` workers: the calling thread and size - 1 threads that wait for it, started on first use."""
 
     def __init__(self, size: int):
@@ -113,21 +113,21 @@ class Pool:
             self.inboxes = []
 
 
-_pool: Pool | None = None
+_pool: ThreadPool | None = None
 
 
-def pool() -> Pool:
-    """The pool of this process, of `MINIGRAD_THREADS` workers or one for each usable core."""
+def thread_pool() -> ThreadPool:
+    """The threads of this process: a pool of `MINIGRAD_THREADS` workers or one for each usable core."""
     global _pool
     if _pool is None:
         wanted = os.environ.get("MINIGRAD_THREADS", "")
-        _pool = Pool(int(wanted) if wanted.isdecimal() and int(wanted) > 0 else usable_cores())
+        _pool = ThreadPool(int(wanted) if wanted.isdecimal() and int(wanted) > 0 else usable_cores())
     return _pool
 
 
 def threads() -> int:
     """The number of threads that fast operations use."""
-    return pool().size
+    return thread_pool().size
 
 
 def set_threads(count: int) -> None:
@@ -137,7 +137,7 @@ def set_threads(count: int) -> None:
         raise TypeError(f"the number of threads is an integer, got {count!r}")
     if count < 1:
         raise ValueError(f"the number of threads must be at least 1, got {count}")
-    old, _pool = pool(), Pool(int(count))
+    old, _pool = thread_pool(), ThreadPool(int(count))
     old.stop()
 
 
@@ -145,7 +145,7 @@ def _after_fork() -> None:
     """Threads do not survive a fork: the child starts its own."""
     global _pool
     if _pool is not None:
-        _pool = Pool(_pool.size)
+        _pool = ThreadPool(_pool.size)
 
 
 if hasattr(os, "register_at_fork"):

@@ -12,7 +12,7 @@ import pytest
 from support.engine import thread_count
 
 from minigrad.fast import process
-from minigrad.fast.cpu.threads import pool
+from minigrad.fast.cpu.threads import thread_pool
 
 IMPORT = """
 import ctypes, sys
@@ -77,7 +77,7 @@ def test_all_is_put_back_after_a_signal_at_any_point():
     old = signal.signal(signal.SIGALRM, handler)
     try:
         with thread_count(1):
-            own, end = pool(), time.monotonic() + 1
+            own, end = thread_pool(), time.monotonic() + 1
             delays = np.random.default_rng(0).uniform(1e-6, 2e-4, 100_000)
             for delay in delays:
                 if time.monotonic() > end:

@@ -9,7 +9,7 @@ import numpy as np
 from ....ops.conv import Pair, tap
 from ..layout import rows_of
 from ..memory import scratch
-from ..threads import Span, pool
+from ..threads import Span, thread_pool
 from .base import FastConv2d
 from .finish import Finish
 from .geometry import ROWS, Cell, Geometry
@@ -124,7 +124,7 @@ class Columns(FastConv2d):
                         np.matmul(columns, matrices[g], out=out[s.rows(n, h, s.OH, s.OW), g * s.CO : (g + 1) * s.CO])
                 finish.rows(i, s.rows(n, (0, s.OH), s.OH, s.OW), slice(packs[0] * s.CO, packs[1] * s.CO))
 
-        pool().run(work, s.grid())
+        thread_pool().run(work, s.grid())
 
     def pull_back(
         self, s: Geometry, x: Source, w: np.ndarray, dy: np.ndarray, grad: Gradient | None, dw: np.ndarray | None
@@ -172,7 +172,7 @@ class Columns(FastConv2d):
                 if grad is not None:
                     grad.finish(i, s.rows(n, (0, s.H), s.H, s.W), a, mine)
 
-        pool().run(work, cells)
+        thread_pool().run(work, cells)
         if dw is not None:
             shape = (-1, s.CI, s.KH, s.KW, s.CO)
             add_weight_gradients(
@@ -211,7 +211,7 @@ class Columns(FastConv2d):
                 if grad is not None:
                     grad.finish(i, s.rows(n, (0, s.H), s.H, s.W), a.reshape(-1, a.shape[-1]), mine)
 
-        pool().run(work, cells)
+        thread_pool().run(work, cells)
         if dw is not None:
             add_weight_gradients(s, cells, parts, dw, lambda d: d.reshape(-1, s.KH, s.KW, s.CI, s.CO))
 

@@ -22,7 +22,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..memory import scratch
-from ..threads import pool, steps
+from ..threads import steps, thread_pool
 from .columns import Columns, as_items, merged_filters
 from .geometry import Cell, Geometry
 from .source import Gradient, Source, add_weight_gradients, zero_parts
@@ -114,7 +114,7 @@ class Phases(Columns):
                 if grad is not None:
                     grad.finish(i, s.rows(n, (0, s.H), s.H, s.W), a.reshape(-1, a.shape[-1]), mine)
 
-        pool().run(work, cells)
+        thread_pool().run(work, cells)
         if dw is not None:
             add_weight_gradients(s, cells, parts, dw, by_tap)
 

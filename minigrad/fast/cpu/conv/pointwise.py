@@ -10,7 +10,7 @@ from ....ops.conv import Pair
 from ..layout import rows_of, to_nchw
 from ..memory import scratch
 from ..norm import Remake
-from ..threads import Span, parts_for, pool, spans, steps
+from ..threads import Span, parts_for, spans, steps, thread_pool
 from .base import FastConv2d
 from .finish import Finish
 from .geometry import Geometry
@@ -34,7 +34,7 @@ def every(x: np.ndarray, stride: Pair) -> np.ndarray:
         return x
     view = x[:, :: stride[0], :: stride[1]]
     taken = np.empty(view.shape, x.dtype)
-    pool().run(lambda n: np.copyto(taken[slice(*n)], view[slice(*n)]), spans(len(x), parts_for(taken.size)))
+    thread_pool().run(lambda n: np.copyto(taken[slice(*n)], view[slice(*n)]), spans(len(x), parts_for(taken.size)))
     return taken
 
 
@@ -46,7 +46,7 @@ def spread(dx: np.ndarray, out: np.ndarray, stride: Pair) -> None:
             out[i].fill(0)
             out[i, :: stride[0], :: stride[1]] = dx[i]
 
-    pool().run(work, spans(len(out), parts_for(out.size)))
+    thread_pool().run(work, spans(len(out), parts_for(out.size)))
 
 
 def transposed(w: np.ndarray) -> np.ndarray:
@@ -62,7 +62,7 @@ def transposed(w: np.ndarray) -> np.ndarray:
         for start in range(*span, 8):
             np.copyto(turned[:, start : start + 8], w[start : start + 8].T)
 
-    pool().run(work, spans(O, parts_for(w.size), 8))
+    thread_pool().run(work, spans(O, parts_for(w.size), 8))
     return turned
 
 
@@ -95,7 +95,7 @@ class Pointwise(FastConv2d):
                 np.matmul(taken[start:stop], matrix, out=out[start:stop])
                 finish.rows(i, slice(start, stop))
 
-        pool().run(work, list(enumerate(spans(len(out), parts_for(s.operations), 16))))
+        thread_pool().run(work, list(enumerate(spans(len(out), parts_for(s.operations), 16))))
 
     def pull_back(
         self, s: Geometry, x: Source, w: np.ndarray, dy: np.ndarray, grad: Gradient | None, dw: np.ndarray | None
@@ -122,7 +122,7 @@ class Pointwise(FastConv2d):
                     np.matmul(d, matrix, out=dx[start:stop])
                     grad.finish(i, slice(start, stop), a, slice(None))
 
-        pool().run(work, list(enumerate(parts)))
+        thread_pool().run(work, list(enumerate(parts)))
         if dw is not None:
             dw.reshape(s.O, s.C)[:] = add_parts(sums)
         if strided and grad is not None and dx is not None:

@@ -23,7 +23,7 @@ from dataclasses import replace
 import numpy as np
 
 from ..memory import scratch
-from ..threads import Span, pool, steps
+from ..threads import Span, steps, thread_pool
 from .base import FastConv2d
 from .columns import as_items, merged_filters
 from .finish import Finish
@@ -141,7 +141,7 @@ class Runs(FastConv2d):
                     correlate(columns, filters[slice(*g)], run, out)
                 finish.rows(i, s.rows(n, band, s.H, s.W), slice(packs[0] * s.CO, packs[1] * s.CO))
 
-        pool().run(work, s.grid(LEAST))
+        thread_pool().run(work, s.grid(LEAST))
 
     def pull_back(
         self, s: Geometry, x: Source, w: np.ndarray, dy: np.ndarray, grad: Gradient | None, dw: np.ndarray | None
@@ -175,7 +175,7 @@ class Runs(FastConv2d):
                 if grad is not None:
                     grad.finish(i, rows, a, mine)
 
-        pool().run(work, cells)
+        thread_pool().run(work, cells)
         if dw is not None:
 
             def filter_gradients(products: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 from ..layout import blocks, column_sums, relu, rows_of, to_nchw, to_nhwc
 from ..memory import scratch
 from ..norm import Remake, masked_sums
-from ..threads import Span, pool
+from ..threads import Span, thread_pool
 from .geometry import Cell, Geometry
 
 
@@ -112,4 +112,4 @@ def add_weight_gradients(
             block = full[:, :, :, j * c : (j + 1) * c, j * o : (j + 1) * o]
             np.copyto(filters[slice(*packs), j], block.transpose(0, 4, 3, 1, 2))
 
-    pool().run(work, list(by_packs))
+    thread_pool().run(work, list(by_packs))

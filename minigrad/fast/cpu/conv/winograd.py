@@ -26,7 +26,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..memory import scratch
-from ..threads import Span, pool
+from ..threads import Span, thread_pool
 from .base import FastConv2d
 from .finish import Finish
 from .geometry import Cell, Geometry
@@ -149,7 +149,7 @@ class Winograd(FastConv2d):
                     output_transform(m, y[slice(*n), :, :, g * s.CO : (g + 1) * s.CO])
                 finish.rows(i, s.rows(n, (0, s.H), s.H, s.W), slice(groups[0] * s.CO, groups[1] * s.CO))
 
-        pool().run(work, s.grid())
+        thread_pool().run(work, s.grid())
 
     def pull_back(
         self, s: Geometry, x: Source, w: np.ndarray, dy: np.ndarray, grad: Gradient | None, dw: np.ndarray | None
@@ -177,7 +177,7 @@ class Winograd(FastConv2d):
                 if grad is not None:
                     grad.finish(i, s.rows(n, (0, s.H), s.H, s.W), a.reshape(-1, a.shape[-1]), mine)
 
-        pool().run(work, cells)
+        thread_pool().run(work, cells)
         if dw is not None:
             add_weight_gradients(s, cells, parts, dw, filter_gradients)
 

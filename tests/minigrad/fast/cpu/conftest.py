@@ -23,5 +23,5 @@ def threads(request):
 @pytest.fixture
 def eager(monkeypatch):
     """Wake threads for small work too, so that small cases test how work is cut up."""
-    for module in ("conv.geometry", "conv.base", "conv.pointwise", "layout", "norm", "pooling", "sgd", "add"):
+    for module in ("conv.geometry", "conv.base", "conv.pointwise", "layout", "norm", "pool", "sgd", "add"):
         monkeypatch.setattr(f"minigrad.fast.cpu.{module}.parts_for", lambda operations: cpu.threads())

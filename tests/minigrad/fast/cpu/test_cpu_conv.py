@@ -21,7 +21,7 @@ from minigrad.fast.cpu.conv.winograd import (
     output_transform,
 )
 from minigrad.fast.cpu.conv.winograd import output_transposed as transposed
-from minigrad.fast.cpu.pooling import FastMaxPool2d
+from minigrad.fast.cpu.pool import FastMaxPool2d
 from minigrad.ops.conv import im2col, output_size, pad_image
 from minigrad.ops.norm import batch_norm_relu
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from support.engine import block, block_arrays, both, results, thread_count
 
 from minigrad.fast import cpu, process
-from minigrad.fast.cpu.threads import Pool, pool, spans, steps
+from minigrad.fast.cpu.threads import ThreadPool, spans, steps, thread_pool
 
 
 def test_same_threads_same_bits_and_other_threads_same_numbers():
@@ -49,7 +49,7 @@ def test_two_threads_of_the_user_do_not_disturb_each_other():
 
 
 def test_an_exception_reaches_the_caller_and_the_pool_goes_on():
-    own = Pool(3)
+    own = ThreadPool(3)
 
     def fail(part):
         if part == 2:
@@ -67,7 +67,7 @@ def test_blas_threads_are_put_back():
     from threadpoolctl import threadpool_info
 
     before = [i["num_threads"] for i in threadpool_info()]
-    pool().run(lambda part: None, [0])
+    thread_pool().run(lambda part: None, [0])
     assert [i["num_threads"] for i in threadpool_info()] == before
 
 
@@ -75,7 +75,7 @@ def test_the_turn_of_pythons_lock_and_numpys_buffer_are_put_back():
     def settings():
         return round(sys.getswitchinterval(), 6), np.getbufsize()
 
-    before, seen, own = settings(), [], Pool(2)
+    before, seen, own = settings(), [], ThreadPool(2)
     own.run(lambda part: seen.append(settings()), [0, 1])
     assert seen == [(1e-4, 512)] * 2
     assert settings() == before

@@ -16,7 +16,7 @@ from ...ops.conv import Pair, output_size, tap
 from ...ops.pool import AvgPool2d, MaxPool2d, first_taps
 from .layout import to_nchw, to_nhwc
 from .memory import scratch
-from .threads import Span, parts_for, pool, spans
+from .threads import Span, parts_for, spans, thread_pool
 
 
 class _FastPool:
@@ -54,11 +54,11 @@ class _FastPool:
         N, C, _, _ = self.shape
         cost = N * C * self.out[0] * self.out[1] * self.kernel[0] * self.kernel[1]
 
-        def share(images: Span) -> None:
+        def some(images: Span) -> None:
             for n in range(*images):
                 work(n)
 
-        pool().run(share, spans(N, parts_for(cost)))
+        thread_pool().run(some, spans(N, parts_for(cost)))
 
     def gather(self, x: np.ndarray, border: float, take: Callable[[int, int, np.ndarray], None]) -> None:
         """Call take(n, k, value) for every tap k of every image n; value (OH, OW, C) is what the windows see there."""
