@@ -31,7 +31,7 @@ def train(options: list[str], steps: int, eager: bool, after_step: Any = None) -
     train_set, test_set = data.load(config.data, arguments.data_root, **limits)
     run = loop.Run.start(config, train_set, test_set)
     if eager:
-        run.graph = None
+        run.cuda_graph = None
     losses = []
     outcome = loop.outcome
 

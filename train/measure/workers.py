@@ -69,9 +69,9 @@ class Minigrad:
         self.images = Tensor(images, device=self.device, dtype=self.dtype)
         self.labels = to_device(labels, self.device)
         self.step: Callable[..., Any] = self.update
-        self.graph: Any = None
+        self.cuda_graph: Any = None
         if self.device != "cpu" and self.dtype != "float64" and registry.fast("cuda"):
-            self.step = self.graph = minigrad.fast.cuda.graph.CudaGraph(self.update)  # as in train.cifar
+            self.step = self.cuda_graph = minigrad.fast.cuda.graph.CudaGraph(self.update)  # as in train.cifar
             self.train()  # the first steps are eager and one is captured: what is timed later are replays
 
     def update(self, images: Any, labels: Any) -> tuple[Any]:
@@ -93,10 +93,8 @@ class Minigrad:
     def forward(self) -> None:
         if self.evaluated is None:  # at a turn that is not timed
             self.evaluated = fold(self.model.eval()) if self.device == "cpu" else self.model.eval()
-        with (
-            no_grad(),
-            self.graph.workspace.borrowed() if self.graph else nullcontext(),
-        ):  # a second pool would hold as much again
+        # The step's memory: a second pool would hold as much again.
+        with no_grad(), self.cuda_graph.workspace.borrowed() if self.cuda_graph else nullcontext():
             for _ in range(in_a_row(self.device)):
                 self.evaluated(self.images)
         synchronize(self.device)
@@ -104,9 +102,9 @@ class Minigrad:
     def peak_memory(self) -> int:
         if self.device == "cpu":
             return peak_memory()
-        pools = [cupy().get_default_memory_pool()] + (
-            [self.graph.workspace.pool] if self.graph else []
-        )  # the graph's is its own
+        pools = [cupy().get_default_memory_pool()]
+        if self.cuda_graph:  # which has a pool of its own
+            pools.append(self.cuda_graph.workspace.memory_pool)
         return sum(pool.total_bytes() for pool in pools)
 
     def describe(self) -> dict[str, Any]:
@@ -116,7 +114,7 @@ class Minigrad:
     def layers(self) -> dict[str, float]:
         """Seconds of one eager training step by kind of layer, forward and backward; later steps are eager, too."""
         self.optimizer.zero_grad()
-        self.step, self.graph = self.update, None  # and with it goes its memory pool, which eager steps cannot use
+        self.step, self.cuda_graph = self.update, None  # and with it goes its memory pool, which eager steps cannot use
         self.model.train()
         _, by_kind, whole = times_of_step(lambda: self.update(self.images.data, self.labels), self.model, self.device)
         ways = ("forward", "backward")

@@ -34,7 +34,7 @@ def prepare(run: Run, indices: np.ndarray, step: int) -> Array:
         return run.ranks.share(parts)
     drawn = augment.draw(indices, train_set.images.shape[2:], rng, PADDING, flips, r.cutout)
     choices = to_device(run.ranks.share(drawn), config.device)
-    inside = run.graph is not None and maker(run, choices)[0] is not augment.augmented
+    inside = run.cuda_graph is not None and maker(run, choices)[0] is not augment.augmented
     return choices if inside else images_of(run, choices)
 
 

@@ -26,7 +26,7 @@ from .config import Config, configure
 from .faults import leave_out_kernels
 from .launched import fetch
 from .loading import load_data
-from .loop import AHEAD, Run, as_graph, checksum, fingerprint, on_device
+from .loop import AHEAD, Run, as_cuda_graph, checksum, fingerprint, on_device
 from .parallel import ALONE, Ranks
 from .predictor import for_evaluation
 
@@ -48,17 +48,17 @@ def evaluate(
     config: Config,
     ranks: Ranks = ALONE,
     after_round: Callable[[], None] = lambda: None,
-    graph: Any = None,
+    cuda_graph: Any = None,
 ) -> Evaluation:
     """Classify a data set, normalised with the mean and deviation of the training images.
 
     Batches of `dataset.at_once` images are dealt to the ranks in turn; sums are made in the batches' order, so that the
     result does not depend on the number of ranks. `after_round` is called whenever each rank has done one batch. On a
-    GPU `graph` may be the model's `classify` as a CUDA graph, and a batch's results are read when the next one has been
+    GPU `cuda_graph` may be the model's `classify` as one, and a batch's results are read when the next one has been
     handed over.
     """
     model.eval()
-    classifier = graph or partial(classify, for_evaluation(model, config.device))
+    classifier = cuda_graph or partial(classify, for_evaluation(model, config.device))
     K = len(dataset.classes)
     size = dataset.at_once
     starts = range(0, len(dataset), size)
@@ -78,7 +78,7 @@ def evaluate(
         if i % ranks.size == ranks.rank:
             labels = dataset.labels[begin : begin + size]
             batch = normalise(dataset.images[begin : begin + size], mean, std, dtype)
-            given = to_device(labels.astype(np.int64), config.device) if graph else labels
+            given = to_device(labels.astype(np.int64), config.device) if cuda_graph else labels
             under_way.append((i, labels, fetch(*classifier(batch, given))))
             settle(but=AHEAD[device_kind(config.device)])
         if (i + 1) % ranks.size == 0:
@@ -102,9 +102,11 @@ def evaluate_run(run: Run, after_round: Callable[[], None] = lambda: None) -> Ev
     try:
         for name, t in run.model.named_tensors():
             t.data = run.average.get(name, t.data)
-        if run.test_graph is None:  # in the memory that training has, and that the last step no longer needs
-            run.test_graph = as_graph(partial(classify, run.model), run.config, run.graph and run.graph.workspace)
-        return evaluate(run.model, run.test_set, run.mean, run.std, run.config, run.ranks, after_round, run.test_graph)
+        if run.test_cuda_graph is None:  # in the memory that training has, and that the last step no longer needs
+            memory = run.cuda_graph and run.cuda_graph.workspace
+            run.test_cuda_graph = as_cuda_graph(partial(classify, run.model), run.config, memory)
+        images = run.test_set, run.mean, run.std
+        return evaluate(run.model, *images, run.config, run.ranks, after_round, run.test_cuda_graph)
     finally:
         for name, t in run.model.named_tensors():
             t.data = own[name]
@@ -149,8 +151,8 @@ def evaluate_file(args: argparse.Namespace, ranks: Ranks) -> None:
         counts = f"{len(test_set):,} of {len(test_set.classes)} classes"
         sums = {"test images with the checksum": checksum(test_set), "weights with the checksum": fingerprint(model)}
         ranks.compare({"test images:": counts, **sums, "--dtype": config.dtype})
-    graph = as_graph(partial(classify, model), config)
-    result = evaluate(model, on_device(test_set, config.device), mean, std, config, ranks, graph=graph)
+    cuda_graph = as_cuda_graph(partial(classify, model), config)
+    result = evaluate(model, on_device(test_set, config.device), mean, std, config, ranks, cuda_graph=cuda_graph)
     if ranks.rank == 0:
         digits = [np.format_float_positional(x, trim="0") for x in (result.error, result.loss)]
         say(f"test_error {digits[0]} test_loss {digits[1]}")

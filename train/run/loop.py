@@ -64,8 +64,8 @@ class Run:
     earlier: float = 0.0  # seconds that earlier processes have spent on this run
     started: float = field(default_factory=time.monotonic)
     between: float | None = None  # seconds from the last step of an epoch to the first of the next: evaluation, saving
-    graph: Any = None  # on a GPU: `update` as a CUDA graph, which Python launches once a step
-    test_graph: Any = None  # the same for `classify`, of evaluation.py
+    cuda_graph: Any = None  # on a GPU: `update` as a CUDA graph, which Python launches once a step
+    test_cuda_graph: Any = None  # the same for `classify`, of evaluation.py
 
     @classmethod
     def start(
@@ -96,7 +96,7 @@ class Run:
         run = cls(config, model, optimizer, train_set, test_set, mean, std, fingerprint=fingerprint, ranks=ranks)
         if r.average:
             run.average = {name: t.data.copy() for name, t in model.named_tensors()}
-        run.graph = as_graph(partial(update_from, run), config, largest=lambda number: ranks.maximum(number)[0])
+        run.cuda_graph = as_cuda_graph(partial(update_from, run), config, largest=lambda number: ranks.maximum(number)[0])
         return run
 
     def set_training(self) -> None:
@@ -249,10 +249,10 @@ def on_device(dataset: Dataset, device: str) -> Dataset:
     return replace(dataset, images=to_device(dataset.images, device))
 
 
-def as_graph(
+def as_cuda_graph(
     step: Callable[..., Any], config: Config, workspace: Any = None, largest: Callable[[int], int] = int
 ) -> Any:
-    """`step` as a CUDA graph, in a workspace if it is given; None where no graph can be. See `CudaGraph`.
+    """`step` as a CUDA graph, in a workspace if it is given; None where there can be none. See `CudaGraph`.
 
     That is on a CPU, and where the engine room does not compute: only its operations read nothing back.
     """
@@ -270,11 +270,11 @@ def train_step(run: Run, batch: Array, labels: np.ndarray, lr: float, share: flo
     On a GPU it returns when the work is handed over, long before it is done.
     """
     decay = average_decay(run.config.recipe.average, run.steps_done())
-    if run.graph is None:
+    if run.cuda_graph is None:
         return update(run, batch, labels, lr, decay, share)
-    # Whatever changes from step to step goes into a graph as an array on the device.
+    # Whatever changes from step to step goes into a CUDA graph as an array on the device.
     changing = labels.astype(np.int64), np.array([[lr], [decay], [share]], np.float32)
-    return run.graph(batch, *(to_device(a, run.config.device) for a in changing))
+    return run.cuda_graph(batch, *(to_device(a, run.config.device) for a in changing))
 
 
 def average_decay(decay: float, t: int) -> float:

@@ -53,7 +53,7 @@ class Workspace:
     def __init__(self) -> None:
         cp = backend.cupy()
         self.stream = cp.cuda.Stream(non_blocking=True)
-        self.pool = cp.cuda.MemoryPool(self.allocate)
+        self.memory_pool = cp.cuda.MemoryPool(self.allocate)
         self.allocations = 0  # how often the pool has asked the GPU for memory
 
     def allocate(self, size: int) -> Any:
@@ -68,7 +68,7 @@ class Workspace:
         cp = backend.cupy()
         caller = cp.cuda.get_current_stream()
         self.stream.wait_event(caller.record())  # the inputs are ready when the caller's stream has come this far
-        with self.stream, cp.cuda.using_allocator(self.pool.malloc):
+        with self.stream, cp.cuda.using_allocator(self.memory_pool.malloc):
             yield
         caller.wait_event(self.stream.record())  # and the results when this stream has
 

@@ -148,7 +148,7 @@ def test_a_gpus_results_are_read_when_the_next_batch_is_handed_over(run, monkeyp
     graph = partial(evaluation.classify, model.eval())  # as a CUDA graph is called
     for classifier in (None, graph):
         events.clear()
-        found = evaluation.evaluate(*arguments, graph=classifier)
+        found = evaluation.evaluate(*arguments, cuda_graph=classifier)
         assert events == ["launch 5", "launch 5", "read launch 5", "launch 2", "read launch 5", "read launch 2"]
         assert_allclose(found.loss, expected.loss, rtol=1e-6)
         assert found.error == expected.error and (found.confusion == expected.confusion).all()
@@ -168,11 +168,11 @@ def test_tests_are_a_graph_in_the_memory_of_training(monkeypatch, tmp_path):
             seen.append(id(self.step.args[0].fc.weight.data))
             return self.step(batch, labels)
 
-    monkeypatch.setattr(evaluation, "as_graph", lambda step, config, workspace: Graph(step, workspace))
+    monkeypatch.setattr(evaluation, "as_cuda_graph", lambda step, config, workspace: Graph(step, workspace))
     config = configure(parser().parse_args([*tiny.OPTIONS, "--average", "0.9"]))
     run = Run.start(config, *load("shapes", tmp_path, limit_train=22, limit_test=12))
-    run.graph = SimpleNamespace(workspace="training's")
+    run.cuda_graph = SimpleNamespace(workspace="training's")
     first = evaluation.evaluate_run(run)
     assert evaluation.evaluate_run(run).loss == first.loss
-    assert [graph.workspace for graph in made] == ["training's"] and run.test_graph is made[0]
+    assert [graph.workspace for graph in made] == ["training's"] and run.test_cuda_graph is made[0]
     assert seen == [id(run.average["fc.weight"])] * 2 and id(run.model.fc.weight.data) not in seen

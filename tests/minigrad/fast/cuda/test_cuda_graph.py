@@ -32,10 +32,10 @@ def test_a_training_step_is_the_same_through_a_graph():
             ranks=SimpleNamespace(size=1),
             average={},
             steps_done=lambda: 0,
-            graph=None,
+            cuda_graph=None,
         )
         if through_graph:
-            run.graph = lambda *arrays, run=run: training.update_from(run, *arrays)
+            run.cuda_graph = lambda *arrays, run=run: training.update_from(run, *arrays)
         rng = np.random.default_rng(16)
         batches = [(rng.standard_normal((4, 3, 8, 8)).astype(F32), rng.integers(0, 10, 4)) for _ in range(2)]
         steps = [
