@@ -36,7 +36,7 @@ def follow(twin: Twin) -> None:
         if v is not None:
             buffer = torch.from_numpy(v.copy()).to(twin.dtype)
             twin.optimizer.state[weights[names[id(p)]]]["momentum_buffer"] = buffer
-    for name, a in run.average.items():
+    for name, a in run.averaged.items():
         twin.average[name] = torch.from_numpy(np.array(a)).to(twin.average[name].dtype)
 
 

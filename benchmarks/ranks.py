@@ -53,7 +53,7 @@ def main() -> None:
     arrays = [t.data for _, t in run.model.named_tensors() if t.data.dtype == np.float32]  # gradients are as large
     packed = [np.empty_like(a) for a in arrays]
     packing = seconds(ranks, lambda: [np.multiply(a, 1 / n, out=b) for a, b in zip(arrays, packed, strict=True)])
-    reduce = seconds(ranks, lambda: ranks.average(arrays, 1 / n))
+    reduce = seconds(ranks, lambda: ranks.mean(arrays, 1 / n))
     run.ranks = parallel.ALONE
     compute = seconds(ranks, lambda: loop.train_step(run, batch, train_set.labels, 0.01))
     if ranks.rank == 0:

@@ -70,7 +70,7 @@ def test_averaged_weights_are_the_ones_that_predict(folder, tmp_path):
     path, _, _ = folder
     config = Config("shapes", "resnext11_2x4d", RECIPES["short"], limit_train=20, limit_test=4)
     run = Run.start(config, *load("shapes", path, limit_train=20, limit_test=4, progress=False))
-    run.average["fc.bias"][:] = 7
+    run.averaged["fc.bias"][:] = 7
     run.save(tmp_path / "run.safetensors")
     predictor = load_predictor(tmp_path / "run.safetensors", None, None, "cpu")
     assert (predictor.model.fc.bias.numpy() == 7).all()

@@ -141,13 +141,13 @@ def test_averages_follow_the_weights():
     rng = np.random.default_rng(3)
     before = {}
     for name, t in run.model.named_tensors():
-        before[name] = run.average[name].copy()
+        before[name] = run.averaged[name].copy()
         t.data += rng.integers(1, 9, t.shape).astype(t.dtype)
-    loop.update_average(run, 0.75)
+    loop.update_averaged(run, 0.75)
     for name, t in run.model.named_tensors():
         counted = name.endswith("num_batches_tracked")
         expected = t.data if counted else 0.75 * before[name] + 0.25 * t.data
-        assert_allclose(run.average[name], expected, rtol=1e-6, atol=1e-6)
+        assert_allclose(run.averaged[name], expected, rtol=1e-6, atol=1e-6)
 
 
 def test_the_average_reaches_back_over_a_share_of_the_steps_so_far():
@@ -161,12 +161,12 @@ def test_a_short_run_is_not_evaluated_with_the_weights_of_its_beginning(monkeypa
     config = configure(parser().parse_args([*tiny.OPTIONS, "--average", "0.999"]))
     train_set, test_set = load("shapes", tiny.ROOT, limit_train=48, limit_test=2)
     run = loop.Run.start(config, train_set, test_set)
-    start = run.average["fc.weight"].copy()
+    start = run.averaged["fc.weight"].copy()
     kept = []
-    monkeypatch.setattr(loop, "update_average", lambda run, decay: kept.append(decay))
+    monkeypatch.setattr(loop, "update_averaged", lambda run, decay: kept.append(decay))
     loop.train_epoch(run, lambda run: None)
     assert kept == [loop.average_decay(0.999, t) for t in range(len(kept))] and len(kept) > 1
-    assert_array_equal(run.average["fc.weight"], start)  # nothing else moves it
+    assert_array_equal(run.averaged["fc.weight"], start)  # nothing else moves it
 
 
 def test_averaged_weights_are_what_is_evaluated(tmp_path, capsys):

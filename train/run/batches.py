@@ -20,9 +20,9 @@ PADDING = 4  # pixels, as in the paper (Appendix A)
 
 
 def prepare(run: Run, indices: np.ndarray, step: int) -> Array:
-    """This rank's share of one step's augmented batch: images (N, 3, H, W), or the choices that `images_of` takes.
+    """This rank's part of one step's augmented batch: images (N, 3, H, W), or the choices that `images_of` takes.
 
-    Random numbers depend on seed, epoch and step alone: every rank draws those of the whole batch and takes its share.
+    Random numbers depend on seed, epoch and step alone: every rank draws those of the whole batch and takes its part.
     """
     config, r, train_set = run.config, run.config.recipe, run.train_set
     rng = np.random.default_rng((config.seed, run.epoch, step))
@@ -30,15 +30,17 @@ def prepare(run: Run, indices: np.ndarray, step: int) -> Array:
     if r.flip == "alternating":
         flips = augment.alternating_flips(len(train_set), run.epoch, config.seed)[indices]
     if train_set.crop and train_set.aspects is not None:
-        parts = parts_of_photographs(run, indices, train_set.aspects[indices], train_set.crop, rng, flips)
-        return run.ranks.share(parts)
+        return run.ranks.part(
+            crops_of_photographs(run, indices, train_set.aspects[indices], train_set.crop, rng, flips)
+        )
     drawn = augment.draw(indices, train_set.images.shape[2:], rng, PADDING, flips, r.cutout)
-    choices = to_device(run.ranks.share(drawn), config.device)
-    inside = run.cuda_graph is not None and maker(run, choices)[0] is not augment.augmented
-    return choices if inside else images_of(run, choices)
+    choices = to_device(run.ranks.part(drawn), config.device)
+    make, arguments, options = maker(run, choices)
+    # A step that is a CUDA graph makes its images itself, where a kernel can: one launch in place of a dozen.
+    return choices if run.cuda_graph and make is not augment.augmented else make(*arguments, **options)
 
 
-def parts_of_photographs(
+def crops_of_photographs(
     run: Run, indices: np.ndarray, aspects: np.ndarray, size: int, rng: np.random.Generator, flips: np.ndarray | None
 ) -> Array:
     """Random parts of photographs, scaled to `size`."""
@@ -52,10 +54,7 @@ def parts_of_photographs(
 
 
 def images_of(run: Run, batch: Array) -> Array:
-    """The images of what `prepare` returned.
-
-    A step that is a CUDA graph takes the choices, and makes its images itself: one launch in place of a dozen.
-    """
+    """The images of what `prepare` returned, be it choices."""
     if batch.ndim == 4:
         return batch
     make, arguments, options = maker(run, batch)

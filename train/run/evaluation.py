@@ -26,7 +26,7 @@ from .config import Config, configure
 from .faults import leave_out_kernels
 from .launched import fetch
 from .loading import load_data
-from .loop import AHEAD, Run, as_cuda_graph, checksum, fingerprint, on_device
+from .loop import AHEAD, Run, as_cuda_graph, checksum_of_data, checksum_of_weights, on_device
 from .parallel import ALONE, Ranks
 from .predictor import for_evaluation
 
@@ -67,8 +67,8 @@ def evaluate(
     normalise = registry.choose(augment.normalise, config.device, dataset.images, mean, std, dtype)
     under_way: deque[tuple[int, np.ndarray, Callable[[], tuple[Array, Array]]]] = deque()
 
-    def settle(but: int = 0) -> None:
-        while len(under_way) > but:
+    def settle(leave: int = 0) -> None:
+        while len(under_way) > leave:
             i, labels, results = under_way.popleft()
             loss, logits = results()
             losses[i] = float(loss) * len(labels)
@@ -80,7 +80,7 @@ def evaluate(
             batch = normalise(dataset.images[begin : begin + size], mean, std, dtype)
             given = to_device(labels.astype(np.int64), config.device) if cuda_graph else labels
             under_way.append((i, labels, fetch(*classifier(batch, given))))
-            settle(but=AHEAD[device_kind(config.device)])
+            settle(leave=AHEAD[device_kind(config.device)])
         if (i + 1) % ranks.size == 0:
             after_round()
     settle()
@@ -101,7 +101,7 @@ def evaluate_run(run: Run, after_round: Callable[[], None] = lambda: None) -> Ev
     own = {name: t.data for name, t in run.model.named_tensors()}
     try:
         for name, t in run.model.named_tensors():
-            t.data = run.average.get(name, t.data)
+            t.data = run.averaged.get(name, t.data)
         if run.test_cuda_graph is None:  # in the memory that training has, and that the last step no longer needs
             memory = run.cuda_graph and run.cuda_graph.workspace
             run.test_cuda_graph = as_cuda_graph(partial(classify, run.model), run.config, memory)
@@ -149,8 +149,9 @@ def evaluate_file(args: argparse.Namespace, ranks: Ranks) -> None:
     mean, std = (np.array(state["mean"]), np.array(state["std"])) if state else (train_set.mean, train_set.std)
     if ranks.size > 1:
         counts = f"{len(test_set):,} of {len(test_set.classes)} classes"
-        sums = {"test images with the checksum": checksum(test_set), "weights with the checksum": fingerprint(model)}
-        ranks.compare({"test images:": counts, **sums, "--dtype": config.dtype})
+        sums = checksum_of_data(test_set), checksum_of_weights(model)
+        named = dict(zip(("test images with the checksum", "weights with the checksum"), sums, strict=True))
+        ranks.compare({"test images:": counts, **named, "--dtype": config.dtype})
     cuda_graph = as_cuda_graph(partial(classify, model), config)
     result = evaluate(model, on_device(test_set, config.device), mean, std, config, ranks, cuda_graph=cuda_graph)
     if ranks.rank == 0:

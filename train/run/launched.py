@@ -16,9 +16,9 @@ class Launched:
     """A step that was handed to the device, and whose results have not been looked at."""
 
     results: Callable[[], tuple[Array, Array]]  # waits for its mean loss and its logits
-    labels: np.ndarray  # of this rank's share
-    mine: int  # how many images that is, of
-    images: int  # the whole batch's
+    labels: np.ndarray  # of this rank's part of the batch
+    mine: int  # how many images that part has
+    images: int  # how many the whole batch has
     step: int
     lr: float
 

@@ -53,9 +53,9 @@ class Run:
     launched: list[Launched] = field(default_factory=list)
     best_error: float = math.inf  # lowest test error so far, in per cent
     totals: dict[str, float] = field(default_factory=lambda: dict.fromkeys(checkpoint.TOTALS, 0.0))
-    average: dict[str, Array] = field(default_factory=dict)  # averaged weights and statistics, if the recipe asks
+    averaged: dict[str, Array] = field(default_factory=dict)  # averaged weights and statistics, if the recipe asks
     history: list[dict[str, float]] = field(default_factory=list)  # the lines of metrics.jsonl, one an epoch
-    fingerprint: int = 0  # of the training images and labels, by which other data is noticed
+    data_checksum: int = 0  # of the training images and labels, by which other data is noticed
     saved: tuple[int, int] | None = None  # epoch and step of the last state that was saved
     saved_seconds: float = 0.0  # what the run had taken by then, as its report says
     ranks: Ranks = ALONE  # the processes that train this network together
@@ -91,12 +91,14 @@ class Run:
         if plain:
             groups.append({"params": plain, "weight_decay": 0.0})
         optimizer = optim.SGD(groups, r.lr, r.momentum, r.weight_decay, r.nesterov)
-        fingerprint = checksum(train_set)
+        checksum = checksum_of_data(train_set)
         train_set, test_set = on_device(train_set, config.device), on_device(test_set, config.device)
-        run = cls(config, model, optimizer, train_set, test_set, mean, std, fingerprint=fingerprint, ranks=ranks)
+        run = cls(config, model, optimizer, train_set, test_set, mean, std, data_checksum=checksum, ranks=ranks)
         if r.average:
-            run.average = {name: t.data.copy() for name, t in model.named_tensors()}
-        run.cuda_graph = as_cuda_graph(partial(update_from, run), config, largest=lambda number: ranks.maximum(number)[0])
+            run.averaged = {name: t.data.copy() for name, t in model.named_tensors()}
+        run.cuda_graph = as_cuda_graph(
+            partial(update_from, run), config, largest=lambda number: ranks.maximum(number)[0]
+        )
         return run
 
     def set_training(self) -> None:
@@ -110,7 +112,7 @@ class Run:
         for p, v in zip(self.optimizer.parameters(), self.optimizer.velocities, strict=True):
             if v is not None:
                 arrays[checkpoint.VELOCITY + names[id(p)]] = to_numpy(v)
-        arrays.update({checkpoint.AVERAGE + name: to_numpy(a) for name, a in self.average.items()})
+        arrays.update({checkpoint.AVERAGE + name: to_numpy(a) for name, a in self.averaged.items()})
         faults.check_finite(arrays)
         return arrays, {
             "config": asdict(self.config),
@@ -118,7 +120,7 @@ class Run:
             "mean": self.mean.tolist(),
             "std": self.std.tolist(),
             "size": list(self.train_set.shown),
-            "images": self.fingerprint,
+            "images": self.data_checksum,
             "epoch": self.epoch,
             "step": self.step,
             "best_error": self.best_error if math.isfinite(self.best_error) else None,
@@ -147,12 +149,12 @@ class Run:
         """The time that the run has taken so far, in all its processes."""
         return self.earlier + time.monotonic() - self.started
 
-    def settle(self, but: int = 0) -> None:
-        """Wait for the results of all steps, `but` for the last ones, and count them.
+    def settle(self, leave: int = 0) -> None:
+        """Wait for the results of all steps but the last `leave`, and count them.
 
         Raises TrainingError for a loss that is not finite.
         """
-        while len(self.launched) > but:
+        while len(self.launched) > leave:
             begin = time.perf_counter()
             one = self.launched.pop(0)
             mean_loss, errors = outcome(*one.results(), one.labels)
@@ -191,7 +193,7 @@ class Run:
             followed = f"the learning rate of the {old.recipe.schedule} schedule has followed the old number"
             help = "start a new run from these weights with --weights, or plan with --schedule constant"
             changed = [] if old.agrees(self.config, done) else [f"{changed[0]}, and {followed}: {help}"]
-        if state["images"] != self.fingerprint and not changed:
+        if state["images"] != self.data_checksum and not changed:
             same = old.data == self.config.data
             changed = [
                 f"the images of {old.data} are others" if same else f"--data was {old.data} and is {self.config.data}"
@@ -206,9 +208,9 @@ class Run:
             {"lr": self.optimizer.lr, "velocities": [velocities.get(names[id(p)]) for p in self.optimizer.parameters()]}
         )
         for name, a in checkpoint.select(arrays, checkpoint.AVERAGE).items():
-            if name not in self.average or self.average[name].shape != a.shape:
+            if name not in self.averaged or self.averaged[name].shape != a.shape:
                 raise ValueError(f"the average of {name} does not fit the network")
-            self.average[name] = to_device(np.array(a), self.config.device)
+            self.averaged[name] = to_device(np.array(a), self.config.device)
         self.mean, self.std = np.array(state["mean"]), np.array(state["std"])
         self.epoch, self.step, self.history = state["epoch"], state["step"], state["history"]
         self.best_error = math.inf if state["best_error"] is None else state["best_error"]
@@ -230,7 +232,7 @@ class Run:
             raise ValueError(f"the sums of the epoch are {totals} after {step} steps of {batch} images")
 
 
-def fingerprint(model: Module) -> int:
+def checksum_of_weights(model: Module) -> int:
     """A number that two networks share if, and practically only if, all their weights and statistics are the same."""
     number = 0
     for _, t in model.named_tensors():
@@ -239,7 +241,7 @@ def fingerprint(model: Module) -> int:
     return number
 
 
-def checksum(dataset: Dataset) -> int:
+def checksum_of_data(dataset: Dataset) -> int:
     """A number that two data sets share if, and practically only if, all their images and labels are the same."""
     return zlib.crc32(dataset.labels.data, zlib.crc32(np.ascontiguousarray(to_numpy(dataset.images)).data))
 
@@ -264,16 +266,16 @@ def as_cuda_graph(
 # ------------------------------------------------------------------------------------------------- one step
 
 
-def train_step(run: Run, batch: Array, labels: np.ndarray, lr: float, share: float = 1.0) -> tuple[Array, Array]:
-    """One step of gradient descent on this rank's `share` of the batch; return the mean loss and the logits.
+def train_step(run: Run, batch: Array, labels: np.ndarray, lr: float, fraction: float = 1.0) -> tuple[Array, Array]:
+    """One step of gradient descent on this rank's part, a `fraction` of the batch; return the mean loss and the logits.
 
     On a GPU it returns when the work is handed over, long before it is done.
     """
     decay = average_decay(run.config.recipe.average, run.steps_done())
     if run.cuda_graph is None:
-        return update(run, batch, labels, lr, decay, share)
+        return update(run, batch, labels, lr, decay, fraction)
     # Whatever changes from step to step goes into a CUDA graph as an array on the device.
-    changing = labels.astype(np.int64), np.array([[lr], [decay], [share]], np.float32)
+    changing = labels.astype(np.int64), np.array([[lr], [decay], [fraction]], np.float32)
     return run.cuda_graph(batch, *(to_device(a, run.config.device) for a in changing))
 
 
@@ -287,7 +289,7 @@ def average_decay(decay: float, t: int) -> float:
 
 
 def update(
-    run: Run, batch: Array, labels: Array, lr: float | Array, decay: float | Array, share: float | Array = 1.0
+    run: Run, batch: Array, labels: Array, lr: float | Array, decay: float | Array, fraction: float | Array = 1.0
 ) -> tuple[Array, Array]:
     """Forward, backward and the optimiser's step, which read nothing back; return the mean loss and the logits."""
     run.optimizer.lr = lr
@@ -296,10 +298,10 @@ def update(
     loss = F.cross_entropy(logits, labels, run.config.recipe.label_smoothing)
     loss.backward()
     if run.ranks.size > 1:
-        average_over_ranks(run, share)
+        mean_over_ranks(run, fraction)
     run.optimizer.step()
-    if run.average:
-        update_average(run, decay)
+    if run.averaged:
+        update_averaged(run, decay)
     return loss.data, logits.data
 
 
@@ -308,30 +310,29 @@ def update_from(run: Run, batch: Array, labels: Array, numbers: Array) -> tuple[
     return update(run, batch, labels, *numbers)
 
 
-def average_over_ranks(run: Run, share: float | Array) -> None:
+def mean_over_ranks(run: Run, fraction: float | Array) -> None:
     """Make gradients those of the whole batch, and running statistics the same on all ranks; see parallel.py."""
     parameters = [p for p in run.model.parameters() if p.requires_grad]
     tensors = [t for _, t in run.model.named_tensors() if not isinstance(t, Parameter) and is_float(t.dtype)]
-    averages = run.ranks.average([p.grad for p in parameters] + [t.data for t in tensors], share)
-    for p, dw in zip(parameters, averages, strict=False):
+    means = run.ranks.mean([p.grad for p in parameters] + [t.data for t in tensors], fraction)
+    for p, dw in zip(parameters, means, strict=False):
         p.grad = dw
-    for t, statistic in zip(tensors, averages[len(parameters) :], strict=True):
+    for t, statistic in zip(tensors, means[len(parameters) :], strict=True):
         t.data[...] = statistic
 
 
-def update_average(run: Run, decay: float | Array) -> None:
-    """average ← decay average + (1 - decay) weights, for parameters and batch-norm statistics; counts are copied.
+def update_averaged(run: Run, decay: float | Array) -> None:
+    """averaged ← decay averaged + (1 - decay) value, for parameters and batch-norm statistics; counts are copied.
 
-    That is gradient descent with rate 1 - decay on ½ (average - value)²: the gradient, value - average up to the sign,
-    which the rate takes, is what `sgd_update` makes of dw = value and a weight decay of -1. So the engine room's one
-    launch serves this too.
+    `sgd_update` does just that, w ← w - lr (dw + weight_decay w), with w = averaged, dw = value, weight_decay = -1 and
+    lr = decay - 1: averaged - (decay - 1) (value - averaged). So the engine room's one launch serves this too.
     """
     updates = []
     for name, t in run.model.named_tensors():
         if is_float(t.dtype):
-            updates.append((run.average[name], t.data, t.data, 0.0, -1.0, False))
+            updates.append((run.averaged[name], t.data, t.data, 0.0, -1.0, False))
         else:
-            run.average[name][...] = t.data
+            run.averaged[name][...] = t.data
     optim.update_all(run.config.device, updates, decay - 1)
 
 
@@ -357,7 +358,7 @@ def train_epoch(run: Run, after_step: Callable[[Run], None]) -> dict[str, float]
             begin = time.perf_counter()
             indices = batches[run.step]
             lr = schedule(run.epoch + run.step / steps)
-            labels = run.ranks.share(train_set.labels[indices])
+            labels = run.ranks.part(train_set.labels[indices])
             mine = run.ranks.count(len(indices))
             results = train_step(run, batch, labels, lr, mine / len(indices))
             run.launched.append(Launched(fetch(*results), labels, mine, len(indices), run.step, lr))
@@ -365,7 +366,7 @@ def train_epoch(run: Run, after_step: Callable[[Run], None]) -> dict[str, float]
             if run.step < steps:  # the next batch, while a GPU is still at work on this one
                 batch = prepare(run, batches[run.step], run.step)
             run.totals["seconds"] += max(time.perf_counter() - begin, 1e-9)  # of a clock that stands still, too
-            run.settle(but=ahead if run.step < steps else 0)
+            run.settle(leave=ahead if run.step < steps else 0)
             bar.update()
             after_step(run)
     synchronize(config.device)

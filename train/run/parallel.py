@@ -1,9 +1,9 @@
-"""Several processes ("ranks") train one network, each on its share of every batch.
+"""Several processes ("ranks") train one network, each on its part of every batch.
 
     mpiexec -n 4 python -m mpi4py -m train.cifar ...
 
-Every rank holds the whole network. A step cuts the batch into shares, rank r taking images r, r + size, ...; each rank
-computes the gradient of its share's mean loss, and the gradient of the batch's mean loss is their average:
+Every rank holds the whole network. A step cuts the batch into parts, rank r taking images r, r + size, ...; each rank
+computes the gradient of its part's mean loss, and the gradient of the batch's mean loss is their average:
 
     dw = Σ_r (n_r / n) dw_r          n_r of the batch's n images are rank r's
 
@@ -66,13 +66,13 @@ class Ranks:
         """How many of a batch's images are this rank's."""
         return len(range(self.rank, images, self.size))
 
-    def share(self, batch: Array) -> Array:
+    def part(self, batch: Array) -> Array:
         """This rank's images of a batch, or their labels; if it has none, the first, which then counts nothing."""
-        part = batch[self.rank :: self.size]
-        return array_module(batch).ascontiguousarray(part if len(part) else batch[:1])
+        mine = batch[self.rank :: self.size]
+        return array_module(batch).ascontiguousarray(mine if len(mine) else batch[:1])
 
-    def average(self, arrays: Sequence[Array], share: float | Array) -> Sequence[Array]:
-        """Σ_r share_r · array_r, for each of the arrays; valid until the next call."""
+    def mean(self, arrays: Sequence[Array], fraction: float | Array) -> Sequence[Array]:
+        """Σ_r fraction_r · array_r, for each of the arrays; valid until the next call."""
         return arrays
 
     def add(self, *numbers: float) -> Sequence[float]:
@@ -155,30 +155,30 @@ class MPIRanks(Ranks):
             if now - begin > SPIN:
                 time.sleep(0.001)
 
-    def average(self, arrays: Sequence[Array], share: float | Array) -> Sequence[Array]:
+    def mean(self, arrays: Sequence[Array], fraction: float | Array) -> Sequence[Array]:
         buckets, requests = self._buckets(arrays), []
         places: list[Array] = [None] * len(arrays)
         for members, flat in buckets:
             for i, begin in zip(members, accumulate([arrays[i].size for i in members], initial=0), strict=False):
                 places[i] = flat[begin : begin + arrays[i].size].reshape(arrays[i].shape)
         if self.nccl is not None:
-            self._average_on_gpus(arrays, places, [flat for _, flat in buckets], share)
+            self._mean_on_gpus(arrays, places, [flat for _, flat in buckets], fraction)
             return places
         for members, flat in buckets:
             for i in members:
-                np.multiply(arrays[i], share, out=places[i])
+                np.multiply(arrays[i], fraction, out=places[i])
             requests.append(self.comm.Iallreduce(self.MPI.IN_PLACE, flat))  # travels while the next one is packed
         self._complete(*requests, patience=PATIENCE, grace=GRACE)
         return places
 
-    def _average_on_gpus(
-        self, arrays: Sequence[Array], places: Sequence[Array], buckets: Sequence[Array], share: float | Array
+    def _mean_on_gpus(
+        self, arrays: Sequence[Array], places: Sequence[Array], buckets: Sequence[Array], fraction: float | Array
     ) -> None:
         """Fill the buckets and add them up over the ranks: one group of NCCL's calls, on the current stream."""
         for flat in buckets:
             flat.fill(0)
-        # place ← place - lr array, with place = 0 and lr = -share: a launch for 64 arrays, not one for each.
-        optim.update_all("cuda", [(p, a, p, 0.0, 0.0, False) for p, a in zip(places, arrays, strict=True)], -share)
+        # place ← place - lr array, with place = 0 and lr = -fraction: a launch for 64 arrays, not one for each.
+        optim.update_all("cuda", [(p, a, p, 0.0, 0.0, False) for p, a in zip(places, arrays, strict=True)], -fraction)
         nccl, stream = load_nccl(), cupy().cuda.get_current_stream().ptr
         kinds = {"float32": nccl.NCCL_FLOAT32, "float64": nccl.NCCL_FLOAT64}
         nccl.groupStart()

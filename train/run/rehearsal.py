@@ -51,20 +51,20 @@ def try_batches(run: Run) -> Evaluation:
 
 
 def try_last_batch(run: Run) -> None:
-    """Forward and backward on one image, if this rank's share of the last batch is no larger, else on two.
+    """Forward and backward on one image, if this rank's part of the last batch is no larger, else on two.
 
     Whether batch norm can take a batch depends on nothing more: it needs two values for each channel.
     """
     total, size = len(run.train_set), run.config.batch_size
     last = total % size or min(size, total)
-    share = max(run.ranks.count(last), 1)  # a rank without an image goes through the first one, which counts nothing
-    images = min(share, 2)
+    mine = max(run.ranks.count(last), 1)  # a rank without an image goes through the first one, which counts nothing
+    images = min(mine, 2)
     indices = np.arange(images * run.ranks.size) % total
     batch = images_of(run, prepare(run, indices, 0))
     run.set_training()
     try:
         logits = run.model(Tensor._of(batch))
-        F.cross_entropy(logits, run.ranks.share(run.train_set.labels[indices])).backward()
+        F.cross_entropy(logits, run.ranks.part(run.train_set.labels[indices])).backward()
     except ValueError as error:
         if images > 1:
             raise

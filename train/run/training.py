@@ -29,7 +29,7 @@ from .evaluation import Evaluation, evaluate_run
 from .faults import Guard, TrainingError, leave_out_kernels
 from .fine_tuning import told
 from .loading import load_data
-from .loop import Run, checksum, fingerprint, train_epoch
+from .loop import Run, checksum_of_data, checksum_of_weights, train_epoch
 from .parallel import Deserted, Ranks
 from .rehearsal import try_batches, try_files
 from .signals import Interrupted, Signals
@@ -59,7 +59,7 @@ def train(run: Run, out: Path, guard: Guard, lock: folder.Lock | None = None) ->
         result = evaluate_run(run, guard.check)
         if not math.isfinite(result.loss):
             raise TrainingError(f"the test loss is {result.loss} after epoch {run.epoch + 1}: try a smaller --lr")
-        if not run.ranks.agree(fingerprint(run.model)):
+        if not run.ranks.agree(checksum_of_weights(run.model)):
             raise TrainingError(f"the ranks have come to different weights in epoch {run.epoch + 1}")
         best = result.error < run.best_error
         run.best_error = min(run.best_error, result.error)
@@ -202,9 +202,9 @@ def facts(run: Run) -> dict[str, Any]:
     sets = {"training": run.train_set, "test": run.test_set}
     for name, dataset in sets.items():
         own[f"{name} images:"] = f"{len(dataset):,} of {len(dataset.classes)} classes"
-    own["training images with the checksum"] = run.fingerprint
-    own["test images with the checksum"] = checksum(run.test_set)
-    own["weights with the checksum"] = fingerprint(run.model)
+    own["training images with the checksum"] = run.data_checksum
+    own["test images with the checksum"] = checksum_of_data(run.test_set)
+    own["weights with the checksum"] = checksum_of_weights(run.model)
     return own
 
 

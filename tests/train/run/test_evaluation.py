@@ -175,4 +175,4 @@ def test_tests_are_a_graph_in_the_memory_of_training(monkeypatch, tmp_path):
     first = evaluation.evaluate_run(run)
     assert evaluation.evaluate_run(run).loss == first.loss
     assert [graph.workspace for graph in made] == ["training's"] and run.test_cuda_graph is made[0]
-    assert seen == [id(run.average["fc.weight"])] * 2 and id(run.model.fc.weight.data) not in seen
+    assert seen == [id(run.averaged["fc.weight"])] * 2 and id(run.model.fc.weight.data) not in seen

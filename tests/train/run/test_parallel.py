@@ -50,11 +50,11 @@ def test_shares_deal_a_batch_out():
     ranks = [parallel.Ranks() for _ in range(4)]
     for i, r in enumerate(ranks):
         r.rank, r.size = i, 4
-    assert_array_equal(np.sort(np.concatenate([r.share(batch) for r in ranks])), batch)
-    assert [r.count(10) for r in ranks] == [3, 3, 2, 2] == [len(r.share(batch)) for r in ranks]
+    assert_array_equal(np.sort(np.concatenate([r.part(batch) for r in ranks])), batch)
+    assert [r.count(10) for r in ranks] == [3, 3, 2, 2] == [len(r.part(batch)) for r in ranks]
     # A batch smaller than the number of ranks: a rank without an image computes with the first, and it counts nothing.
     assert [r.count(2) for r in ranks] == [1, 1, 0, 0]
-    assert [r.share(batch[:2]).tolist() for r in ranks] == [[0], [1], [0], [0]]
+    assert [r.part(batch[:2]).tolist() for r in ranks] == [[0], [1], [0], [0]]
 
 
 def test_one_process_is_a_rank_like_any_other():
@@ -153,7 +153,7 @@ run = loop.Run.start(config, train_set, test_set, ranks)
 run.model.eval()
 for step in range(3):
     indices = np.arange(8 * step, 8 * step + 7)  # an odd number: shares of four and three images
-    labels = ranks.share(train_set.labels[indices])
+    labels = ranks.part(train_set.labels[indices])
     loop.train_step(run, loop.prepare(run, indices, step), labels, 0.02, ranks.count(7) / 7)
 np.savez(f"{sys.argv[1]}-{ranks.rank}.npz", **run.model.state_dict())
 """

@@ -173,13 +173,13 @@ def test_gradients_are_scaled_in_one_launch_and_sent_in_one_group(monkeypatch):
     arrays = [rng.standard_normal((i % 7 + 1, 3)).astype(np.float32) for i in range(99)]
     launches = host_gpu.install(monkeypatch)
     with only(cuda.register):
-        for share in (0.25, 0.75):  # the second time in memory that holds the first time's numbers
+        for fraction in (0.25, 0.75):  # the second time in memory that holds the first time's numbers
             launches.clear()
             machine.reduced.clear()
-            averaged = ranks.average(arrays, share)
+            averaged = ranks.mean(arrays, fraction)
             assert launches == ["sgd", "sgd"]
             for mine, found in zip(arrays, averaged, strict=True):
-                assert_allclose(found, np.float32(share) * mine, rtol=1e-6)
+                assert_allclose(found, np.float32(fraction) * mine, rtol=1e-6)
             size, at = sum(a.size for a in arrays), averaged[0].ctypes.data
             assert machine.reduced == ["(", (at, at, size, 7, 0, 77), ")"]
 

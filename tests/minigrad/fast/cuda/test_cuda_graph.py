@@ -30,7 +30,7 @@ def test_a_training_step_is_the_same_through_a_graph():
             model=network,
             optimizer=optim.SGD(network.parameters(), 1.0, momentum=0.9),
             ranks=SimpleNamespace(size=1),
-            average={},
+            averaged={},
             steps_done=lambda: 0,
             cuda_graph=None,
         )
