@@ -90,16 +90,14 @@ class SGD:
     def step(self) -> None:
         """Change every parameter that has a gradient by one step of the rule."""
         updates: dict[str, list[tuple]] = {}
-        i = 0
-        for group in self.groups:
-            options = group["momentum"], group["weight_decay"], group["nesterov"]
-            for p in group["params"]:
-                if p.grad is not None:
-                    if self.velocities[i] is None:
-                        self.velocities[i] = array_module(p.data).zeros_like(p.data)
-                    p.changed()
-                    updates.setdefault(p.device, []).append((p.data, p.grad, self.velocities[i], *options))
-                i += 1
+        every = ((p, group) for group in self.groups for p in group["params"])
+        for i, (p, group) in enumerate(every):
+            if p.grad is not None:
+                if self.velocities[i] is None:
+                    self.velocities[i] = array_module(p.data).zeros_like(p.data)
+                options = group["momentum"], group["weight_decay"], group["nesterov"]
+                p.changed()
+                updates.setdefault(p.device, []).append((p.data, p.grad, self.velocities[i], *options))
         for device, some in updates.items():
             update_all(device, some, self.lr)
 
