@@ -163,6 +163,26 @@ def check_dtype(array: Array) -> Array:
     return array
 
 
+def check_array(value: Any) -> Array:
+    """Return an array that a tensor may hold; TypeError for what is none.
+
+    What NumPy makes of a 0-d array times a number becomes an array again, which can be changed in place, and a subclass
+    a plain array: to a matrix, x * y is another product.
+    """
+    if not is_array(value):
+        raise TypeError(f"Tensor.data is an array of NumPy or CuPy, got {type(value).__name__}: Tensor(...) takes more")
+    return check_dtype(np.asarray(value) if array_module(value) is np else value)
+
+
+def check_gradient(gradient: Any, shape: tuple[int, ...], whose: str) -> None:
+    """Raise TypeError or ValueError where `.grad`, which anybody may set, is no array of numbers of this shape."""
+    if not is_array(gradient) or not (gradient.dtype.kind in "iu" or is_float(gradient.dtype)):
+        kind = getattr(gradient, "dtype", type(gradient).__name__)
+        raise TypeError(f"{whose} of shape {shape} has a gradient that is no array of numbers, but {kind}")
+    if gradient.shape != shape:
+        raise ValueError(f"{whose} of shape {shape} has a gradient of shape {gradient.shape}")
+
+
 def matmul(a: Array, b: Array) -> Array:
     """Return a @ b; half precision is multiplied in float32, because CuPy 14 has no batched product for bfloat16.
 

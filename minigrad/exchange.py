@@ -42,6 +42,9 @@ CALLS: dict[Any, Callable[..., Any]] = {
 }
 
 
+SECOND = ("axis", "axes", "shape", "pad_width")  # what NumPy calls the second argument of these functions
+
+
 def array_ufunc(t: Tensor, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
     """What NumPy calls for its element-wise functions, `np.exp(t)` and `array + t` among them."""
     if {"d->?", "dd->?"} & set(ufunc.types) and ufunc not in CALLS:  # from floats to true or false, such as np.isnan
@@ -66,9 +69,20 @@ class ArrayUfunc:
 
 
 def array_function(t: Tensor, function: Any, types: Any, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    """What NumPy calls for all its other functions: ours where there is one, else its own on the values."""
+    """What NumPy calls for all its other functions: ours where there is one, else its own on the values.
+
+    Ours take the array and one thing more (axis, shape or widths) in their places, and keepdims by name; at NumPy's
+    third place stand a dtype, an order or a mode, which they do not know.
+    """
     if function in CALLS:
-        return CALLS[function](*inputs, **options)
+        named = [options.pop(name) for name in SECOND if name in options]
+        if len(inputs) + len(named) > 2 or options.keys() - {"keepdims"}:
+            unknown = ", ".join(sorted(options.keys() - {"keepdims"})) or "a third argument in its place"
+            raise TypeError(
+                f"np.{function.__name__} of a tensor does not take {unknown}: give it to np.{function.__name__} of "
+                "t.numpy(), for the values alone"
+            )
+        return CALLS[function](*inputs, *named, **options)
     return np.ndarray.__array_function__(np.empty(0), function, (), inputs, options)
 
 

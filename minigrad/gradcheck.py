@@ -11,6 +11,7 @@ not depend on its input at all, so a backward pass that returns zeros would pass
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,10 +19,12 @@ from typing import Any
 
 import numpy as np
 
+from . import registry, tensor
 from .backend import Array, array_module, is_array, is_float, to_device, to_numpy
 from .ops.arguments import as_number, as_size, check_kind
-from .registry import book_of
 from .tensor import Function, Tensor, no_grad
+
+_watching = threading.RLock()  # held while `_watched` stands in for what all threads call
 
 Call = tuple[type[Function], list[Any], dict[str, Any]]  # an operation, copies of its input arrays, its options
 
@@ -30,6 +33,7 @@ class GradcheckError(AssertionError):
     """A gradient differs from its finite difference; the message names the operation, the entry and both numbers."""
 
 
+@np.errstate(all="ignore")  # what is not finite is told in words
 def gradcheck(
     fn: Callable[..., Any],
     inputs: Sequence[Any] | Any,
@@ -43,14 +47,19 @@ def gradcheck(
 
     `inputs` are tensors or arrays. Float64 tensors that require a gradient are checked in place, so `fn` may also be a
     function of a network's parameters; if none does, all floating-point inputs are checked, as float64 copies. `fn`
-    returns a tensor or several. An entry passes if |exact - numeric| <= atol + rtol max(|exact|, |numeric|); the step
-    is h = eps max(1, |x|). `max_entries` checks so many random entries of each input instead of all. Each input's
-    gradient must also come out the same where no other input wants one.
+    returns a tensor or several; integers among them have no gradient and are passed over. An entry passes if
+    |exact - numeric| <= atol + rtol max(|exact|, |numeric|); the step is h = eps max(1, |x|). `max_entries` checks so
+    many random entries of each input instead of all. Each input's gradient must also come out the same where no other
+    input wants one.
 
     Raises GradcheckError (an AssertionError) with the operation, the entry and both numbers where they differ, and
-    ValueError where `fn` is not connected to its inputs or gives two values for the same input, and where it or one of
-    its operations changes an array that it was given.
+    ValueError where `fn` is not connected to its inputs or gives two values for the same input, where it or one of its
+    operations changes an array that it was given, and where a gradient is so small that `atol` would let any pass.
     """
+    if isinstance(fn, type) and issubclass(fn, Function):
+        raise TypeError(
+            f"gradcheck checks a function of tensors, {fn.__name__} is an operation: pass {fn.__name__}.apply"
+        )
     check_kind(fn, Callable, "gradcheck checks a function of tensors")
     numbers = {"eps": eps, "rtol": rtol, "atol": atol}
     eps, rtol, atol = (as_number(value, f"gradcheck's {name}") for name, value in numbers.items())
@@ -58,6 +67,8 @@ def gradcheck(
         raise ValueError(f"gradcheck needs a step eps above 0, got {eps}")
     if not (rtol >= 0 and atol >= 0):
         raise ValueError(f"gradcheck needs tolerances of at least 0, got rtol {rtol} and atol {atol}")
+    if rtol >= 1:  # a gradient of zeros would pass
+        raise ValueError(f"gradcheck needs a relative tolerance below 1, got rtol {rtol}")
     max_entries = None if max_entries is None else as_size(max_entries, "gradcheck's max_entries")
     arguments = _prepare(list(inputs) if isinstance(inputs, list | tuple) else [inputs])
     mismatch = _compare(fn, arguments, eps, rtol, atol, seed, max_entries)
@@ -71,6 +82,11 @@ def gradcheck(
         raise GradcheckError(
             f"{message} fn is not finite a step away from this point: choose another, or a smaller eps."
         )
+    if abs(mismatch.exact - mismatch.numeric) <= mismatch.rounding:
+        raise GradcheckError(
+            f"{message} fn's values, up to {mismatch.largest:.3g} in size, are rounded by as much as that: take a "
+            "constant away from them, or choose a larger eps."
+        )
     if mismatch.kink:
         raise GradcheckError(
             f"{message} The slope is {mismatch.left:.6g} on the left of this point and {mismatch.right:.6g} on its "
@@ -79,7 +95,10 @@ def gradcheck(
         )
     for cls, arrays, options in calls if len(calls) > 1 else []:
         tensors = [None if a is None else Tensor(a, requires_grad=is_float(a.dtype)) for a in arrays]
-        alone = _compare(lambda *ts, c=cls, o=options: c.apply(*ts, **o), tensors, eps, rtol, atol, seed, 20)
+        try:
+            alone = _compare(lambda *ts, c=cls, o=options: c.apply(*ts, **o), tensors, eps, rtol, atol, seed, 20)
+        except ValueError:  # alone it has nothing that could be checked
+            continue
         if alone is not None:
             shapes = ", ".join("None" if a is None else str(a.shape) for a in arrays)
             raise GradcheckError(
@@ -103,6 +122,7 @@ class Mismatch:
     left: float
     right: float
     step: float
+    values: list[tuple[np.ndarray, Any]]  # of fn's outputs: v and s(x + h eᵢ)'s share of it
     calls: list[Call]
 
     def __str__(self) -> str:
@@ -110,6 +130,17 @@ class Mismatch:
             f"{self.position} at {list(self.index)}, where x = {self.x:.6g}, is {self.exact:.10g} by backward() but "
             f"{self.numeric:.10g} by finite differences with step {self.step:.1e}"
         )
+
+    @property
+    def largest(self) -> float:
+        """The largest number among fn's values."""
+        return max(float(np.abs(y).max(initial=0.0)) for _, y in self.values)
+
+    @property
+    def rounding(self) -> float:
+        """How far rounding fn's values may move `numeric`: each by one part in 2⁵³, and a few more on the way."""
+        size = max(float(np.abs(v * y).max(initial=0.0)) * y.size**0.5 for v, y in self.values)
+        return 4 * float(np.finfo(np.float64).eps) * size / self.step
 
     @property
     def kink(self) -> bool:
@@ -158,6 +189,7 @@ def _compare(
         if (y != other).any():
             first, second = (z[y != other][0] for z in (y, other))
             raise ValueError(f"gradcheck: fn gave {first} and then {second} for the same input: fix its random seed")
+    size = sum(float(np.vdot(np.abs(v), np.abs(y))) for v, y in zip(cotangents, here, strict=True))
     gradients = _by_tape(outputs, cotangents, [t for _, t in checked])
     _refuse_changes("fn", _data(arguments), before)
 
@@ -169,7 +201,14 @@ def _compare(
             numeric = slope(above, below, 2 * h)
             if not abs(exact - numeric) <= atol + rtol * max(abs(exact), abs(numeric)):
                 left, right = slope(here, below, h), slope(above, here, h)
-                return Mismatch(i, index, x, exact, numeric, left, right, h, calls)
+                values_above = list(zip(cotangents, above, strict=True))
+                return Mismatch(i, index, x, exact, numeric, left, right, h, values_above, calls)
+        largest = float(np.abs(gradient).max(initial=0.0))
+        if 1e-12 * size < largest <= atol:  # what is smaller comes of rounding, where the gradient is 0
+            raise ValueError(
+                f"gradcheck: the gradient of input {i} is at most {largest:.3g}, below atol {atol:g}, so that no "
+                "mistake could be seen: multiply fn by a large number, or pass a smaller atol"
+            )
 
     # What a backward pass leaves out where an input wants no gradient must not be another input's.
     for k, (i, t) in enumerate(checked if len(checked) > 1 else []):
@@ -192,7 +231,8 @@ def _prepare(inputs: list[Any]) -> list[Any]:
     for x, wanted in zip(inputs, chosen, strict=True):
         array = x.data if isinstance(x, Tensor) else x
         checkable = is_array(array) and is_float(array.dtype) and (wanted or not any(chosen))
-        in_place = wanted and array.dtype == np.float64
+        leaf = wanted and x.node is None and getattr(array.flags, "writeable", True)
+        in_place = leaf and array.dtype == np.float64
         if checkable and not in_place:
             arguments.append(Tensor(array_module(array).asarray(array, np.float64), requires_grad=True))
         else:
@@ -201,7 +241,7 @@ def _prepare(inputs: list[Any]) -> list[Any]:
 
 
 def _outputs(value: Any) -> list[Tensor]:
-    """Return what fn returned as a list of tensors."""
+    """Return what fn returned as a list of tensors, without integers and booleans, which have no gradient."""
     outputs = list(value) if isinstance(value, tuple | list) else [value]
     for y in outputs:
         if not isinstance(y, Tensor):
@@ -210,7 +250,7 @@ def _outputs(value: Any) -> list[Tensor]:
             raise ValueError(
                 f"gradcheck needs float64, fn returned {y.dtype}: does it use a module? module.to(dtype=...)"
             )
-    return outputs
+    return [y for y in outputs if is_float(y.dtype)]
 
 
 def _by_tape(outputs: list[Tensor], cotangents: list[np.ndarray], tensors: list[Tensor]) -> list[np.ndarray]:
@@ -275,19 +315,21 @@ def _watched() -> Iterator[list[Call]]:
     """Record the operations that go on the tape, and see that each leaves the arrays that it is given as they are."""
     calls: list[Call] = []
 
-    def watch(node: Function) -> None:
-        cls, forward, backward = book_of(type(node)), node.forward, node.backward
+    thread, choose = threading.get_ident(), registry.choose
+
+    def watch(cls: type[Function], node: Function) -> Function:
+        forward, backward = node.forward, node.backward
         given: list[Array | None] = []
 
         def watched_forward(*arrays: Any, **options: Any) -> Array:
             given.extend(arrays)
-            before = _copies(arrays)
+            before, wanted = _copies(arrays), any(node.needs)
             y = forward(*arrays, **options)
             _refuse_changes(f"{cls.__name__}.forward", arrays, before)
             dtype = getattr(y, "dtype", np.dtype(np.float64))  # what is no array is refused by `apply`
             if is_float(dtype) and dtype != np.float64 and any(a is not None and a.dtype == np.float64 for a in arrays):
                 raise ValueError(f"gradcheck needs float64, {cls.__name__}.forward turned it into {dtype}")
-            if any(node.needs) and len(calls) < 1000:
+            if wanted and len(calls) < 1000:
                 calls.append((cls, before, dict(options)))
             return y
 
@@ -300,9 +342,16 @@ def _watched() -> Iterator[list[Call]]:
             return dxs
 
         node.forward, node.backward = watched_forward, watched_backward  # type: ignore[method-assign]
+        return node
 
-    Function.__init__ = watch  # type: ignore[method-assign, assignment]
-    try:
-        yield calls
-    finally:
-        del Function.__init__
+    def watching(book: Any, device: str, /, *arrays: Any, **options: Any) -> Any:
+        chosen = choose(book, device, *arrays, **options)
+        mine = isinstance(book, type) and threading.get_ident() == thread
+        return (lambda: watch(book, chosen())) if mine else chosen
+
+    with _watching:
+        before, tensor.choose = tensor.choose, watching
+        try:
+            yield calls
+        finally:
+            tensor.choose = before

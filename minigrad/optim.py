@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .backend import Array, array_module, device_of, to_device
+from .backend import Array, array_module, check_gradient, device_of, to_device
 from .ops.arguments import as_amount, as_array, as_factor, as_list, as_number
 from .registry import choose
 from .tensor import Tensor
@@ -88,11 +88,15 @@ class SGD:
         return [p for group in self.groups for p in group["params"]]
 
     def step(self) -> None:
-        """Change every parameter that has a gradient by one step of the rule."""
+        """Change every parameter that has a gradient by one step of the rule.
+
+        Raises TypeError or ValueError, and changes nothing, where a gradient is no array of its parameter's shape.
+        """
         updates: dict[str, list[tuple]] = {}
         every = ((p, group) for group in self.groups for p in group["params"])
         for i, (p, group) in enumerate(every):
             if p.grad is not None:
+                check_gradient(p.grad, p.shape, f"parameter {i}")
                 if self.velocities[i] is None:
                     self.velocities[i] = array_module(p.data).zeros_like(p.data)
                 options = group["momentum"], group["weight_decay"], group["nesterov"]

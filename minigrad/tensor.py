@@ -25,7 +25,9 @@ from .backend import (
     Array,
     Memory,
     array_module,
+    check_array,
     check_dtype,
+    check_gradient,
     device_of,
     float_dtype,
     is_array,
@@ -65,7 +67,8 @@ class Function:
 
     A subclass defines `forward(self, *arrays, **options) -> array`, which may keep what `backward` needs as attributes,
     and `backward(self, dy) -> array or tuple of arrays`: the gradient of every input, None where `self.needs` says that
-    it is not wanted. Neither may write into the arrays that it is given, which other operations hold too.
+    it is not wanted. Neither may write into the arrays that it is given, which other operations hold too, nor set one
+    of the tape's own attributes, `parents` to `pending` below. What returns integers has no gradient.
     """
 
     broadcasts = False  # True where inputs broadcast as in NumPy: the engine then sums a gradient to its input's shape
@@ -100,14 +103,17 @@ class Function:
         arrays = tuple(None if t is None else t._array for t in tensors)
         device = cls._check(arrays)
         node = choose(cls, device, *arrays, **options)()
-        node.needs = tuple(t is not None and t.requires_grad and recording() for t in tensors)
+        node.needs = needs = tuple(t is not None and t.requires_grad and recording() for t in tensors)
         compute = node.forward if observer is None else partial(observer, cls, node, node.forward)
         y = node.run(compute, tensors, options)
+        if node.needs is not needs or not OWN.isdisjoint(vars(node)):
+            taken = next(iter(OWN & vars(node).keys()), "needs")
+            raise TypeError(f"{cls.__name__}.forward sets self.{taken}, which the tape needs: choose another name")
         given = [t for t in tensors if t is not None]
         y.memory = next((t.memory for t in given if share_memory(y._array, t._array)), y.memory)
-        if any(node.needs):
+        if any(needs) and y.dtype.kind not in "biu":
             # The edge leads to the node that made the input, not to the input, which nothing may need any more.
-            node.parents = tuple((t.node or t) if n else None for t, n in zip(tensors, node.needs, strict=True))  # type: ignore[union-attr]
+            node.parents = tuple((t.node or t) if n else None for t, n in zip(tensors, needs, strict=True))  # type: ignore[union-attr]
             node.inputs = tuple(None if a is None else (a.shape, a.dtype) for a in arrays)
             node.versions = tuple((t.memory, t.memory.changes) for t in (*given, y))
             y.node, y.requires_grad = node, True
@@ -180,14 +186,16 @@ class Function:
         self.__dict__.clear()
 
 
+OWN = {"parents", "inputs", "seen", "pending"}  # attributes that the tape sets on a node after its forward pass
+
 # A profiler's place: what is set here is called in place of every operation's forward and backward pass, as
 # observer(operation, node, compute, *arrays, **options), and returns what compute(*arrays, **options) returns.
 observer: Callable[..., Any] | None = None
 
 
 def add_gradients(a: Array, b: Array) -> Array:
-    """a + b, for two gradients that meet at a node: a new array."""
-    return a + b
+    """a + b, for two gradients that meet at a node: a new array, where NumPy makes a scalar of two 0-d arrays too."""
+    return array_module(a).asarray(a + b)
 
 
 def consumers(root: Function | Tensor) -> dict[Function | Tensor, int]:
@@ -243,7 +251,7 @@ class Tensor:
         self._set(array if device is None else to_device(array, device))
         if requires_grad and not is_float(self.dtype):
             raise TypeError(f"only floating-point tensors can have a gradient, this one is {self.dtype}")
-        self.requires_grad = requires_grad
+        self.requires_grad = bool(requires_grad)
 
     def _set(self, array: Array, memory: Memory | None = None) -> None:
         self._array, self.memory, self._notes = array, memory or Memory(), None
@@ -271,6 +279,7 @@ class Tensor:
 
     @data.setter
     def data(self, array: Array) -> None:
+        array = check_array(array)
         self.memory = self.memory if array is self._array else Memory()
         self._array, self._notes = array, None
         self.changed()
@@ -356,7 +365,10 @@ class Tensor:
             dy = pending.pop(node)
             if isinstance(node, Tensor):
                 with _adding:
-                    node.grad = dy if node.grad is None else node.grad + dy
+                    if node.grad is not None:
+                        check_gradient(node.grad, node.shape, "a leaf")
+                        dy = add_gradients(node.grad, dy)
+                    node.grad = dy
                 continue
             node.pending = pending
             compute = node.gradients if observer is None else partial(observer, type(node), node, node.gradients)

@@ -137,6 +137,41 @@ def as_axes(operation: str, axis: Any, x: Tensor) -> tuple[int, ...]:
     return axes
 
 
+def as_shape(shape: tuple[Any, ...], x: Tensor) -> tuple[int, ...]:
+    """Return the sizes that `reshape` was given, one by one or in a list; raise where x does not fit into them."""
+    check_tensors("reshape", x=x)
+    wanted = tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape
+    if not all(is_integer(n) for n in wanted):
+        raise TypeError(f"a shape is made of integers, got {wanted}")
+    known = math.prod(int(n) for n in wanted if n != -1)
+    holes = wanted.count(-1)
+    fits = x.size == known if not holes else known and holes == 1 and x.size % known == 0
+    if not fits or min(wanted, default=0) < -1:
+        raise ValueError(f"a tensor of shape {x.shape} with {x.size} values cannot take shape {wanted}")
+    return wanted
+
+
+def check_concat(tensors: Any, axis: Any) -> int:
+    """Return the axis along which tensors can be joined, counted from the front; raise where they cannot."""
+    if not isinstance(tensors, tuple | list) or not tensors:
+        raise TypeError(f"concat needs a list of at least one tensor, got {type(tensors).__name__}")
+    first = tensors[0]
+    (a,) = as_axes("concat", (axis,), first)
+    for t in tensors:
+        check_tensors("concat", list=t)
+        if t.ndim != first.ndim or t.shape[:a] + t.shape[a + 1 :] != first.shape[:a] + first.shape[a + 1 :]:
+            raise ValueError(f"concat along axis {axis} needs equal other sizes, got {first.shape} and {t.shape}")
+    return a
+
+
+def check_broadcast(operation: str, a: tuple[int, ...], b: tuple[int, ...], inner: int = 0) -> None:
+    """Raise ValueError where two shapes, but for their last `inner` axes, do not broadcast as in NumPy."""
+    try:
+        np.broadcast_shapes(a[: len(a) - inner], b[: len(b) - inner])
+    except ValueError:
+        raise ValueError(f"{operation} cannot broadcast shapes {a} and {b}") from None
+
+
 def one_axis(operation: str, axis: Any, x: Tensor) -> int:
     """Return a single axis of x counted from the front. Raises where it is none, or no value lies along it."""
     axes = as_axes(operation, axis, x)

@@ -7,7 +7,6 @@ Below the classes stand the functions of tensors that a program calls; operators
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
@@ -17,7 +16,7 @@ import numpy as np
 from ..backend import Array, array_module, device_of, float_dtype, to_device, total
 from ..diagnosis import shown
 from ..tensor import Function, Tensor
-from .arguments import as_axes, as_pair, check_tensors, is_integer
+from .arguments import as_axes, as_pair, as_shape, check_broadcast, check_concat, check_tensors
 
 
 class Broadcasting(Function):
@@ -28,11 +27,7 @@ class Broadcasting(Function):
 
     @classmethod
     def _check(cls, arrays: tuple[Array | None, ...]) -> str:
-        a, b = (x.shape for x in arrays)  # type: ignore[union-attr]
-        try:
-            np.broadcast_shapes(a[: len(a) - cls.inner], b[: len(b) - cls.inner])
-        except ValueError:
-            raise ValueError(f"{cls.__name__} cannot broadcast shapes {a} and {b}") from None
+        check_broadcast(cls.__name__, *(x.shape for x in arrays), inner=cls.inner)  # type: ignore[union-attr]
         return super()._check(arrays)
 
 
@@ -264,7 +259,7 @@ def sqrt(x: Tensor) -> Tensor:
 
 def sum(x: Tensor, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> Tensor:
     """Σ x over one axis, several, or all (None)."""
-    return Sum.apply(x, axes=as_axes("sum", axis, x), keepdims=keepdims)
+    return Sum.apply(x, axes=as_axes("sum", axis, x), keepdims=bool(keepdims))
 
 
 def mean(x: Tensor, axis: int | Sequence[int] | None = None, keepdims: bool = False, dtype: Any = None) -> Tensor:
@@ -288,16 +283,7 @@ def max(x: Tensor, axis: int | Sequence[int] | None = None, keepdims: bool = Fal
 
 def reshape(x: Tensor, *shape: Any) -> Tensor:
     """The same values, in row-major order, in another shape; one size may be -1. ValueError if it does not fit."""
-    check_tensors("reshape", x=x)
-    wanted = tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape
-    if not all(is_integer(n) for n in wanted):
-        raise TypeError(f"a shape is made of integers, got {wanted}")
-    known = math.prod(int(n) for n in wanted if n != -1)
-    holes = wanted.count(-1)
-    fits = x.size == known if not holes else known and holes == 1 and x.size % known == 0
-    if not fits or min(wanted, default=0) < -1:
-        raise ValueError(f"a tensor of shape {x.shape} with {x.size} values cannot take shape {wanted}")
-    return Reshape.apply(x, shape=wanted)
+    return Reshape.apply(x, shape=as_shape(shape, x))
 
 
 def transpose(x: Tensor, *axes: Any) -> Tensor:
@@ -317,20 +303,13 @@ def index(x: Tensor, index: Any) -> Tensor:
 
 def concat(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """Join tensors along an axis; all other sizes must be equal, or ValueError names the shapes."""
-    if not isinstance(tensors, tuple | list) or not tensors:
-        raise TypeError(f"concat needs a list of at least one tensor, got {type(tensors).__name__}")
-    first = tensors[0]
-    (a,) = as_axes("concat", (axis,), first)
-    for t in tensors:
-        check_tensors("concat", list=t)
-        if t.ndim != first.ndim or t.shape[:a] + t.shape[a + 1 :] != first.shape[:a] + first.shape[a + 1 :]:
-            raise ValueError(f"concat along axis {axis} needs equal other sizes, got {first.shape} and {t.shape}")
-    return Concat.apply(*tensors, axis=a)
+    return Concat.apply(*tensors, axis=check_concat(tensors, axis))
 
 
 def pad(x: Tensor, widths: Sequence[tuple[int, int]]) -> Tensor:
     """Put `widths[i] = (before, after)` zeros around axis i. Raises ValueError for negative or missing widths."""
     check_tensors("pad", x=x)
+    widths = widths.tolist() if isinstance(widths, np.ndarray) else widths
     if not isinstance(widths, tuple | list) or len(widths) != x.ndim:
         raise ValueError(f"pad needs a pair (before, after) for each of the {x.ndim} axes, got {shown(widths)}")
     pairs = tuple(as_pair(pair, "a width of pad", 0) for pair in widths)

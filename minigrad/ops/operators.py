@@ -8,7 +8,7 @@ from typing import Any
 
 from ..tensor import Function, Tensor
 from .activation import relu, sigmoid, tanh
-from .arguments import as_tensors
+from .arguments import as_tensors, check_broadcast
 from .basic import (
     Add,
     Divide,
@@ -40,6 +40,7 @@ def comparison(compare: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Tenso
 
     def compared(a: Any, b: Any) -> Tensor:
         a, b = as_tensors(compare.__name__, a, b)
+        check_broadcast(compare.__name__, a.shape, b.shape)
         return Tensor._of(compare(a.data, b.data))
 
     return compared

@@ -41,7 +41,27 @@ def test_options_are_those_of_the_operations():
     x = Tensor(A, requires_grad=True)
     assert np.sum(x, axis=0, keepdims=True).shape == (1, 3)
     assert np.max(x, axis=1).shape == (2,)
-    assert np.transpose(x, (1, 0)).shape == (3, 2)
+    assert np.transpose(x, (1, 0)).shape == np.transpose(x, axes=(1, 0)).shape == np.reshape(x, shape=(3, 2)).shape
+    assert np.pad(x, pad_width=((1, 0), (0, 2))).shape == (3, 5)
+    assert np.concatenate([x, x], axis=1).shape == (2, 6)
+
+
+@pytest.mark.parametrize(
+    ("call", "name", "option"),
+    [
+        (lambda x: np.sum(x, 0, np.float64), "sum", "a third argument in its place"),
+        (lambda x: np.mean(x, axis=0, dtype=np.float32), "mean", "dtype"),
+        (lambda x: np.max(x, 0, None, True), "max", "a third argument in its place"),
+        (lambda x: np.max(x, initial=0.0, where=A > 1), "max", "initial, where"),
+        (lambda x: np.reshape(x, (3, 2), order="F"), "reshape", "order"),
+        (lambda x: np.pad(x, ((1, 0), (0, 2)), "edge"), "pad", "a third argument in its place"),
+        (lambda x: np.pad(x, ((1, 0), (0, 2)), constant_values=7.0), "pad", "constant_values"),
+    ],
+)
+def test_options_that_only_numpy_has_are_refused_by_name(call, name, option):
+    """At its third place NumPy has a dtype where ours have keepdims."""
+    with pytest.raises(TypeError, match=rf"np\.{name} of a tensor does not take {option}: give it to np\.{name} of"):
+        call(Tensor(A))
 
 
 @pytest.mark.parametrize(

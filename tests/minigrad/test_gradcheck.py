@@ -251,6 +251,7 @@ def test_what_cannot_be_checked_is_refused(fn, inputs, sentence):
     ("options", "sentence"),
     [
         ({"eps": 0}, "needs a step eps above 0, got 0"),
+        ({"rtol": 1.0}, "needs a relative tolerance below 1, got rtol 1.0"),
         ({"rtol": -1}, "needs tolerances of at least 0, got rtol -1.0 and atol 1e-07"),
         ({"atol": np.nan}, "needs tolerances of at least 0, got rtol 1e-05 and atol nan"),
         ({"max_entries": 0}, "gradcheck's max_entries must be a positive integer, got 0"),
@@ -271,6 +272,48 @@ def test_a_changed_input_is_noticed(change):
 
     with pytest.raises(ValueError, match="fn changed its input 0"):
         gradcheck(fn, [X])
+
+
+class WrongSign(Function):
+    def forward(self, x, *, factor):
+        self.factor = factor
+        return x * factor
+
+    def backward(self, dy):
+        return -dy * self.factor
+
+
+@pytest.mark.parametrize("fn", [lambda x: WrongSign.apply(x, factor=1e-9), lambda x: x * 1e-9])
+def test_a_gradient_that_no_mistake_could_be_seen_in_is_refused(fn):
+    with pytest.raises(ValueError, match=r"the gradient of input 0 is at most .*e-10, below atol 1e-07, so that no"):
+        gradcheck(fn, [X])
+    with pytest.raises(ValueError, match="the gradient of input 1 is at most"):
+        gradcheck(lambda a, b: a * 2 + fn(b), [X, X])
+
+
+@pytest.mark.parametrize("factor", [1e-9, 1e-6, 1e6, 1e200])
+def test_a_wrong_sign_is_caught_at_any_scale_and_a_right_gradient_passes(factor):
+    with pytest.raises(GradcheckError, match="WrongSign"):
+        gradcheck(lambda x: WrongSign.apply(x, factor=factor), [X], atol=1e-7 * min(1, factor))
+    assert gradcheck(lambda x: x * factor, [X], atol=1e-7 * min(1, factor))
+
+
+@pytest.mark.parametrize("options", [{}, {"eps": 1e-20}])
+def test_values_whose_rounding_hides_the_slope_are_not_laid_at_an_operations_door(options):
+    shift = 0.0 if options else 1e12
+    with pytest.raises(GradcheckError, match=r"fn's values, up to .* in size, are rounded by as much") as raised:
+        gradcheck(lambda x: x.exp() + shift, [X], **options)
+    assert "backward is wrong" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("fn", "x", "sentence"),
+    [(F.log, 1e-10, "not finite a step away"), (lambda x: (x * x).sqrt(), 0.0, "by backward"), (F.sqrt, 0.0, "finite")],
+)
+def test_what_is_not_finite_is_told_without_a_warning(fn, x, sentence):
+    """Warnings are errors in this suite, and in others'."""
+    with pytest.raises(GradcheckError, match=sentence):
+        gradcheck(fn, [np.full(2, x)])
 
 
 def test_what_the_engine_refuses_is_refused_with_its_sentence():

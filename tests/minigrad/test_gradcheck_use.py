@@ -1,5 +1,7 @@
 """Using the gradient checker: operations that change what they are given, networks, several inputs and outputs."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
@@ -96,6 +98,56 @@ def test_several_outputs_are_checked_together():
     wrong = broken(Multiply, lambda op, right, dy: (-right[0], right[1]))
     with pytest.raises(GradcheckError):
         gradcheck(lambda x: (x * 2, wrong.apply(x, Tensor(Y))), [X])
+
+
+def test_integers_among_the_outputs_are_passed_over():
+    class Largest(Function):
+        def forward(self, x):
+            return x.argmax(axis=-1)
+
+    assert gradcheck(lambda x: (x * x, x == 0.0, Largest.apply(x), Tensor([1, 2])), [X])
+    with pytest.raises(ValueError, match="not connected"):
+        gradcheck(Largest.apply, [X])
+
+
+def test_a_tensor_that_was_computed_or_cannot_be_written_to_is_checked_as_a_copy():
+    computed, constant = Tensor(X, requires_grad=True) * 0.5, Tensor(0.0, requires_grad=True)
+    constant.data = np.broadcast_to(X[:1], X.shape)
+    for x in (computed, constant):
+        assert gradcheck(lambda x: x * x, [x])
+    assert_array_equal(computed.data, 0.5 * X)
+
+
+def test_an_operation_in_the_place_of_a_function_is_told():
+    with pytest.raises(TypeError, match=r"ScalesItsGradient is an operation: pass ScalesItsGradient\.apply"):
+        gradcheck(ScalesItsGradient, [X])
+
+
+def test_an_operation_with_an_init_of_its_own_is_named():
+    class Own(Function):
+        def __init__(self):
+            self.factor = 2.0
+
+        def forward(self, x):
+            return self.factor * x
+
+        def backward(self, dy):
+            return 3 * dy
+
+    with pytest.raises(GradcheckError, match=r"Own\.backward is wrong when it is checked alone"):
+        gradcheck(lambda x: Own.apply(x).exp(), [X])
+
+
+def test_checks_inside_checks_and_in_threads():
+    """Each watches its own operations, and leaves nothing behind."""
+    from minigrad import tensor
+
+    before, inner = tensor.choose, Tensor(X, requires_grad=True)
+    recorded = iter([True])
+    assert gradcheck(lambda x: (next(recorded, False) and gradcheck(lambda z: z * z, [inner]), x * x)[1], [X])
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(lambda _: gradcheck(lambda x: (x * x).exp(), [X]), range(40)))
+    assert tensor.choose is before
 
 
 def test_an_input_that_has_no_effect_has_gradient_zero():

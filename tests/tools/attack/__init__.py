@@ -53,6 +53,10 @@ class Skipped(Exception):
     """An attack that this machine cannot make; the sentence says what is missing."""
 
 
+class Endless(BaseException):
+    """A trial took longer than it may. No Exception, so that nothing under attack takes it for a failure of its own."""
+
+
 def trial_of(name: str) -> Trial:
     """The function that tries an attack once."""
     return importlib.import_module(f"{__name__}.{name}").trial
@@ -64,19 +68,19 @@ def attempt(name: str, seed: int, number: int) -> str:
         try:
             with patience(PATIENCE):
                 trial_of(name)(random.Random(f"{name} {seed} {number}"), Path(folder))
-        except Skipped:
+        except (Skipped, KeyboardInterrupt):
             raise
-        except Exception:  # whatever it is, no promise allows for it
+        except BaseException:  # whatever it is, no promise allows for it; a SystemExit would end the campaign
             return traceback.format_exc()
     return ""
 
 
 @contextmanager
 def patience(seconds: int) -> Iterator[None]:
-    """Inside, raise TimeoutError after so many seconds, where the system has an alarm clock."""
+    """Inside, raise Endless after so many seconds, where the system has an alarm clock."""
 
     def ring(number: int, frame: Any) -> None:
-        raise TimeoutError(f"no end within {seconds} seconds")
+        raise Endless(f"no end within {seconds} seconds")
 
     if not hasattr(signal, "SIGALRM"):
         yield

@@ -35,7 +35,7 @@ KINDS = (
 )
 NAMES = (
     "../x",
-    "/tmp/x",
+    "{folder}/x",
     "a/../../x",
     "./a.bin",
     "a\nb",
@@ -82,7 +82,7 @@ def add(tar: tarfile.TarFile, name: str, content: bytes, **fields: object) -> No
     tar.addfile(info, io.BytesIO(content))
 
 
-def build(rng: random.Random, kind: str) -> bytes:
+def build(rng: random.Random, kind: str, folder: Path) -> bytes:
     """An archive with members that are malicious, in the wrong place, twice, too many, too large, or missing."""
     members = honest_members(rng, kind)
     trick = rng.choice(["link", "name", "twice", "missing", "large", "order", "pax", "sparse", "bomb", "many", "image"])
@@ -100,12 +100,12 @@ def build(rng: random.Random, kind: str) -> bytes:
         elif trick == "large":
             members[at] = name, content + bytes(rng.choice([1, 10_000, 1 << 20]))
         elif trick == "name":
-            members.insert(at, (rng.choice(NAMES) or "x", b"x"))
+            members.insert(at, (rng.choice(NAMES).format(folder=folder) or "x", b"x"))
         elif trick == "image":
             members[at] = name, png(rng, rng.choice([1, 3, 4000])) if kind == "png" else rng.randbytes(len(content))
         elif trick == "link":
             target = rng.choice(["/etc/passwd", "../x", members[0][0]])
-            add(tar, rng.choice([name, *NAMES[:5]]), b"", type=rng.choice(KINDS), linkname=target)
+            add(tar, rng.choice([name, *NAMES[:5]]).format(folder=folder), b"", type=rng.choice(KINDS), linkname=target)
         elif trick == "pax":
             headers = {
                 rng.choice(["path", "size", "linkpath", "mtime", "x"]): rng.choice(["../x", "-1", "9" * 30, "a\nb"])
@@ -144,7 +144,7 @@ def trial(rng: random.Random, folder: Path) -> None:
     """Build or damage an archive; read it as what it says to be, or as another kind."""
     kind = rng.choice(list(READERS))
     how = rng.choice(["built", "built", "bytes", "inside", "headers"])
-    archive = build(rng, kind)
+    archive = build(rng, kind, folder)
     if how == "bytes":
         archive = damage(rng, archive)
     elif how == "inside":
@@ -155,6 +155,8 @@ def trial(rng: random.Random, folder: Path) -> None:
     path = folder / "inner" / "a.tar.gz"
     path.write_bytes(archive)
     del archive
+    before = os.getcwd()
+    os.chdir(folder / "inner")  # what is unpacked by its own name would lie there
     tracemalloc.start()
     try:
         contents = READERS[kind](path)
@@ -165,5 +167,6 @@ def trial(rng: random.Random, folder: Path) -> None:
     finally:
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
+        os.chdir(before)
     assert peak < MEMORY, f"{kind}, {how}: {peak:,} bytes of memory"
     assert os.listdir(folder) == ["inner"] and os.listdir(folder / "inner") == ["a.tar.gz"], "something was unpacked"

@@ -2,20 +2,24 @@
 
 The engine room is held to the book, and both to PyTorch where it is installed: outputs, running statistics and every
 gradient, in float64, where a difference of more than rounding is a mistake. Images and gradients come in nine memory
-layouts. One trial in four puts NaN and infinities into images, weights or the gradient: then the same numbers must be
-NaN, and the same infinite with the same sign.
+layouts. The engine room cuts its work for one to three threads, of small networks too, and somebody may look at what
+stands between two operations. One trial in four puts NaN and infinities into images, weights or the gradient: then the
+same numbers must be NaN, and the same infinite with the same sign.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
-from support.engine import only
+from support.engine import only, thread_count
 
 from minigrad import Tensor, registry
 from minigrad import functional as F
@@ -57,6 +61,7 @@ class Chain:
     steps: list[tuple[str, dict[str, Any], tuple[int, ...]]] = field(default_factory=list)
     leaves: list[np.ndarray] = field(default_factory=list)  # the weights, in the order of use
     shapes: list[tuple[int, ...]] = field(default_factory=list)
+    looks: set[int] = field(default_factory=set)  # the tensors, by their place, whose arrays somebody reads in between
 
     def leaf(self, rng: np.random.Generator, *shape: int, around: float = 0.0) -> int:
         self.leaves.append(rng.standard_normal(shape) * 0.5 + around)
@@ -134,7 +139,21 @@ def draw(rng: random.Random) -> Chain:
             shape = (N, 2 * C, H, W)
         chain.steps.append((kind, options, inputs))
         chain.shapes.append(shape)
+    if rng.random() < 0.3:
+        chain.looks = {i for i in range(len(chain.shapes)) if rng.random() < 0.4}
     return chain
+
+
+@contextmanager
+def cut_for(threads: int, everything: bool) -> Iterator[None]:
+    """Inside, the engine room has so many threads, and cuts work for them however small it is."""
+    rooms = [
+        m for name, m in list(sys.modules.items()) if name.startswith("minigrad.fast.cpu") and hasattr(m, "parts_for")
+    ]
+    with thread_count(threads), ExitStack() as stack:
+        for room in rooms if everything else []:
+            stack.enter_context(mock.patch.object(room, "parts_for", lambda operations: threads))
+        yield
 
 
 Result = tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]  # output, gradients, running statistics
@@ -227,6 +246,8 @@ def run(engine: Any, chain: Chain, x: np.ndarray, dy: np.ndarray) -> Result:
         else:
             y = t[0] + t[1] if kind == "add" else t[0] * 2.0
         tensors.append(y)
+        if len(tensors) - 1 in chain.looks and engine is Minigrad:
+            assert y.numpy().shape == y.shape
     out = engine.backward(tensors[-1], dy)
     gradients = [np.zeros(tuple(t.shape)) if t.grad is None else np.asarray(t.grad) for t in leaves]
     return out, gradients, [np.asarray(r) for r in running]
@@ -256,12 +277,13 @@ def trial(rng: random.Random, folder: Path) -> None:
         target = rng.choice([chain.x, dy, *chain.leaves])
         target[tuple(rng.randrange(n) for n in target.shape)] = rng.choice([np.nan, np.inf, -np.inf])
     x, dy = LAYOUTS[layout](chain.x), LAYOUTS[of_gradient](dy)
+    threads, everything = rng.choice([1, 2, 3]), rng.random() < 0.7
     with np.errstate(all="ignore"):
-        with only(cpu.register):
+        with only(cpu.register), cut_for(threads, everything):
             fast = run(Minigrad, chain, x, dy)
         with registry.book_only():
             book = run(Minigrad, chain, x, dy)
-    story = f"images {chain.x.shape} {layout}, gradient {of_gradient}, {chain.steps}"
+    story = f"{threads} threads, images {chain.x.shape} {layout}, gradient {of_gradient}, {chain.steps}, {chain.looks}"
     compare(fast, book, f"engine room and book, {story}")
     if torch is not None and not poison:
         compare(book, run(Torch, chain, x, dy), f"book and PyTorch, {story}")
