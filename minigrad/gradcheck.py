@@ -194,6 +194,7 @@ def _compare(
     _refuse_changes("fn", _data(arguments), before)
 
     for (i, t), gradient in zip(checked, gradients, strict=True):
+        slopes = [0.0]
         for index in _entries(t.shape, max_entries, rng):
             x, exact = float(t.data[index]), float(gradient[index])
             h = eps * max(1.0, abs(x))
@@ -203,7 +204,8 @@ def _compare(
                 left, right = slope(here, below, h), slope(above, here, h)
                 values_above = list(zip(cotangents, above, strict=True))
                 return Mismatch(i, index, x, exact, numeric, left, right, h, values_above, calls)
-        largest = float(np.abs(gradient).max(initial=0.0))
+            slopes.append(abs(numeric) if abs(numeric) > 1e-14 * size / eps else 0.0)
+        largest = max(float(np.abs(gradient).max(initial=0.0)), *slopes)
         if 1e-12 * size < largest <= atol:  # what is smaller comes of rounding, where the gradient is 0
             raise ValueError(
                 f"gradcheck: the gradient of input {i} is at most {largest:.3g}, below atol {atol:g}, so that no "

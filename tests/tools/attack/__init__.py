@@ -32,6 +32,8 @@ for place in (TESTS / "train" / "data", TESTS / "minigrad", TESTS, TESTS.parent)
 ATTACKS = {
     "chains": "random networks in nine memory layouts: fast against book against PyTorch, values that are no numbers",
     "precision": "float32 operations with large means and long axes, against float64",
+    "expressions": "expressions as users write them, in shapes that nobody thinks of, against PyTorch",
+    "checker": "gradcheck on functions of somebody's own, right and wrong, at all scales",
     "values": "two hostile values at a time for everything public, and one for every option of every command",
     "archives": "damaged and malicious archives, whose hash nobody checks",
     "images": "damaged images under wrong names",

@@ -26,13 +26,14 @@ Both = tuple[Any, Any]  # a tensor of ours and one of PyTorch's
 def fitting(rng: random.Random, shape: tuple[int, ...]) -> tuple[int, ...]:
     """A shape that broadcasts with this one: fewer or more axes, some of size 1."""
     kept = shape[rng.randint(0, len(shape)) :]
-    return (*([rng.choice([1, 2])] * rng.choice([0, 0, 0, 1])), *(rng.choice([n, n, 1]) for n in kept)) if kept else ()
+    more = (rng.choice([1, 2]),) if len(kept) == len(shape) and rng.random() < 0.3 else ()
+    return (*more, *(rng.choice([n, n, 1]) for n in kept))
 
 
 def leaf(rng: random.Random, values: np.random.Generator, shape: tuple[int, ...], leaves: list[Both]) -> Both:
     array = values.standard_normal(shape)
     made = (
-        Tensor(rng.choice([array, np.asfortranarray(array)]), requires_grad=True),
+        Tensor(np.array(array, order=rng.choice("CF")), requires_grad=True),
         torch.tensor(array, requires_grad=True),
     )
     leaves.append(made)
@@ -131,7 +132,7 @@ def picked(rng: random.Random, t: Both) -> tuple[str, Both]:
 
 def product(rng: random.Random, values: np.random.Generator, t: Both, leaves: list[Both]) -> tuple[str, Both]:
     K = t[0].shape[-1]
-    other = leaf(rng, values, rng.choice([(K,), (K, 2), (1, K, 1), (2, K, 0)]), leaves)
+    other = leaf(rng, values, rng.choice([(K,), (K, 2), (1, K, 1), (K, 0), (*t[0].shape[:-2], K, 3)]), leaves)
     return f"@ {other[0].shape}", (t[0] @ other[0], t[1] @ other[1])
 
 
