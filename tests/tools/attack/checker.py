@@ -107,6 +107,7 @@ def trial(rng: random.Random, folder: Path) -> None:
         assert any(refusal in str(error) for refusal in REFUSALS), f"{story}: {error}"
     else:
         right, wrong = gradient(""), gradient(mistake)
-        off, allowed = np.abs(right - wrong).max(), atol + 1e-5 * np.abs(right).max()
-        unseen = mistake == "zero" and 1e-11 * shift > 1e-2 * np.abs(right).max()  # both slopes are rounded to 0
+        off, largest = np.abs(right - wrong).max(), np.abs(right).max()
+        allowed = 1e-5 * largest + (atol if 10 * largest > atol else 0.0)  # of a smaller gradient nothing may pass
+        unseen = largest < 1e-8 * (scale + shift)  # rounded away, as is the finite difference
         assert unseen or off <= 100 * allowed, f"{story}: a wrong gradient passes, {wrong} for {right}"
