@@ -78,7 +78,10 @@ OPERATIONS = {
     "__eq__": Operation(
         lambda a, b: a == b,
         lambda: [normal(0, 2, 3), normal(1, 3)],
-        [(lambda: T(2) == T(3), ValueError, r"cannot broadcast shapes \(2,\) and \(3,\)"), (lambda: T(2) == "2", TypeError, "not <U1")],
+        [
+            (lambda: T(2) == T(3), ValueError, r"cannot broadcast shapes \(2,\) and \(3,\)"),
+            (lambda: T(2) == "2", TypeError, "not <U1"),
+        ],
         {((0, 3), (3,)): (0, 3)},
         gradient=False,
         integers=True,
@@ -88,7 +91,10 @@ OPERATIONS = {
     "__ne__": Operation(
         lambda a, b: a != b,
         lambda: [normal(0, 2, 3), normal(1, 3)],
-        [(lambda: T(2) != T(3), ValueError, r"cannot broadcast shapes \(2,\) and \(3,\)"), (lambda: T(2) != "2", TypeError, "not <U1")],
+        [
+            (lambda: T(2) != T(3), ValueError, r"cannot broadcast shapes \(2,\) and \(3,\)"),
+            (lambda: T(2) != "2", TypeError, "not <U1"),
+        ],
         {((0, 3), (3,)): (0, 3)},
         gradient=False,
         integers=True,
