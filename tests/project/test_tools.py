@@ -4,13 +4,15 @@ import os
 import random
 import subprocess
 import sys
+from importlib import util
 from pathlib import Path
 
 import pytest
 from tools import attack
 
 ROOT = Path(__file__).resolve().parents[2]
-QUICK = {"chains": 30, "precision": 3, "values": 20, "archives": 3, "images": 20, "servers": 3}  # trials in a second
+QUICK = {"chains": 30, "precision": 3, "checker": 50, "values": 20, "archives": 3, "images": 20, "servers": 3}
+QUICK["expressions"] = 30 if util.find_spec("torch") else 0
 SLOW = (
     "states",
     "folders",

@@ -84,7 +84,7 @@ def trial(rng: random.Random, folder: Path) -> None:
         y = function(t, mistake)
         y = y[0] if isinstance(y, tuple) else y
         y.backward(np.random.default_rng(seed).uniform(0.5, 1.5, y.shape))
-        return t.grad
+        return np.asarray(t.grad)
 
     form = rng.choice(["array", "float32", "tensor", "leaf", "computed", "beside integers"])
     if form == "float32":
