@@ -7,6 +7,7 @@ Below the classes stand the functions of tensors that a program calls; operators
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
@@ -270,7 +271,9 @@ def mean(x: Tensor, axis: int | Sequence[int] | None = None, keepdims: bool = Fa
     axes, dtype = as_axes("mean", axis, x), x.dtype if dtype is None else float_dtype(dtype, x.device)
     if 0 in (x.shape[a] for a in axes):
         raise ValueError(f"mean over no elements: the tensor's shape is {x.shape}, the axes are {axis}")
-    return Sum.apply(x, axes=axes, keepdims=keepdims, scale=1.0 / math.prod(x.shape[a] for a in axes), dtype=dtype)
+    return Sum.apply(
+        x, axes=axes, keepdims=bool(keepdims), scale=1.0 / math.prod(x.shape[a] for a in axes), dtype=dtype
+    )
 
 
 def max(x: Tensor, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> Tensor:
