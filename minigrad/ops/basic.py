@@ -28,7 +28,8 @@ class Broadcasting(Function):
 
     @classmethod
     def _check(cls, arrays: tuple[Array | None, ...]) -> str:
-        check_broadcast(cls.__name__, *(x.shape for x in arrays), inner=cls.inner)  # type: ignore[union-attr]
+        a, b = (x.shape for x in arrays)  # type: ignore[union-attr]
+        check_broadcast(cls.__name__, a, b, cls.inner)
         return super()._check(arrays)
 
 

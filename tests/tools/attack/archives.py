@@ -82,8 +82,8 @@ def add(tar: tarfile.TarFile, name: str, content: bytes, **fields: object) -> No
     tar.addfile(info, io.BytesIO(content))
 
 
-def build(rng: random.Random, kind: str, folder: Path) -> bytes:
-    """An archive with members that are malicious, in the wrong place, twice, too many, too large, or missing."""
+def build(rng: random.Random, kind: str, folder: Path) -> tuple[bytes, str]:
+    """An archive with members that are malicious, in the wrong place, twice, too many, too large, or missing; which."""
     members = honest_members(rng, kind)
     trick = rng.choice(["link", "name", "twice", "missing", "large", "order", "pax", "sparse", "bomb", "many", "image"])
     buffer = io.BytesIO()
@@ -125,7 +125,7 @@ def build(rng: random.Random, kind: str, folder: Path) -> bytes:
                 add(tar, f"{i}", b"")
         for name, content in members:
             add(tar, name, content)
-    return gzip.compress(buffer.getvalue(), 1, mtime=0)
+    return gzip.compress(buffer.getvalue(), 1, mtime=0), trick
 
 
 def damage(rng: random.Random, content: bytes) -> bytes:
@@ -144,7 +144,7 @@ def trial(rng: random.Random, folder: Path) -> None:
     """Build or damage an archive; read it as what it says to be, or as another kind."""
     kind = rng.choice(list(READERS))
     how = rng.choice(["built", "built", "bytes", "inside", "headers"])
-    archive = build(rng, kind, folder)
+    archive, trick = build(rng, kind, folder)
     if how == "bytes":
         archive = damage(rng, archive)
     elif how == "inside":
@@ -162,6 +162,7 @@ def trial(rng: random.Random, folder: Path) -> None:
         contents = READERS[kind](path)
         assert {name: len(content) for name, content in contents.items()} == FORMAT.file_bytes
         decode(contents, FORMAT.train_files, FORMAT, None, path)
+        assert (how, trick) != ("built", "bomb"), f"{kind}: {64 << 20:,} bytes too many were unpacked"
     except DataError as error:
         assert str(path) in str(error) and "\n" not in str(error), f"{kind}, {how}: {error!r}"
     finally:
