@@ -172,6 +172,14 @@ def check_broadcast(operation: str, a: tuple[int, ...], b: tuple[int, ...], inne
         raise ValueError(f"{operation} cannot broadcast shapes {a} and {b}") from None
 
 
+def filled_axes(operation: str, axis: Any, x: Tensor) -> tuple[int, ...]:
+    """The same as `as_axes`. Raises ValueError, too, where no value lies along one of the axes."""
+    axes = as_axes(operation, axis, x)
+    if 0 in (x.shape[a] for a in axes):
+        raise ValueError(f"{operation} over no elements: the tensor's shape is {x.shape}, the axes are {axis}")
+    return axes
+
+
 def one_axis(operation: str, axis: Any, x: Tensor) -> int:
     """Return a single axis of x counted from the front. Raises where it is none, or no value lies along it."""
     axes = as_axes(operation, axis, x)

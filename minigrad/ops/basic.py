@@ -17,7 +17,7 @@ import numpy as np
 from ..backend import Array, array_module, device_of, float_dtype, to_device, total
 from ..diagnosis import shown
 from ..tensor import Function, Tensor
-from .arguments import as_axes, as_pair, as_shape, check_broadcast, check_concat, check_tensors
+from .arguments import as_axes, as_pair, as_shape, check_broadcast, check_concat, check_tensors, filled_axes
 
 
 class Broadcasting(Function):
@@ -269,9 +269,7 @@ def mean(x: Tensor, axis: int | Sequence[int] | None = None, keepdims: bool = Fa
 
     It is computed and returned in `dtype`, x's unless given: what follows may want more digits than bfloat16 has.
     """
-    axes, dtype = as_axes("mean", axis, x), x.dtype if dtype is None else float_dtype(dtype, x.device)
-    if 0 in (x.shape[a] for a in axes):
-        raise ValueError(f"mean over no elements: the tensor's shape is {x.shape}, the axes are {axis}")
+    axes, dtype = filled_axes("mean", axis, x), x.dtype if dtype is None else float_dtype(dtype, x.device)
     return Sum.apply(
         x, axes=axes, keepdims=bool(keepdims), scale=1.0 / math.prod(x.shape[a] for a in axes), dtype=dtype
     )
@@ -279,10 +277,7 @@ def mean(x: Tensor, axis: int | Sequence[int] | None = None, keepdims: bool = Fa
 
 def max(x: Tensor, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> Tensor:
     """The largest value over one axis, several, or all (None). Raises ValueError where there is nothing to compare."""
-    axes = as_axes("max", axis, x)
-    if 0 in (x.shape[a] for a in axes):
-        raise ValueError(f"max over no elements: the tensor's shape is {x.shape}, the axes are {axis}")
-    return Max.apply(x, axes=axes, keepdims=keepdims)
+    return Max.apply(x, axes=filled_axes("max", axis, x), keepdims=bool(keepdims))
 
 
 def reshape(x: Tensor, *shape: Any) -> Tensor:
