@@ -47,7 +47,7 @@ def main(run: Path, name: str) -> None:
     _, test_set = load(config["data"], Path("data"), seed=config["seed"], progress=False, **limits)
     predictor = load_predictor(run / checkpoint.LAST, None, None, "cpu")
     predictions = predict(predictor, test_set, "cpu")
-    right = np.flatnonzero(predictions.said == predictions.labels)
+    right = np.flatnonzero(predictions.predicted == predictions.labels)
     first = [i for k in range(len(test_set.classes)) for i in right[predictions.labels[right] == k][:1]][: 2 * COLUMNS]
     wrong = list(predictions.mistakes()[: 2 * COLUMNS])
     for theme, colours in THEMES.items():
@@ -59,7 +59,9 @@ def main(run: Path, name: str) -> None:
         draw_errors(above.subplots(), config["model"], lines, colours)
         below.suptitle("test images and the network's answer", fontsize=LETTERS + 2, color=colours.ink)
         for cell, i in zip(below.subplots(4, COLUMNS).ravel(), [*first, *wrong], strict=False):
-            draw_image(cell, test_set.images[i], test_set.classes, predictions.said[i], predictions.labels[i], colours)
+            draw_image(
+                cell, test_set.images[i], test_set.classes, predictions.predicted[i], predictions.labels[i], colours
+            )
         figure.savefig(IMAGES / f"{name}{theme}.png", facecolor=colours.paper)
 
 

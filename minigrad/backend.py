@@ -23,7 +23,7 @@ class DeviceError(ValueError):
     """A device that cannot be used here; the sentence says what is missing and what to install."""
 
 
-def wanted(package: str, needed_by: str, install: str) -> ModuleType:
+def import_optional(package: str, needed_by: str, install: str) -> ModuleType:
     """Import and return a package that not everybody has, or raise `DeviceError` with what needs it and a remedy."""
     try:
         return import_module(package)
@@ -33,7 +33,7 @@ def wanted(package: str, needed_by: str, install: str) -> ModuleType:
 
 def cupy() -> ModuleType:
     """Return the CuPy module, or raise `DeviceError` with what to install when there is no CuPy or no GPU."""
-    cupy = wanted("cupy", "device 'cuda'", "'cupy-cuda13x[ctk]' ml_dtypes (for CUDA 12: 'cupy-cuda12x[ctk]')")
+    cupy = import_optional("cupy", "device 'cuda'", "'cupy-cuda13x[ctk]' ml_dtypes (for CUDA 12: 'cupy-cuda12x[ctk]')")
     if cupy is not _usable.get("cupy") and (reason := diagnosis.unusable(cupy)):
         raise DeviceError(reason)
     _usable["cupy"] = cupy
@@ -143,7 +143,7 @@ def float_dtype(name: Any, device: str = "cpu") -> np.dtype:
     if str(name) == "bfloat16":
         if str(device) == "cpu":
             raise ValueError("bfloat16 is computed on CUDA devices only: use float32 or float64 on the CPU")
-        return np.dtype(wanted("ml_dtypes", "bfloat16", "ml_dtypes").bfloat16)
+        return np.dtype(import_optional("ml_dtypes", "bfloat16", "ml_dtypes").bfloat16)
     dtype = np.dtype(name)
     if dtype not in (np.float32, np.float64):
         raise ValueError(f"dtype {dtype} is not one that minigrad computes in: use float32, float64 or bfloat16 (CUDA)")

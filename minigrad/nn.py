@@ -218,7 +218,7 @@ class BatchNorm2d(Module):
 
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1):
         num_features = as_size(num_features, "num_features")
-        self.eps, self.momentum = check_moving("BatchNorm2d", momentum, eps)
+        self.momentum, self.eps = check_moving("BatchNorm2d", momentum, eps)
         self.weight = Parameter(np.ones(num_features, np.float32))
         self.bias = Parameter(np.zeros(num_features, np.float32))
         self.running_mean = Tensor(np.zeros(num_features, np.float32))

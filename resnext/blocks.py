@@ -117,8 +117,8 @@ def convert(block: Bottleneck, form: str) -> Bottleneck:
     other = Bottleneck(
         block.in_channels, block.out_channels, block.cardinality, block.d, block.stride, form, block.residual
     )
-    reference = block.conv1.weight if block.form == "c" else next(iter(block.parameters()))
-    other.to(reference.device, reference.dtype).train(block.training)
+    weight = next(iter(block.parameters()))
+    other.to(weight.device, weight.dtype).train(block.training)
     other.load_state_dict(split(join(block.state_dict(), block.cardinality), block.cardinality, form))
     return other
 

@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -47,19 +48,19 @@ def multiply_adds(model: Module, size: int | None = None) -> int:
 def trace(model: Module, size: int | None = None) -> list[Layer]:
     """Send one image through the network and list its layers in the order in which they are used.
 
-    Convolutions, batch norms and linear layers are replaced, for this one pass, by functions that return an empty
-    result of the right shape, so nothing that takes time is computed.
+    Convolutions, batch norms and linear layers are replaced, for this one pass, by functions that return zeros of the
+    right shape, so nothing that takes time is computed.
     """
     layers: list[Layer] = []
-    replaced = [(name, module) for name, module in named_modules(model) if type(module) in OUTLINES]
+    counted = [(name, module) for name, module in named_modules(model) if type(module) in COUNTERS]
     side = size or model.input_size  # type: ignore[attr-defined]
     try:
-        for name, module in replaced:
+        for name, module in counted:
             vars(module)["forward"] = _recorder(name, module, layers)  # found before the class's own forward
         with no_grad():
             model(Tensor(np.zeros((1, 3, side, side), np.float32)))
     finally:
-        for _, module in replaced:
+        for _, module in counted:
             vars(module).pop("forward", None)
     return layers
 
@@ -68,7 +69,7 @@ def _recorder(name: str, module: Module, layers: list[Layer]) -> Any:
     """A forward() that notes the layer and returns zeros of its output's shape, which share one number's memory."""
 
     def forward(x: Tensor, **options: Any) -> Tensor:
-        kind, output, products = OUTLINES[type(module)](module, x.shape[1:])
+        kind, output, products = COUNTERS[type(module)](module, x.shape[1:])
         layers.append(Layer(name, kind, output, parameters(module), products))
         return Tensor._of(np.broadcast_to(np.float32(0), (len(x), *output)))
 
@@ -94,7 +95,7 @@ def _linear(layer: Linear, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]
     return f"linear, {I} -> {O}", (O,), O * I
 
 
-OUTLINES: dict[type[Module], Any] = {Conv2d: _conv, BatchNorm2d: _batch_norm, Linear: _linear}
+COUNTERS: dict[type[Module], Any] = {Conv2d: _conv, BatchNorm2d: _batch_norm, Linear: _linear}
 
 
 def named_modules(module: Module, prefix: str = "") -> Iterator[tuple[str, Module]]:
@@ -121,11 +122,16 @@ def outlines() -> Iterator[None]:
     def zeros(shape: tuple[int, ...], fan: int) -> np.ndarray:
         return np.broadcast_to(np.float32(0), shape)
 
-    # As unittest.mock.patch does it, without the 35 ms that every command would wait for its import.
-    stand_ins = {"he_normal": zeros, "uniform": zeros, "Parameter": Outline}
-    own = {name: getattr(nn, name) for name in stand_ins}
-    vars(nn).update(stand_ins)
+    with replaced(nn, he_normal=zeros, uniform=zeros, Parameter=Outline):
+        yield
+
+
+@contextmanager
+def replaced(module: ModuleType, **stand_ins: Any) -> Iterator[None]:
+    """Inside, names of a module mean something else: `unittest.mock.patch.multiple`, whose import takes 35 ms."""
+    own = {name: getattr(module, name) for name in stand_ins}
+    vars(module).update(stand_ins)
     try:
         yield
     finally:
-        vars(nn).update(own)
+        vars(module).update(own)

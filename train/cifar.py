@@ -19,7 +19,7 @@ if __name__ == "__main__":
 
 from minigrad import diagnosis
 
-from .options import DONE, FAILED, USAGE, UsageError, prepare_process, said, warn
+from .options import DONE, FAILED, USAGE, UsageError, prepare_process, sentence_of, warn
 from .run import faults, parallel
 from .run.config import parser
 from .run.evaluation import evaluate_file
@@ -63,7 +63,7 @@ def run_command(args: argparse.Namespace, ranks: Ranks, signals: Signals) -> int
     except diagnosis.errors() as error:
         return complain(faults.gpu_failed(error, args.out), FAILED, ranks)
     except OSError as error:
-        return complain(said(error), FAILED, ranks)
+        return complain(sentence_of(error), FAILED, ranks)
     except Deserted as error:
         return complain(error, 128 + signals.number if signals.number else FAILED, ranks)
     except (TrainingError, ValueError, TypeError) as error:

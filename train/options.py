@@ -69,7 +69,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(USAGE, printable(f"{self.prog}: {message}{': ' if near else '; '}{hint}") + "\n")
 
 
-def said(error: Exception) -> str:
+def sentence_of(error: Exception) -> str:
     """An error as the end of a sentence: the system's with its file's name in front, and without its number."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
@@ -91,7 +91,7 @@ def warn(sentence: object, program: str = "python -m train.cifar", kind: str = "
 
 def refuse(error: Exception, program: str, code: int) -> int:
     """Print an error as one sentence of this program, and return the exit code."""
-    warn(said(error), program, kind="")
+    warn(sentence_of(error), program, kind="")
     return code
 
 
@@ -104,16 +104,16 @@ class Decoration:
     """
 
     def __init__(self) -> None:
-        self.told: set[str] = set()
+        self.warned: set[str] = set()
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            if name not in self.told:
-                self.told.add(name)
-                warn(f"{name} cannot be written: {said(error) or type(error).__name__}; the run goes on")
+            if name not in self.warned:
+                self.warned.add(name)
+                warn(f"{name} cannot be written: {sentence_of(error) or type(error).__name__}; the run goes on")
 
 
 def check_threads(count: int | None) -> None:

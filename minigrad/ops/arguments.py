@@ -256,11 +256,11 @@ def as_probability(p: Any, operation: str) -> float:
 
 
 def check_moving(operation: str, momentum: Any, eps: Any) -> tuple[float, float]:
-    """Return a batch norm's (eps, momentum) as floats; ValueError where they are out of range."""
-    eps, momentum = as_number(eps, f"{operation}'s eps"), as_number(momentum, f"{operation}'s momentum")
+    """Return a batch norm's (momentum, eps) as floats; ValueError where they are out of range."""
+    momentum, eps = as_number(momentum, f"{operation}'s momentum"), as_number(eps, f"{operation}'s eps")
     if not (0 <= momentum <= 1 and 0 <= eps < math.inf):
         raise ValueError(f"{operation} needs 0 <= momentum <= 1 and eps >= 0, got momentum {momentum} and eps {eps}")
-    return eps, momentum
+    return momentum, eps
 
 
 def norm_options(
@@ -291,7 +291,7 @@ def norm_options(
             raise TypeError(f"batch_norm needs a floating-point array or tensor as its {name}, got {kind}")
         if device_of(statistic) != x.device:  # it is changed in place, so never copied
             raise ValueError(f"batch_norm: the input is on {x.device}, {name} on {device_of(statistic)}: move one")
-    eps, momentum = check_moving("batch_norm", momentum, eps)
+    momentum, eps = check_moving("batch_norm", momentum, eps)
     if training and x.size == C:
         raise ValueError(f"batch_norm in training needs more than one value per channel, got shape {x.shape}")
     if not training and (mean is None or var is None):

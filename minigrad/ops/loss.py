@@ -14,9 +14,9 @@ from .basic import to
 class CrossEntropy(Function):
     """loss = -1/N Σₙ Σₖ q[n, k] log p[n, k]  with p = softmax(logits) and the target distribution q.
 
-    q is 1 at the label and 0 elsewhere, or with label smoothing s (Szegedy et al., CVPR 2016, Section 7):
-    q[n, k] = (1 - s) [k = label n] + s/K. So the loss is the mean of -log p at the labels, mixed with the mean
-    of -log p everywhere; and since Σₖ q = 1, dlogits = (p - q) / N · dloss.
+    q is 1 at the label and 0 elsewhere, or with label smoothing s (Szegedy et al., CVPR 2016, Section 7) 1 - s + s/K
+    at the label and s/K elsewhere. So the loss is the mean of -log p at the labels, mixed with the mean
+    of -log p everywhere; and since Σₖ q = 1, dlogits = (p - q) / N · dy.
     """
 
     def forward(self, logits: Array, *, labels: Array, label_smoothing: float) -> Array:

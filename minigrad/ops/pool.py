@@ -18,7 +18,7 @@ from .conv import output_size, pad_image, tap
 
 
 def first_taps(xp: ModuleType, kernel: Pair, positions: Pair, stride: Pair, padding: Pair) -> Array:
-    """The tap of every window (OH, OW) that sees its first pixel; those before it see the border."""
+    """The number kh KW + kw of the first tap that lies on the image, not on its border, for every window (OH, OW)."""
     kh, kw = (xp.maximum(p - s * xp.arange(n), 0) for n, s, p in zip(positions, stride, padding, strict=True))
     return (kh[:, None] * kernel[1] + kw).astype(np.int32)
 

@@ -99,7 +99,7 @@ def set_training(model: Module) -> None:
             module.eval()
 
 
-def told(model: Module, path: str) -> str:
+def described(model: Module, path: str) -> str:
     """What is trained from where, in a sentence."""
     sizes = [(p.size, p.requires_grad) for p in model.parameters()]
     trained, total = sum(size for size, wanted in sizes if wanted), sum(size for size, _ in sizes)

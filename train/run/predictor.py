@@ -118,18 +118,18 @@ class Predictions:
     labels: np.ndarray  # (N,)
 
     @property
-    def said(self) -> np.ndarray:
+    def predicted(self) -> np.ndarray:
         return self.probabilities.argmax(axis=1)
 
     def confusion(self) -> np.ndarray:
         """How often class i was taken for class j: (K, K)."""
         K = self.probabilities.shape[1]
-        return np.bincount(self.labels * K + self.said, minlength=K * K).reshape(K, K)
+        return np.bincount(self.labels * K + self.predicted, minlength=K * K).reshape(K, K)
 
     def mistakes(self) -> np.ndarray:
         """The indices of the misclassified images, the most confident first."""
-        wrong = np.flatnonzero(self.said != self.labels)
-        confidence = self.probabilities[wrong, self.said[wrong]]
+        wrong = np.flatnonzero(self.predicted != self.labels)
+        confidence = self.probabilities[wrong, self.predicted[wrong]]
         return wrong[np.argsort(-confidence, kind="stable")]
 
 

@@ -150,10 +150,9 @@ class Bar:
         pace = (time.monotonic() - self.begin) / (self.run.step - self.first)
         here = pace * (self.steps - self.run.step)
         epochs = self.run.config.recipe.epochs - self.run.epoch
-        share = (
-            len(self.run.test_set) / max(len(self.run.train_set), 1) / 3
-        )  # an image forward alone, before it is known
-        between = self.run.between if self.run.between is not None else pace * self.steps * share
+        # Before the first evaluation it is guessed: an image takes a third of its training step, the way forward alone.
+        guess = pace * self.steps * len(self.run.test_set) / max(len(self.run.train_set), 1) / 3
+        between = guess if self.run.between is None else self.run.between
         return here, here + (epochs - 1) * pace * self.steps + epochs * between
 
 

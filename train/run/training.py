@@ -27,7 +27,7 @@ from . import checkpoint, folder, parallel, progress
 from .config import Config, adapted, configure, save_interval
 from .evaluation import Evaluation, evaluate_run
 from .faults import Guard, TrainingError, leave_out_kernels
-from .fine_tuning import told
+from .fine_tuning import described
 from .loading import load_data
 from .loop import Run, checksum_of_data, checksum_of_weights, train_epoch
 from .parallel import Deserted, Ranks
@@ -175,7 +175,7 @@ def set_up(
             config = adapted(config, args, len(train_set), resumed=found is not None)
         run = Run.start(config, train_set, test_set, ranks, resumed=found is not None)
         if config.weights and found is None and ranks.rank == 0:
-            note(told(run.model, config.weights))
+            note(described(run.model, config.weights))
         if config.recipe.cutout > min(train_set.shown):
             raise ValueError(f"--cutout {config.recipe.cutout} is larger than the images")
         if ranks.size > 1:

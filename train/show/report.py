@@ -169,8 +169,8 @@ def mistakes(predictions: Predictions, test_set: Dataset) -> dict[str, Any]:
     wrong = predictions.mistakes()
     items = []
     for i in wrong[:MISTAKES]:
-        said, was = (printable(test_set.classes[k]) for k in (predictions.said[i], predictions.labels[i]))
-        share = 100 * float(predictions.probabilities[i, predictions.said[i]])
+        said, was = (printable(test_set.classes[k]) for k in (predictions.predicted[i], predictions.labels[i]))
+        share = 100 * float(predictions.probabilities[i, predictions.predicted[i]])
         image = picture(to_numpy(test_set.images[i]))
         items.append({"image": image, "alt": f"test image {i}, a {was}", "said": said, "was": was, "share": share})
     return {"number": len(wrong), "images": len(test_set), "shown": items}
