@@ -25,7 +25,21 @@ import numpy as np
 from ...backend import Array
 from ...ops.norm import BatchNorm, BatchNormReLU, update_running
 from ..handover import Informed, Kept, Note
-from .layout import FAR, Affine, Moments, blocks, column_sums, relu, repeat_for, rows_of, to_nchw, to_nhwc
+from .layout import (
+    FAR,
+    UNIT,
+    Affine,
+    Moments,
+    PerChannel,
+    blocks,
+    column_sums,
+    product_sums,
+    relu,
+    repeat_for,
+    rows_of,
+    to_nchw,
+    to_nhwc,
+)
 from .memory import scratch
 from .threads import Span, parts_for, spans, thread_pool
 
@@ -51,10 +65,9 @@ def masked_sums(
         np.multiply(dy, mask, out=dz)
     pair = np.empty(sums.shape, dz.dtype)
     column_sums(dz, pair[0])
-    product = scratch("product", x.shape, x.dtype)
     if centre is not None:
-        x = np.subtract(x, centre, out=product)
-    column_sums(np.multiply(dz, x, out=product), pair[1])
+        x = np.subtract(x, centre, out=scratch("deviations", x.shape, x.dtype))
+    product_sums(dz, x, pair[1])
     sums += pair
 
 
@@ -137,7 +150,7 @@ class _FastNorm(Informed, BatchNorm):
                 if self.rectified:
                     relu(a)
 
-        thread_pool().run(work, spans(len(rows), parts_for(rows.size), 8))
+        thread_pool().run(work, spans(len(rows), parts_for(rows.size), UNIT))
 
     def backward(self, dy: Array) -> tuple[Array | None, ...]:  # type: ignore[override]
         if self.by_the_book:
@@ -175,7 +188,7 @@ class _FastNorm(Informed, BatchNorm):
         x, dy_rows, dz_rows = rows_of(self.x.array), rows_of(dy), rows_of(dz)
         kept = None if self.y is None else rows_of(self.y.array)
         C = x.shape[1]
-        parts = spans(len(x), parts_for(x.size), 8)
+        parts = spans(len(x), parts_for(x.size), UNIT)
         sums = np.zeros((len(parts), 2, C))
 
         def work(part: tuple[int, Span]) -> None:
@@ -203,20 +216,20 @@ class _FastNorm(Informed, BatchNorm):
         dx = dz if owned else np.empty_like(dz)
         x, dz_rows, dx_rows = rows_of(self.x.array), rows_of(dz), rows_of(dx)
         C = x.shape[1]
-        scale = scale.astype(dz.dtype)
+        scaled = PerChannel(scale[None].astype(dz.dtype))
 
         def work(span: Span) -> None:
             for start, stop in blocks(*span, C):
                 repeat = repeat_for(stop - start, C)
                 shape = ((stop - start) // repeat, C * repeat)
                 d = dx_rows[start:stop].reshape(shape)
-                np.multiply(dz_rows[start:stop].reshape(shape), np.tile(scale, repeat), out=d)
+                np.multiply(dz_rows[start:stop].reshape(shape), scaled.rows(repeat), out=d)
                 if self.training:
                     rest = scratch("rest", (stop - start, C), x.dtype)
                     back.apply(x[start:stop], rest)
                     np.add(d, rest.reshape(shape), out=d)
 
-        thread_pool().run(work, spans(len(x), parts_for(x.size), 8))
+        thread_pool().run(work, spans(len(x), parts_for(x.size), UNIT))
         return dx
 
 
@@ -228,7 +241,7 @@ def measure(x: np.ndarray) -> Moments:
         i, (start, stop) = part
         moments.measure(rows[start:stop], i)
 
-    thread_pool().run(work, list(enumerate(spans(len(rows), parts_for(rows.size)))))
+    thread_pool().run(work, list(enumerate(spans(len(rows), parts_for(rows.size), UNIT))))
     return moments
 
 

@@ -31,12 +31,15 @@ def spans(total: int, parts: int, unit: int = 1) -> list[Span]:
     return list(pairwise(cuts))
 
 
-def steps(span: Span, step: int) -> Iterator[Span]:
-    """Walk a span in pieces of at most `step`, all nearly equal: a short last piece would make a slow product."""
+def steps(span: Span, step: int, unit: int = 1) -> Iterator[Span]:
+    """Walk a span in pieces of at most `step`, all nearly equal: a short last piece would make a slow product.
+
+    All but the last are multiples of `unit`, and may be longer than `step` by less than that.
+    """
     start, stop = span
     pieces = -(-(stop - start) // step)
-    for i in range(pieces):
-        yield start + (stop - start) * i // pieces, start + (stop - start) * (i + 1) // pieces
+    cuts = [start + (stop - start) * i // pieces // unit * unit for i in range(pieces)]
+    return pairwise(dict.fromkeys([*cuts, stop]))
 
 
 def usable_cores() -> int:

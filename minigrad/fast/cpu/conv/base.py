@@ -40,6 +40,7 @@ from .source import Gradient, Source
 class FastConv2d(Informed, Conv2d):
     """Conv2d, fast: a method says in `suits` what it is for, and defines `convolve` and `pull_back`."""
 
+    other: np.ndarray | None = None  # a gradient that meets this one's at x, (N, H, W, C)
     as_defined = True  # no number of one group is combined with others than the definition's
 
     @classmethod
@@ -114,11 +115,23 @@ class FastConv2d(Informed, Conv2d):
         # Only the batch norm itself may be handed a masked gradient, not a leaf that shares its array.
         direct = remake is not None and self.parents is not None and self.parents[0] is remake.node
         shape = s.N, s.H, s.W, s.C
-        return Gradient(shape, dtype, remake if direct else None, parts_for(s.operations), not s.one_tap)
+        return Gradient(shape, dtype, remake if direct else None, parts_for(s.operations), not s.one_tap, self.other)
+
+    def take_other(self) -> np.ndarray | None:
+        """Take x's gradient from another operation off the tape, to be added to this one's while that is in the cache.
+
+        It is read, not written, so whoever else holds it does not mind.
+        """
+        parent = self.parents[0] if self.parents else None
+        other = self.pending.get(parent) if self.pending else None
+        if other is None or other.dtype != self.w.dtype or not other.transpose(0, 2, 3, 1).flags.c_contiguous:
+            return None
+        return to_nhwc(self.pending.pop(parent))
 
     def backward(self, dy: Array) -> tuple[Array | None, Array | None, Array | None]:
         s, dy = self.geometry, to_nhwc(dy)
         dw = np.empty(self.w.shape, self.w.dtype) if self.needs[1] else None
+        self.other = self.take_other() if self.needs[0] else None
 
         def pull_back(way: Callable[..., None], s: Geometry) -> Gradient | None:
             grad = self.gradient(s, dy.dtype) if self.needs[0] else None

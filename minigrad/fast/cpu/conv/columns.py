@@ -102,7 +102,8 @@ class Columns(FastConv2d):
         dx = columns(dy) · flipped w        dw[k] = xᵀ · columns(dy)[flipped k]
 
     so both products read one matrix, and x is not unfolded again. Otherwise dw is made from the columns of x, and the
-    columns' gradient is added back into the image.
+    columns' gradient is added back into the image. So is dw alone where x has fewer channels than dy, as in a network's
+    first convolution, whose images want no gradient.
     """
 
     @staticmethod
@@ -130,7 +131,8 @@ class Columns(FastConv2d):
         self, s: Geometry, x: Source, w: np.ndarray, dy: np.ndarray, grad: Gradient | None, dw: np.ndarray | None
     ) -> None:
         reach = (s.dilation[0] * (s.KH - 1) - s.padding[0], s.dilation[1] * (s.KW - 1) - s.padding[1])
-        if s.stride == (1, 1) and min(reach) >= 0:
+        smaller = grad is not None or s.CO <= s.CI  # the columns of dy, or dx needs them
+        if s.stride == (1, 1) and min(reach) >= 0 and smaller:
             self.backward_from_dy(s, x, w, dy, grad, dw, reach)
         else:
             self.backward_from_x(s, x, w, dy, grad, dw)

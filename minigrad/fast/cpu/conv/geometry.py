@@ -10,6 +10,7 @@ from ....ops.conv import Pair, output_size
 from ..threads import Span, parts_for, spans, steps
 
 ROWS = 1024  # rows of a product: enough for BLAS, few enough for the cache
+NUMBERS = 1 << 16  # of an image at a time, or more: with few channels more rows, for each call of NumPy costs time too
 MERGED = 8  # narrow groups are merged up to so many channels
 
 Cell = tuple[int, Span, Span]  # a part of the work: its index, its packs, its images
@@ -76,8 +77,9 @@ class Geometry:
         return slice((images[0] * H + band[0]) * W, ((images[1] - 1) * H + band[1]) * W)
 
     def images(self, span: Span) -> list[Span]:
-        """Walk over a span of images so many at a time that a product has about ROWS rows."""
-        return list(steps(span, max(1, ROWS // (self.OH * self.OW))))
+        """Walk over a span of images so many at a time that a product has about ROWS rows, or more of few channels."""
+        rows = max(ROWS, NUMBERS // max(self.C, self.O))
+        return list(steps(span, max(1, rows // (self.OH * self.OW))))
 
     def most(self, span: Span) -> int:
         """The most images that `images` takes at a time."""

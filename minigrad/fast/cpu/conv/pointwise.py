@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ....ops.conv import Pair
-from ..layout import rows_of, to_nchw
+from ..layout import UNIT, rows_of, to_nchw
 from ..memory import scratch
 from ..norm import Remake
 from ..threads import Span, parts_for, spans, steps, thread_pool
@@ -38,13 +38,17 @@ def every(x: np.ndarray, stride: Pair) -> np.ndarray:
     return taken
 
 
-def spread(dx: np.ndarray, out: np.ndarray, stride: Pair) -> None:
-    """The transpose of `every`: `out` becomes dx in every SH-th row and SW-th column and 0 elsewhere."""
+def spread(dx: np.ndarray, out: np.ndarray, stride: Pair, other: np.ndarray | None) -> None:
+    """The transpose of `every`: `out` becomes dx in every SH-th row and SW-th column, and 0 elsewhere; plus `other`."""
 
     def work(n: Span) -> None:
         for i in range(*n):
-            out[i].fill(0)
-            out[i, :: stride[0], :: stride[1]] = dx[i]
+            if other is None:
+                out[i].fill(0)
+                out[i, :: stride[0], :: stride[1]] = dx[i]
+            else:
+                np.copyto(out[i], other[i])
+                out[i, :: stride[0], :: stride[1]] += dx[i]
 
     thread_pool().run(work, spans(len(out), parts_for(out.size)))
 
@@ -91,11 +95,11 @@ class Pointwise(FastConv2d):
 
         def work(part: tuple[int, Span]) -> None:
             i, span = part
-            for start, stop in steps(span, at_once(s)):
+            for start, stop in steps(span, at_once(s), UNIT):
                 np.matmul(taken[start:stop], matrix, out=out[start:stop])
                 finish.rows(i, slice(start, stop))
 
-        thread_pool().run(work, list(enumerate(spans(len(out), parts_for(s.operations), 16))))
+        thread_pool().run(work, list(enumerate(spans(len(out), parts_for(s.operations), UNIT))))
 
     def pull_back(
         self, s: Geometry, x: Source, w: np.ndarray, dy: np.ndarray, grad: Gradient | None, dw: np.ndarray | None
@@ -105,12 +109,12 @@ class Pointwise(FastConv2d):
         if strided:
             x = Source(to_nchw(every(x.x, s.stride)), None)
         dx = None if grad is None else np.empty((len(dy_rows), s.C), dy.dtype) if strided else rows_of(grad.dx)
-        parts = spans(len(dy_rows), parts_for(s.operations), 16)
+        parts = spans(len(dy_rows), parts_for(s.operations), UNIT)
         sums: list[Any] = [None] * len(parts)
 
         def work(part: tuple[int, Span]) -> None:
             i, span = part
-            for start, stop in steps(span, at_once(s)):
+            for start, stop in steps(span, at_once(s), UNIT):
                 d = dy_rows[start:stop]
                 a = x.rows(start, stop)
                 if dw is not None:
@@ -120,10 +124,11 @@ class Pointwise(FastConv2d):
                         sums[i] += np.matmul(d.T, a, out=scratch("dw", matrix.shape, d.dtype))
                 if grad is not None and dx is not None:
                     np.matmul(d, matrix, out=dx[start:stop])
-                    grad.finish(i, slice(start, stop), a, slice(None))
+                    if not strided:
+                        grad.finish(i, slice(start, stop), a, slice(None))
 
         thread_pool().run(work, list(enumerate(parts)))
         if dw is not None:
             dw.reshape(s.O, s.C)[:] = add_parts(sums)
         if strided and grad is not None and dx is not None:
-            spread(dx.reshape(s.N, s.OH, s.OW, s.C), grad.dx, s.stride)
+            spread(dx.reshape(s.N, s.OH, s.OW, s.C), grad.dx, s.stride, grad.other)

@@ -31,7 +31,8 @@ from .geometry import MERGED, Cell, Geometry
 from .source import Gradient, Source, add_weight_gradients, zero_parts
 
 LEAST = 4  # packs at a time: with fewer, NumPy's calls cost more than the copies that are saved
-PIXELS = 1024  # at a time: whole small images, or some rows of a large one
+PIXELS = 1024  # at a time, or more: whole small images, or some rows of a large one
+NUMBERS = 1 << 16  # at a time, or more: with few channels more pixels, for each call of NumPy costs time too
 CHANNELS = 128  # at a time
 
 
@@ -113,8 +114,9 @@ def correlate_filters(x: np.ndarray, columns: np.ndarray, run: int, total: np.nd
 
 def pieces(s: Geometry, images: Span) -> Iterator[tuple[Span, Span]]:
     """Walk over a span of images, several small ones or a band of a large one at a time: (images, rows)."""
-    for n in steps(images, max(1, PIXELS // (s.H * s.W))):
-        for band in steps((0, s.H), s.H if n[1] - n[0] > 1 else max(1, PIXELS // s.W)):
+    pixels = max(PIXELS, NUMBERS // s.C)
+    for n in steps(images, max(1, pixels // (s.H * s.W))):
+        for band in steps((0, s.H), s.H if n[1] - n[0] > 1 else max(1, pixels // s.W)):
             yield n, band
 
 
@@ -125,7 +127,7 @@ class Runs(FastConv2d):
 
     @staticmethod
     def suits(s: Geometry) -> bool:
-        return s.plain3x3 and max(s.CI, s.CO) <= MERGED and least_merged(s).packs >= 2 * LEAST
+        return s.plain3x3 and max(s.CI, s.CO) <= MERGED and least_merged(s).packs >= LEAST
 
     def convolve(self, s: Geometry, x: Source, w: np.ndarray, y: np.ndarray, finish: Finish) -> None:
         s = least_merged(s)

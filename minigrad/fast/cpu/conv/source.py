@@ -49,17 +49,28 @@ class Gradient:
 
     With a `remake` the ReLU's mask is applied while a block is in the cache, and the two sums that the batch norm's
     backward pass begins with are taken; one per part of the work, because parts share no channels or no images.
-    Without one, the first of them is taken where it is `watched` whether all that goes by is finite.
+    Without one, the first of them is taken where it is `watched` whether all that goes by is finite. Before any of it
+    the gradient of an `other` operation is added, which has read the same input.
     """
 
-    def __init__(self, shape: tuple[int, ...], dtype: np.dtype, remake: Remake | None, parts: int, watched: bool):
-        self.dx = np.empty(shape, dtype)
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        dtype: np.dtype,
+        remake: Remake | None,
+        parts: int,
+        watched: bool,
+        other: np.ndarray | None = None,
+    ):
+        self.dx, self.other = np.empty(shape, dtype), other
         self.remake, self.watched = remake, watched
         self.sums = np.zeros((parts, 2, shape[-1]))
 
     def finish(self, part: int, rows: slice, a: np.ndarray, columns: slice) -> None:
         """Mask some rows of dx in place where the input a (R, c) was not positive, and add to the part's sums."""
         dx = rows_of(self.dx)[rows, columns]
+        if self.other is not None:
+            np.add(dx, rows_of(self.other)[rows, columns], out=dx)
         if self.remake is None:
             if self.watched:
                 for start, stop in blocks(0, *dx.shape):

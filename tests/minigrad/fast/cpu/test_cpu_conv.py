@@ -1,5 +1,7 @@
 """Convolution and pooling in the CPU's engine room, each held to its formula over drawn shapes."""
 
+from itertools import permutations
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -24,6 +26,8 @@ from minigrad.fast.cpu.conv.winograd import output_transposed as transposed
 from minigrad.fast.cpu.pool import FastMaxPool2d
 from minigrad.ops.conv import im2col, output_size, pad_image
 from minigrad.ops.norm import batch_norm_relu
+from minigrad.registry import register
+from minigrad.tensor import add_gradients
 
 
 @pytest.mark.usefixtures("threads", "eager")
@@ -86,6 +90,7 @@ def narrow_cases(draw):
 def test_many_narrow_groups_match_the_book(monkeypatch, most_pixels, most_channels):
     """All at once, and in bands of a few rows and chunks of a few groups."""
     monkeypatch.setattr(runs, "PIXELS", most_pixels)
+    monkeypatch.setattr(runs, "NUMBERS", most_pixels)
     monkeypatch.setattr(runs, "CHANNELS", most_channels)
 
     @given(narrow_cases())
@@ -233,6 +238,35 @@ def test_pooling_leaves_large_windows_to_the_book():
 
 
 # ------------------------------------------------------------------------------------------------- batch norm
+
+
+@pytest.mark.parametrize("O", [2, 8])
+def test_filters_alone_have_a_gradient(O):
+    """As in a network's first convolution: from the columns of x or of dy, whichever are fewer."""
+    x = Tensor(normal(0, 3, 3, 9, 8))
+    assert_same(lambda w: F.conv2d(x, w, padding=1), [normal(1, O, 3, 3, 3)])
+
+
+def test_gradients_of_one_input_are_added_by_its_convolutions():
+    """A 1x1, a 1x1 of stride 2 and a 3x3 that read one array, in any order."""
+    kernels = [
+        (normal(1, 5, 4, 1, 1), {}),
+        (normal(2, 5, 4, 1, 1), {"stride": 2}),
+        (normal(3, 4, 4, 3, 3), {"padding": 1}),
+    ]
+
+    def nowhere_else(a, b):
+        raise AssertionError("two gradients were added in a sweep of their own")
+
+    def function(x, *weights):
+        a = batch_norm_relu(x, Tensor(np.ones(4)), Tensor(np.zeros(4)), None, None, True)
+        return F.concat([F.conv2d(a, w, **o).sum((2, 3)) for w, (_, o) in zip(weights, order, strict=True)], axis=1)
+
+    for order in permutations(kernels):
+        arrays = [normal(0, 3, 4, 6, 8), *(w for w, _ in order)]
+        assert_same(function, arrays, 1e-11)
+        register(add_gradients, "cpu", nowhere_else)
+        function(*(Tensor(a, requires_grad=True) for a in arrays)).sum().backward()
 
 
 def test_strided_pointwise_after_relu():

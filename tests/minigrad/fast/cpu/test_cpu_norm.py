@@ -11,7 +11,7 @@ import minigrad
 from minigrad import Tensor, optim, registry
 from minigrad import functional as F
 from minigrad.fast import cpu
-from minigrad.fast.cpu import add, sgd
+from minigrad.fast.cpu import add, layout, sgd
 from minigrad.ops.norm import batch_norm, batch_norm_relu
 from minigrad.tensor import add_gradients
 
@@ -55,6 +55,28 @@ def test_statistics_do_not_cancel():
     wide = x.astype(np.float64)
     exact = (wide - wide.mean((0, 2, 3), keepdims=True)) / np.sqrt(wide.var((0, 2, 3), keepdims=True) + 1e-5)
     assert np.abs(fast - exact).max() < 1e-3
+
+
+@pytest.mark.parametrize("offset", [0, 1, 2.7, 2.9, 7.9, 8.1, 100])
+@pytest.mark.parametrize("shape", [(3000, 12), (8192, 8), (2047, 3), (7, 300)])
+def test_statistics_in_float32(shape, offset):
+    """Σ x² - n μ² where it does not cancel, else Σ (x - μ)²: five digits either way."""
+    x = (normal(0, *shape) + offset).astype(np.float32)
+    moments = layout.Moments(shape[1])
+    moments.measure(x, 0)
+    count, mean, deviations = layout.Moments.join(moments)
+    wide = x.astype(np.float64)
+    np.testing.assert_allclose(mean, wide.mean(0), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(deviations, wide.var(0) * count, rtol=1e-5)
+
+
+@given(st.integers(1, 3000), st.integers(1, 70), st.booleans(), seeds)
+def test_sums_over_rows(rows, channels, part, seed):
+    """Of whole rows, which may be treated as fewer longer ones, and of some of their columns."""
+    x, y = (normal(seed + i, rows, channels + part)[:, part:] for i in range(2))
+    out = np.empty(channels)
+    np.testing.assert_allclose(layout.column_sums(x, out), x.sum(0), atol=1e-11)
+    np.testing.assert_allclose(layout.product_sums(x, y, out), (x * y).sum(0), atol=1e-11)
 
 
 @pytest.mark.parametrize("where", ["x", "weight", "bias", "mean", "var", "shortcut", "dy"])
@@ -142,7 +164,7 @@ def test_gradients_are_added_in_any_layout(layout):
 def test_sgd_matches_the_book(size, momentum, weight_decay, nesterov, seed):
     w, dw, velocity = normal(seed, size), normal(seed + 1, size), normal(seed + 2, size)
     book = [w.copy(), dw.copy(), velocity.copy()]
-    sgd.sgd_update(w, dw, velocity, 0.1, momentum, weight_decay, nesterov and momentum > 0)
+    sgd.sgd_step([(w, dw, velocity, momentum, weight_decay, nesterov and momentum > 0)], 0.1)
     optim.sgd_update(*book, 0.1, momentum, weight_decay, nesterov and momentum > 0)
     for fast, expected in zip((w, dw, velocity), book, strict=True):
         np.testing.assert_allclose(fast, expected, rtol=1e-12, atol=1e-14)

@@ -163,6 +163,9 @@ def test_spans_cover_everything_once(total, parts, unit):
     assert all(a[1] == b[0] for a, b in pairwise(cut)) and all(a < b for a, b in cut)
     pieces = [p for span in cut for p in steps(span, unit)]
     assert sum(b - a for a, b in pieces) == total and all(0 < b - a <= unit for a, b in pieces)
+    pieces = list(steps((0, total), 3 * unit, unit))
+    assert pieces[0][0] == 0 and pieces[-1][1] == total and all(a[1] == b[0] for a, b in pairwise(pieces))
+    assert all(0 < b - a < 4 * unit and a % unit == 0 for a, b in pieces)
 
 
 def test_threads_survive_a_fork():
