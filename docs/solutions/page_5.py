@@ -61,12 +61,13 @@ def notice(broken):
 def exercise_2() -> None:
     """The sum has dy = 1: no part along x̂, so the missing term is 0 anyway, and it does not notice.
 
-    The squares have dy = 2·(weight·x̂ + bias), which has a part along x̂, so they do. A missing factor scales dx, and the
-    first two have dx = 0, scaled or not: only the random cotangent notices.
+    The squares have dy = 2·(weight·x̂ + bias), which has a part along x̂, so they do. A missing factor scales dx. The
+    sum's is 0, scaled or not. The squares' would be 0, too, but for ε, which leaves 10⁻⁸: small, and yet noticed, since
+    `gradcheck` looks closely at a gradient that is all below its `atol`.
     """
     stretch, weight = notice(NoStretch), notice(NoWeight)
     print(f"without the part along x̂: noticed by {stretch}; without the factor: by {weight}")
-    assert stretch == ["squares", "gradcheck"] and weight == ["gradcheck"] and notice(BatchNorm) == []
+    assert stretch == ["squares", "gradcheck"] and weight == ["squares", "gradcheck"] and notice(BatchNorm) == []
 
 
 def layer_norm(x, eps=1e-5):
