@@ -108,6 +108,15 @@ def _cuda() -> list[Family]:
                     _convolution(f"tensor cores, groups of {c}, stride 2", dtype, TensorCores, sizes, stride=2)
                     for c, sizes in ((32, (2, 64, 64, 2, 10, 9)), (4, (2, 64, 64, 16, 10, 9)))
                 ),
+                _through_the_tape(
+                    "sum over images, in float32",
+                    dtype,
+                    ImageSum,
+                    [_normal(3, 24, 9, 7)],
+                    axes=(2, 3),
+                    keepdims=False,
+                    dtype=np.dtype(np.float32),
+                ),
             ]
         made += [
             _convolution("convolution 1x1", dtype, Products, (2, 32, 40, 1, 9, 8), kernel=1),
@@ -137,7 +146,7 @@ def _normal(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 def _through_the_tape(
-    name: str, dtype: str, candidate: Any, arrays: Sequence[np.ndarray | None], **options: Any
+    name: str, dtype: str, candidate: Any, arrays: Sequence[np.ndarray | None], /, **options: Any
 ) -> Family:
     """An operation of the book and one that stands in for it: output, gradients, and arrays that it changes."""
     book = registry.book_of(candidate)

@@ -34,14 +34,14 @@ FAULTS = {
 
 @pytest.mark.parametrize(("cupy", "sentence"), FAULTS.values(), ids=FAULTS)
 def test_what_is_missing_is_named(monkeypatch, cupy, sentence):
-    monkeypatch.setattr(backend, "wanted", lambda *arguments: cupy)
+    monkeypatch.setattr(backend, "import_optional", lambda *arguments: cupy)
     with pytest.raises(backend.DeviceError, match=sentence):
         backend.cupy()
 
 
 @pytest.mark.parametrize("cupy", [stand_in(), stand_in(runtime=12090), stand_in(devices=(75, 61))])
 def test_what_works_is_let_through(monkeypatch, cupy):
-    monkeypatch.setattr(backend, "wanted", lambda *arguments: cupy)
+    monkeypatch.setattr(backend, "import_optional", lambda *arguments: cupy)
     assert backend.cupy() is cupy
 
 
@@ -59,7 +59,7 @@ def test_what_works_is_let_through(monkeypatch, cupy):
 )
 def test_a_gpu_that_is_too_old_is_named(monkeypatch, runtime, capability, sentence):
     cupy = stand_in(runtime=runtime, devices=(capability,))
-    monkeypatch.setattr(backend, "wanted", lambda *arguments: cupy)
+    monkeypatch.setattr(backend, "import_optional", lambda *arguments: cupy)
     with pytest.raises(backend.DeviceError, match=sentence):
         backend.to_device(0.0, "cuda")
 

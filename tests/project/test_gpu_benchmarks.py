@@ -229,7 +229,7 @@ def test_a_timed_step_on_a_gpu_is_a_replay_and_all_its_memory_counts(monkeypatch
 
     class FakeGraph:
         def __init__(self, step):
-            self.workspace = SimpleNamespace(pool=SimpleNamespace(total_bytes=lambda: 5))
+            self.workspace = SimpleNamespace(memory_pool=SimpleNamespace(total_bytes=lambda: 5))
 
         def __call__(self, *arrays):
             calls.append(arrays)
@@ -251,6 +251,6 @@ def test_a_timed_step_on_a_gpu_is_a_replay_and_all_its_memory_counts(monkeypatch
     # The profile is of eager steps, and the graph's memory, which they cannot use, is given back first.
     worker.optimizer = SimpleNamespace(zero_grad=lambda: calls.append("no gradients"))
     seen = []
-    monkeypatch.setattr(bench, "times_of_step", lambda step, model, device: (seen.append(worker.graph), {}, 1.0))
+    monkeypatch.setattr(bench, "times_of_step", lambda step, model, device: (seen.append(worker.cuda_graph), {}, 1.0))
     assert worker.layers() == {"everything else": 1.0}
     assert seen == [None] and calls[-1] == "no gradients" and worker.step == worker.update

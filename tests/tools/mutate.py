@@ -63,8 +63,10 @@ EQUIVALENT = {
     "return (dx, dweight, dbias)": CAST,
     "for i, (parent, dx) in enumerate(zip(self.parents, dxs, strict=True)):": "for mypy: a freed node is never asked",
     "one = a.dtype.type(2)": "the exponent where the factor p is 0",
-    "da = matmul(dy, self.b.swapaxes(-2, -1)) if self.needs[0] else None": "the same two axes",
-    "db = matmul(self.a.swapaxes(-2, -1), dy) if self.needs[1] else None": "the same two axes",
+    "return (matmul(dy, self.b.swapaxes(-2, -1)) if self.needs[0] else None, "
+    "matmul(self.a.swapaxes(-1, -2), dy) if self.needs[1] else None)": "the same two axes",
+    "return (matmul(dy, self.b.swapaxes(-1, -2)) if self.needs[0] else None, "
+    "matmul(self.a.swapaxes(-2, -1), dy) if self.needs[1] else None)": "the same two axes",
     "dpadded = col2im(dcolumns, (N, C, H + 3 * PH, W + 2 * PW), self.stride, self.dilation)": BORDER,
     "dpadded = col2im(dcolumns, (N, C, H + 2 * PH, W + 3 * PW), self.stride, self.dilation)": BORDER,
     "dx = array_module(dy).zeros((N, C, H + 3 * PH, W + 2 * PW), dy.dtype)": BORDER,

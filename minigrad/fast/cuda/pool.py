@@ -25,7 +25,8 @@ class ImageSum(Informed, basic.Sum):
     @classmethod
     def accepts(cls, *arrays: Any, **options: Any) -> bool:
         (x,) = arrays
-        return whole_vectors(x) and options["axes"] == (2, 3) and options.get("dtype") in (None, x.dtype, np.float32)
+        dtype = options.get("dtype") or x.dtype  # compared alone: NumPy takes None for float64
+        return whole_vectors(x) and options["axes"] == (2, 3) and dtype in (x.dtype, np.float32)
 
     def forward(
         self, x: Array, *, axes: tuple[int, ...], keepdims: bool, scale: float = 1.0, dtype: np.dtype | None = None

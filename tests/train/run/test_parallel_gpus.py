@@ -82,7 +82,7 @@ def started(monkeypatch, machine, rank, all_seen):
     ranks.nccl, ranks.buckets = None, {}
     ranks.local = SimpleNamespace(allgather=lambda mine: [mine if r == rank else s for r, s in enumerate(all_seen)])
     monkeypatch.setattr(ranks, "broadcast", lambda value: b"identity")
-    monkeypatch.setattr(backend, "wanted", lambda *arguments: machine)
+    monkeypatch.setattr(backend, "import_optional", lambda *arguments: machine)
 
     def load(name):
         assert name == "cupy.cuda.nccl"
