@@ -367,7 +367,7 @@ data.Dataset.at_once = 4
 options = "--device cuda --model resnext11_2x4d_w8 --data shapes --recipe paper --lr 0.02 --average 0.9 --batch-size 4"
 settings = config.configure(config.parser().parse_args([*options.split(), "--limit-train", "22"]))
 if "eager" in sys.argv:
-    loop.as_cuda_graph = evaluation.as_cuda_graph = lambda *arguments: None
+    loop.as_cuda_graph = evaluation.as_cuda_graph = lambda *arguments, **options: None
 run = loop.Run.start(settings, *data.load("shapes", Path("."), limit_train=22, limit_test=26))
 for run.epoch in range(2):
     run.step, run.totals = 0, dict.fromkeys(run.totals, 0.0)
