@@ -92,11 +92,13 @@ class SGD:
 
         Raises TypeError or ValueError, and changes nothing, where a gradient is no array of its parameter's shape.
         """
+        for i, p in enumerate(self.parameters()):
+            if p.grad is not None:
+                check_gradient(p.grad, p.shape, f"parameter {i}")
         updates: dict[str, list[tuple]] = {}
         every = ((p, group) for group in self.groups for p in group["params"])
         for i, (p, group) in enumerate(every):
             if p.grad is not None:
-                check_gradient(p.grad, p.shape, f"parameter {i}")
                 if self.velocities[i] is None:
                     self.velocities[i] = array_module(p.data).zeros_like(p.data)
                 options = group["momentum"], group["weight_decay"], group["nesterov"]

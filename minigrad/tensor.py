@@ -186,7 +186,7 @@ class Function:
         self.__dict__.clear()
 
 
-OWN = {"parents", "inputs", "seen", "pending"}  # attributes that the tape sets on a node after its forward pass
+OWN = {"parents", "inputs", "versions", "pending"}  # attributes that the tape sets on a node after its forward pass
 
 # A profiler's place: what is set here is called in place of every operation's forward and backward pass, as
 # observer(operation, node, compute, *arrays, **options), and returns what compute(*arrays, **options) returns.

@@ -39,6 +39,20 @@ def test_a_gradient_of_another_shape_is_refused_and_changes_nothing(shape, room)
     assert_array_equal(other.data, X)
 
 
+def test_a_step_that_is_refused_leaves_a_recorded_graph_as_it_was():
+    """A parameter that was only looked at has not changed, so what needs it may still go backward."""
+    p, other = Parameter(X), Parameter(X)
+    loss = (p * p).sum()
+    p.grad, other.grad = np.ones_like(X), np.ones((7,), np.float32)
+    optimizer = optim.SGD([p, other], 0.5, momentum=0.9)
+    with pytest.raises(ValueError, match="parameter 1 of shape"):
+        optimizer.step()
+    assert optimizer.velocities == [None, None]
+    p.grad = None
+    loss.backward()
+    assert_array_equal(p.grad, 2 * X)
+
+
 @pytest.mark.parametrize("gradient", ["text", 1.0, [1.0], Tensor(X), np.array([["a"]])])
 def test_a_gradient_that_is_no_array_of_numbers_is_refused(gradient, room):
     p = Parameter(X)
@@ -101,7 +115,7 @@ def test_a_subclass_of_arrays_has_no_arithmetic_of_its_own(kind):
 # ---- operations of one's own ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["inputs", "parents", "seen", "pending", "needs"])
+@pytest.mark.parametrize("name", ["inputs", "parents", "versions", "pending", "needs"])
 def test_an_operation_that_keeps_something_under_a_name_of_the_tapes_is_told(name):
     class Square(Function):
         def forward(self, x):
