@@ -1,8 +1,9 @@
-"""What other libraries see in a `Tensor`: NumPy's functions, DLPack (PyTorch, JAX), CUDA's array interface (CuPy).
+"""What others see in a `Tensor`: NumPy's functions, copies and pickles, DLPack (PyTorch, JAX), CUDA's array interface.
 
-np.exp(t), np.sum(t, axis=0), array + t         minigrad's own operations: the gradient is kept
-np.asarray(t), np.median(t), np.from_dlpack(t)  the values, in the tensor's memory where possible: no gradient
-np.maximum(t, 0)                                a TypeError that says what to write: it could not keep the gradient
+np.exp(t), np.sum(t, axis=0), array + t          minigrad's own operations: the gradient is kept
+np.isnan(t), np.argmax(t), np.allclose(t, u)     what has no gradient, of the values
+np.clip(t, 0, 1), np.einsum("ij->j", t)          of the values alone, or a TypeError where it would lose a gradient
+np.asarray(t), t.numpy(), np.from_dlpack(t)      the values, asked for by name, in the tensor's memory where possible
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from . import ops
-from .backend import check_dtype, cupy
+from .backend import Memory, check_dtype, cupy
 from .ops.operators import OPERATORS
-from .tensor import Tensor
+from .tensor import Tensor, wants_gradient
 
 # NumPy's functions that are operations of minigrad.
 CALLS: dict[Any, Callable[..., Any]] = {
@@ -45,17 +46,54 @@ CALLS: dict[Any, Callable[..., Any]] = {
 SECOND = ("axis", "axes", "shape", "pad_width")  # what NumPy calls the second argument of these functions
 
 
+# What to write in place of functions that are used often and are not there, for tensors t, a and b.
+INSTEAD = {
+    "np.absolute": "F.relu(t) + F.relu(-t)",
+    "np.clip": "low + F.relu(t - low) - F.relu(t - high)",
+    "np.dot": "a @ b",
+    "np.maximum": "b + F.relu(a - b)",
+    "np.minimum": "b - F.relu(b - a)",
+    "np.square": "t * t",
+    "np.stack": "F.concat([a.reshape(1, *a.shape), b.reshape(1, *b.shape)])",
+    "np.where": "mask * a + (1 - mask) * b",
+}
+
+
+def values_of(inputs: Any) -> Any:
+    """Return what NumPy gets in place of tensors, in lists too: their values."""
+    if isinstance(inputs, tuple | list):
+        return [values_of(i) for i in inputs] if isinstance(inputs, list) else tuple(values_of(i) for i in inputs)
+    return np.asarray(inputs) if isinstance(inputs, Tensor) else inputs
+
+
+def compute_on_values(name: str, function: Any, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    """What NumPy's function returns for the values; TypeError where somebody could miss the gradient of that.
+
+    Nobody can where no tensor requires one or nothing is recorded, nor that of integers, truth values, text and zeros.
+    """
+    lossy = wants_gradient([*inputs, *options.values()])
+    if not lossy or not options.get("out"):
+        result = function(*values_of(inputs), **{key: values_of(value) for key, value in options.items()})
+        if not lossy or not has_floats(result) or function in (np.zeros_like, np.ones_like, np.empty_like):
+            return result
+    without = f"{name} without out, and n = n + t for n += t" if options.get("out") else ""
+    instead = without or INSTEAD.get(name, "it with the operations of minigrad.functional")
+    raise TypeError(f"{name} would lose the gradient: write {instead}, or {name}(t.numpy()) for the values alone")
+
+
+def has_floats(result: Any) -> bool:
+    """Whether there are floating-point or complex numbers in what a function returned."""
+    if isinstance(result, tuple | list):
+        return any(map(has_floats, result))
+    return isinstance(result, np.ndarray | np.generic | float) and np.asarray(result).dtype.kind in "fc"
+
+
 def array_ufunc(t: Tensor, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
     """What NumPy calls for its element-wise functions, `np.exp(t)` and `array + t` among them."""
-    if {"d->?", "dd->?"} & set(ufunc.types) and ufunc not in CALLS:  # from floats to true or false, such as np.isnan
-        return getattr(ufunc, method)(*(i.numpy() if isinstance(i, Tensor) else i for i in inputs), **options)
-    if ufunc not in CALLS or method != "__call__" or options:
-        name = ufunc.__name__ + ("" if method == "__call__" else f".{method}")
-        raise TypeError(
-            f"np.{name} is no operation of minigrad's, and would lose the gradient: compose it of those in "
-            f"minigrad.functional, or write np.{name}(t.numpy()) for the values alone"
-        )
-    return CALLS[ufunc](*inputs)
+    if ufunc in CALLS and method == "__call__" and not options:
+        return CALLS[ufunc](*inputs)
+    name = f"np.{ufunc.__name__}" + ("" if method == "__call__" else f".{method}")
+    return compute_on_values(name, getattr(ufunc, method), inputs, options)
 
 
 class ArrayUfunc:
@@ -83,7 +121,17 @@ def array_function(t: Tensor, function: Any, types: Any, inputs: tuple[Any, ...]
                 "t.numpy(), for the values alone"
             )
         return CALLS[function](*inputs, *named, **options)
-    return np.ndarray.__array_function__(np.empty(0), function, (), inputs, options)
+    return compute_on_values(f"np.{function.__name__}", function, inputs, options)
+
+
+def state(t: Tensor) -> tuple[None, dict[str, Any]]:
+    """What a copy or a pickle takes along: all but the notes, and with a memory of its own. Only leaves have one."""
+    if t.node is not None:
+        raise TypeError(
+            f"a tensor that was computed, of shape {t.shape}, cannot be copied or pickled: detach() it first"
+        )
+    kept = {name: getattr(t, name) for name in ("grad", "node", "requires_grad")}
+    return None, {"_array": t.data, "memory": Memory(), "_notes": None, **kept}
 
 
 def array(t: Tensor, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -101,6 +149,7 @@ def cuda_array_interface(t: Tensor) -> dict:
 
 
 PROTOCOLS = {
+    "__getstate__": state,
     "__array__": array,
     "__array_ufunc__": ArrayUfunc(),
     "__array_function__": array_function,

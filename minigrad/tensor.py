@@ -48,6 +48,12 @@ def recording() -> bool:
     return getattr(_thread, "recording", True)
 
 
+def wants_gradient(value: Any) -> bool:
+    """True for a tensor that requires a gradient, and for a list or tuple that holds one, while it is recorded."""
+    inside = value if isinstance(value, tuple | list) else ()
+    return any(map(wants_gradient, inside)) or (isinstance(value, Tensor) and value.requires_grad and recording())
+
+
 class no_grad(ContextDecorator):
     """Compute without recording, as a context manager or a decorator: for evaluation and for updating weights."""
 
@@ -236,6 +242,8 @@ class Tensor:
 
     def __init__(self, data: Any, requires_grad: bool = False, device: str | None = None, dtype: Any = None):
         source = data.data if isinstance(data, Tensor) else data
+        if wants_gradient(source):
+            raise TypeError("Tensor([...]) would lose the gradient of the tensors in the list: join them with F.concat")
         xp = array_module(source)
         try:
             array = xp.array(source)
@@ -335,11 +343,6 @@ class Tensor:
         if self.size != 1:
             raise ValueError(f"item() needs a tensor with one value, this one has shape {self.shape}")
         return self._array.reshape(()).item()
-
-    def __getstate__(self) -> tuple[None, dict[str, Any]]:
-        """What a copy or a pickle takes along: all but the notes, and with a memory of its own."""
-        kept = {name: getattr(self, name) for name in ("grad", "node", "requires_grad")}
-        return None, {"_array": self.data, "memory": Memory(), "_notes": None, **kept}
 
     def detach(self) -> Tensor:
         """Return a tensor with the same memory that is not part of the graph."""

@@ -1,11 +1,19 @@
 """Tensors under NumPy's functions (minigrad/exchange.py)."""
 
+import pickle
+from copy import copy as shallow_copy
+from copy import deepcopy
+from typing import Any
+
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from minigrad import Tensor, gradcheck
-from minigrad.exchange import CALLS
+import minigrad.functional as F
+from minigrad import Tensor, gradcheck, no_grad
+from minigrad.exchange import CALLS, INSTEAD
+from minigrad.nn import BatchNorm2d, Conv2d, Flatten, Linear, ReLU, Sequential
+from minigrad.optim import SGD
 
 A, B = np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 7.0]]), np.array([0.5, 2.0, 3.0])
 ARGUMENTS = {
@@ -64,25 +72,121 @@ def test_options_that_only_numpy_has_are_refused_by_name(call, name, option):
         call(Tensor(A))
 
 
-@pytest.mark.parametrize(
-    ("call", "name"),
-    [
-        (lambda x: np.maximum(x, 0), "np.maximum"),
-        (lambda x: np.abs(x), "np.absolute"),
-        (lambda x: np.prod(x), "np.multiply.reduce"),
-        (lambda x: np.add(x, 1, out=np.zeros((2, 3))), "np.add"),
-    ],
-)
-def test_what_would_lose_the_gradient_says_what_to_write(call, name):
-    with pytest.raises(TypeError, match=rf"{name} is no operation of minigrad's.* write {name}\(t.numpy\(\)\)"):
-        call(Tensor(A, requires_grad=True))
+LOSSY: dict[str, Any] = {
+    "np.clip": lambda x: np.clip(x, 0, 1),
+    "np.dot": lambda x: np.dot(B, x.T),
+    "np.einsum": lambda x: np.einsum("ij->i", x),
+    "np.stack": lambda x: np.stack([A, x]),
+    "np.block": lambda x: np.block([[A, x], [x, A]]),
+    "np.where": lambda x: np.where(A > 2, x, 0),
+    "np.interp": lambda x: np.interp(B, xp=[0.0, 1.0], fp=x[0, :2]),
+    "np.linalg.norm": lambda x: np.linalg.norm(x),
+    "np.fft.fft": lambda x: np.fft.fft(x),
+    "np.split": lambda x: np.split(x, 3, axis=1),
+    "np.median": np.median,
+    "np.std": np.std,
+    "np.maximum": lambda x: np.maximum(x, 0),
+    "np.absolute": np.abs,
+    "np.prod": np.prod,
+    "np.multiply.reduce": np.multiply.reduce,
+    "np.modf": np.modf,
+    "np.add": lambda x: np.add(x, 1, out=np.zeros((2, 3))),
+}
 
 
-def test_what_has_no_gradient_gives_values():
+@pytest.mark.parametrize("name", LOSSY)
+def test_what_would_lose_the_gradient_says_what_to_write(name):
+    """As PyTorch refuses it; where there is no gradient to lose, NumPy computes."""
+    words = f"np\\.{'multiply.reduce' if 'multiply' in name else name.split('.')[-1]} would lose the gradient: write "
+    with pytest.raises(TypeError, match=words + r".*\(t.numpy\(\)\) for the values alone"):
+        LOSSY[name](Tensor(A, requires_grad=True))
+    expected = LOSSY[name](A)
+    for actual in (LOSSY[name](Tensor(A)), no_grad()(LOSSY[name])(Tensor(A, requires_grad=True))):
+        assert type(actual) is type(expected)
+        assert_array_equal(actual, expected)
+
+
+def test_an_array_keeps_its_values_where_adding_to_it_would_lose_the_gradient():
+    n = np.zeros((2, 3))
+    with pytest.raises(TypeError, match=r"write np.add without out, and n = n \+ t for n \+= t"):
+        n += Tensor(A, requires_grad=True)
+    assert_array_equal(n, 0)
+
+
+@pytest.mark.parametrize("name", INSTEAD)
+def test_what_is_written_in_their_place_keeps_the_gradient(name):
+    a, b, t = np.array([[1.0, -2.0], [4.0, 5.0]]), np.array([[0.5, 3.0], [-3.0, 7.0]]), A - 3.2
+    constants = {"F": F, "mask": a > 2, "low": -1.5, "high": 1.5}
+    mine = eval(f"lambda a, b, t: {INSTEAD[name]}", constants)
+    arguments = {
+        "np.clip": (t, -1.5, 1.5),
+        "np.where": (a > 2, a, b),
+        "np.stack": ([a, b],),
+        **dict.fromkeys(("np.absolute", "np.square"), (t,)),
+    }
+    expected = getattr(np, name.removeprefix("np."))(*arguments.get(name, (a, b)))
+    assert_allclose(mine(*(Tensor(array, requires_grad=True) for array in (a, b, t))).numpy(), expected, rtol=1e-13)
+
+
+def test_a_list_of_tensors_is_no_tensor_where_that_would_lose_the_gradient():
+    x = Tensor(A, requires_grad=True)
+    for call in (lambda: Tensor([x[0], x[1]]), lambda: Tensor([[x[0, 0], 1.0], [2.0, 3.0]]), lambda: x * [x[0], x[1]]):
+        with pytest.raises(TypeError, match="would lose the gradient of the tensors in the list"):
+            call()
+    with no_grad():
+        assert_array_equal(Tensor([x[0], x[1]]).data, A)
+    assert_array_equal(Tensor([Tensor(A)]).data, [A])
+
+
+def test_what_has_no_gradient_gives_values(tmp_path):
     x = Tensor(A, requires_grad=True)
     assert_array_equal(np.isnan(x), np.zeros((2, 3), bool))
     assert_array_equal(x <= A, np.ones((2, 3), bool))
     assert np.allclose(x, A)
-    assert np.median(x) == 3.5
-    assert isinstance(np.stack([x, x]), np.ndarray)
-    assert_array_equal(np.where(A > 2, x, 0), np.where(A > 2, A, 0))
+    assert np.argmax(x) == 5
+    assert_array_equal(np.nonzero(x), np.nonzero(A))
+    assert np.shape(x) == (2, 3)
+    assert_array_equal(np.zeros_like(x), np.zeros((2, 3)))
+    assert np.array2string(x) == np.array2string(A)
+    np.save(tmp_path / "x.npy", x)
+    assert_array_equal(np.load(tmp_path / "x.npy"), A)
+
+
+def test_what_asks_for_the_values_by_name_gets_them():
+    x = Tensor(A, requires_grad=True)
+    for values in (np.asarray(x), np.array(x), x.numpy(), np.from_dlpack(x), np.float64(x[0, 0])):
+        assert_array_equal(values, A if np.ndim(values) else A[0, 0])
+
+
+def test_a_tensor_that_was_computed_is_not_copied_with_its_graph():
+    """As in PyTorch; a long graph would be deeper than Python's recursion."""
+    leaf = Tensor(A, requires_grad=True)
+    y = leaf
+    for _ in range(20_000):
+        y = -y
+    for copy in (deepcopy, shallow_copy, pickle.dumps):
+        with pytest.raises(
+            TypeError, match=r"was computed, of shape \(2, 3\), cannot be copied or pickled: detach\(\)"
+        ):
+            copy(y)
+        copy(y.detach())
+        copy(leaf)
+
+
+def step(network, optimizer):
+    optimizer.zero_grad()
+    loss = F.cross_entropy(network(Tensor(np.ones((2, 3, 3, 3), np.float32))), [0, 1])
+    loss.backward()
+    optimizer.step()
+
+
+def test_a_network_and_its_optimizer_are_pickled_between_steps():
+    network = Sequential(Conv2d(3, 4, 3), BatchNorm2d(4), ReLU(), Flatten(), Linear(4, 2))
+    optimizer = SGD(network.parameters(), lr=0.1, momentum=0.9)
+    step(network, optimizer)
+    copies = [pickle.loads(pickle.dumps((network, optimizer))), deepcopy((network, optimizer))]
+    step(network, optimizer)
+    for other, its in copies:
+        step(other, its)
+        for (name, a), b in zip(network.state_dict().items(), other.state_dict().values(), strict=True):
+            assert_array_equal(a, b, name)

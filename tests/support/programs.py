@@ -140,12 +140,12 @@ class Program:
     def copy(self, name, i):
         t = self.tensors[i]
         if name == "copy":
-            self.take(copy.copy(t), i)
+            self.take(copy.copy(t.detach()), i)  # only leaves are copied
         elif name == "detach":
             self.take(t.detach(), i)
         elif name == "look":
             t.data.sum()
-        else:  # a graph is copied along with a tensor, so a leaf it is
+        else:
             t = t.detach()
             self.take(copy.deepcopy(t) if name == "deepcopy" else pickle.loads(pickle.dumps(t)))
 
