@@ -164,6 +164,7 @@ def convolution(bench: Bench, layer: Layer) -> dict[str, Any]:
     if isinstance(methods["ours"], conv.TensorCores):
         methods["columns"] = conv.Products()
     for method in methods.values():
+        method.needs = (True, True, False)
         method.prepare(x, w, *options)
 
     tx, tdy = (bench.as_torch(a).permute(0, 3, 1, 2) for a in (x, dy))

@@ -22,9 +22,10 @@ IMAGE_SIZES = (16, 32, 64, 96)
 def torch_modes(dtype: str, device: str) -> list[str]:
     """PyTorch's ways to run the network: those of the asked precision, then on a CPU bfloat16 beside float32.
 
-    On a GPU only channels_last, the order that tensor cores want.
+    On a GPU only channels_last, the order that tensor cores want, and compiled with and without CUDA graphs.
     """
     modes = [f"torch eager channels_last {dtype}", f"torch compile channels_last {dtype}"]
+    modes += [f"torch compile, CUDA graphs, channels_last {dtype}"] if device != "cpu" else []
     if device == "cpu":
         modes = [f"torch eager NCHW {dtype}", *modes]
         modes += ["torch compile channels_last bfloat16"] if dtype == "float32" else []

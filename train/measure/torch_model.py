@@ -86,7 +86,9 @@ class Torch:
         self.layout, self.model = layout, model
         # What minigrad does for a forward pass: weights that stay as they are, with batch norm folded into them.
         torch._inductor.config.freezing = args.device == "cpu"
-        self.run = torch.compile(model) if "compile" in mode else model
+        # "reduce-overhead" is PyTorch's name for CUDA graphs, which a small network needs: see minigrad's graph.py.
+        how = "reduce-overhead" if "CUDA graphs" in mode else "default"
+        self.run = torch.compile(model, mode=how) if "compile" in mode else model
         self.half = mode.endswith("bfloat16")
         torch.backends.cudnn.benchmark = True
         torch.backends.cudnn.allow_tf32 = False  # float32 with all its digits, as in minigrad
@@ -104,6 +106,7 @@ class Torch:
     def train(self) -> None:
         self.model.train()
         for _ in range(in_a_row(self.device)):
+            torch.compiler.cudagraph_mark_step_begin()  # what the last step returned may be overwritten
             self.optimizer.zero_grad(set_to_none=True)
             with self.autocast():
                 loss = F.cross_entropy(self.run(self.images), self.labels)
@@ -115,6 +118,7 @@ class Torch:
         self.model.eval()
         with torch.no_grad(), self.autocast():
             for _ in range(in_a_row(self.device)):
+                torch.compiler.cudagraph_mark_step_begin()
                 self.run(self.images)
         self.wait()
 

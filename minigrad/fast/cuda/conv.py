@@ -132,7 +132,7 @@ class TensorCores(_Conv2d):
         xp, p = array_module(self.w), self.packing
         packed = xp.empty((p.packs, p.CO, 9, p.CI), self.dtype)
         turned = xp.empty((p.packs, p.CI, 9, p.CO), self.dtype) if self.needs[0] else None
-        blocks = p.packs * (p.CO // 32) * (p.CI // 32)
+        blocks = p.packs * (p.CO // 16) * (p.CI // 16)
         arguments = [xp.ascontiguousarray(self.w), packed, turned, *map(i32, (p.CO, p.CI, p.o, p.c))]
         gpu.launch("conv3x3.cu", f"conv3x3_pack_{suffix(self.w)}", (blocks,), (256,), arguments)
         return packed, turned

@@ -4,6 +4,9 @@
 
 #define DYNAMIC_SHARED(name) unsigned char* name = shim::dynamic_shared()
 
+using SharedAddress = uintptr_t;
+inline SharedAddress shared_address(const void* pointer) { return reinterpret_cast<SharedAddress>(pointer); }
+
 inline unsigned short round_to_bf16(float value) {
     unsigned int bits = __float_as_uint(value);
     if (value != value) return 0x7fff;
@@ -93,7 +96,9 @@ UNWATCHED inline float half_of(unsigned int pair, int which) {
 }
 }  // namespace shim
 
-inline void load_matrices(unsigned int (&out)[4], const void* row) { shim::load_matrices(out, row, false); }
+inline void load_matrices(unsigned int (&out)[4], SharedAddress row) {
+    shim::load_matrices(out, reinterpret_cast<const void*>(row), false);
+}
 inline void load_matrices_transposed(unsigned int (&out)[4], const void* row) { shim::load_matrices(out, row, true); }
 
 inline void multiply_accumulate(float (&d)[4], const unsigned int (&a)[4], unsigned int b0, unsigned int b1) {

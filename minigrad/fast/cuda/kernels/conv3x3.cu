@@ -28,8 +28,9 @@
 #include "ptx.cuh"
 #include "device.cuh"
 
-constexpr int K = 64;    // channels in one row of shared memory: 128 bytes, one line of all 32 banks
-constexpr int RING = 3;  // weight buffers: one in use, two on their way
+constexpr int K = 64;        // channels in one row of shared memory
+constexpr int LINE = 2 * K;  // its bytes: one line of all 32 banks
+constexpr int RING = 3;      // weight buffers: one in use, two on their way
 
 // What a launch computes, for the pixels (i, j) of a grid of OH x OW, with x = 0 outside H x W and S = 2^S_log:
 //
@@ -113,10 +114,10 @@ __device__ void conv3x3(const bf16* x, const bf16* w, bf16* y, float* sums, cons
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     const int warp_pixel = warp % PIXEL_WARPS * 64, warp_filter = warp / PIXEL_WARPS * 64;
 
-    // Start copying the weights of the next step, if there is one: of the next tap, or the next chunk's first.
+    // Start copying the weights of the next step: of the next tap, or the next chunk's first. After the last step come the
+    // first weights again, which nobody reads: that costs less than to ask.
     int next_chunk = 0, next_tap = 0;
     auto load_weights = [&](int buffer) {
-        if (next_chunk == chunks) return;
         const int piece = threadIdx.x & 7;
         const bf16* from = filters + s.tap[next_tap] * s.CI + next_chunk * K + piece * 8;
 #pragma unroll
@@ -126,7 +127,7 @@ __device__ void conv3x3(const bf16* x, const bf16* w, bf16* y, float* sums, cons
         }
         if (++next_tap == s.taps) {
             next_tap = 0;
-            ++next_chunk;
+            if (++next_chunk == chunks) next_chunk = 0;
         }
     };
 
@@ -137,6 +138,19 @@ __device__ void conv3x3(const bf16* x, const bf16* w, bf16* y, float* sums, cons
         patch_column[m] = pixel.column << s.S_log;
         patch_row[m] = (pixel.image * s.PH + (pixel.row << s.S_log)) * s.PW + patch_column[m];
     }
+    // Where they lie at tap t of a chunk. That is for the first 16 channels, two pieces; those of the channels from 16 k on
+    // are 32 k bytes away in the sense of XOR, here as in the weights.
+    SharedAddress pixel_at[4];
+    auto go_to = [&](int chunk, int t) {
+        const bf16* patch = patches + chunk % 2 * patch_size;
+        const int dw = s.dw[t], shift = s.dh[t] * s.PW + dw;
+        for (int m = 0; m < 4; ++m) {
+            const int row = patch_row[m] + shift, key = (patch_column[m] + dw) >> s.S_log;
+            pixel_at[m] = shared_address(patch + swizzled(row, key, lane >> 4));
+        }
+    };
+    const int filter_row = warp_filter + (lane & 7) + (lane >> 4) * 8;
+    const SharedAddress filters_at = shared_address(ring + swizzled(filter_row, filter_row, (lane >> 3) & 1));
 
     float result[4][8][4] = {};  // (16 pixels) x (8 filters) x the lane's four values of a product
     load_patch(patches, x, s, tile, pack * s.CI, THREADS);
@@ -145,6 +159,7 @@ __device__ void conv3x3(const bf16* x, const bf16* w, bf16* y, float* sums, cons
         copy_commit();
     }
     int chunk = 0, t = 0;
+    go_to(chunk, t);
     for (int step = 0; step < chunks * s.taps; ++step) {
         // All but the youngest group: this step's weights are here, and its patch, which left a chunk's taps ago.
         // With a single tap that is the youngest group itself.
@@ -154,27 +169,19 @@ __device__ void conv3x3(const bf16* x, const bf16* w, bf16* y, float* sums, cons
             copy_wait<RING - 2>();
 
         __syncthreads();  // for every thread, and nobody reads the buffers that are filled next
-        load_weights((step + RING - 1) % RING);
         if (t == 0 && chunk + 1 < chunks)
             load_patch(patches + (chunk + 1) % 2 * patch_size, x, s, tile, pack * s.CI + (chunk + 1) * K, THREADS);
-        copy_commit();
 
-        const bf16* patch = patches + chunk % 2 * patch_size;
-        const bf16* weights = ring + step % RING * FILTERS * K;
-        const int dw = s.dw[t], shift = s.dh[t] * s.PW + dw;
+        const SharedAddress filter_at = filters_at + step % RING * FILTERS * LINE;
 #pragma unroll
         for (int k = 0; k < K / 16; ++k) {
             unsigned int a[4][4], b[4][4];
 #pragma unroll
-            for (int m = 0; m < 4; ++m) {
-                const int row = patch_row[m] + shift, key = (patch_column[m] + dw) >> s.S_log;
-                load_matrices(a[m], patch + swizzled(row, key, 2 * k + (lane >> 4)));
-            }
+            for (int m = 0; m < 4; ++m) load_matrices(a[m], pixel_at[m] ^ 32 * k);
 #pragma unroll
             for (int n = 0; n < 4; ++n) {
                 if ((16 * k ^ 16 * n) >= DIAGONAL) continue;  // zeros; known when this is compiled
-                const int row = warp_filter + 16 * n + (lane & 7) + (lane >> 4) * 8;
-                load_matrices(b[n], weights + swizzled(row, row, 2 * k + ((lane >> 3) & 1)));
+                load_matrices(b[n], (filter_at ^ 32 * k) + 16 * n * LINE);
             }
 #pragma unroll
             for (int m = 0; m < 4; ++m)
@@ -182,11 +189,14 @@ __device__ void conv3x3(const bf16* x, const bf16* w, bf16* y, float* sums, cons
                 for (int n = 0; n < 8; ++n)
                     if ((16 * k ^ 8 * n) < DIAGONAL)
                         multiply_accumulate(result[m][n], a[m], b[n / 2][n % 2 * 2], b[n / 2][n % 2 * 2 + 1]);
+            if (k == 0) load_weights((step + RING - 1) % RING);  // its arithmetic while the tensor cores are busy
         }
+        copy_commit();
         if (++t == s.taps) {
             t = 0;
             ++chunk;
         }
+        go_to(chunk, t);
     }
 
     // Through shared memory, so that each pixel's 64 filters leave as one 128-byte line. Each warp has rows of its own.
@@ -206,16 +216,18 @@ __device__ void conv3x3(const bf16* x, const bf16* w, bf16* y, float* sums, cons
     __syncwarp();
     const int channel = pack * s.CO + filter_block * FILTERS;
     float sum[8] = {}, square[8] = {};  // of the lane's 8 filters over its rows
+    bf16* to = y + channel + warp_filter + (lane & 7) * 8;
+#pragma unroll 4
     for (int row = lane >> 3; row < 64; row += 4) {
         const Pixel pixel(warp_pixel + row, s);
         const int n = tile.image + pixel.image, i = tile.row + pixel.row, j = tile.column + pixel.column;
-        if (n >= s.N || i >= s.OH || j >= s.OW) continue;
+        const bool inside = n < s.N && i < s.OH && j < s.OW;
         const int h = i * s.OS + s.OH0, v = j * s.OS + s.OW0;
         const Vec<bf16> value = load(staged + swizzled(row, row, lane & 7));
-        store(y + ((n * s.YH + h) * s.YW + v) * static_cast<long long>(s.YC) + channel + warp_filter + (lane & 7) * 8,
-              value);
+        if (inside) store(to + ((n * s.YH + h) * s.YW + v) * static_cast<long long>(s.YC), value);
+        if (!sums) continue;
         for (int c = 0; c < 8; ++c) {
-            const float one = to_float(value.lane[c]);
+            const float one = inside ? to_float(value.lane[c]) : 0.0f;
             sum[c] += one;
             square[c] = fmaf(one, one, square[c]);
         }
@@ -361,29 +373,30 @@ CONV3X3_WGRAD(64_d16, 64, 16)
 
 // w (G o, c, 3, 3), in float32 or bfloat16 -> packed (packs, CO, 9, CI), the groups of a pack along the diagonal and zeros
 // beside them, and, unless it is null, turned (packs, CI, 9, CO) for the input gradient: filter and channel change places,
-// and so do the ends of each tap. A block turns 32 filters x 32 channels of a pack in shared memory, so that all sides
-// are read and written along their rows.
+// and so do the ends of each tap. A block turns 16 filters x 16 channels of a pack in shared memory, so that all sides
+// are read and written along their rows; its 256 threads have nine taps each, and all their loads on the way at once.
 template <typename W>
 __device__ void pack(const W* w, bf16* packed, bf16* turned, int CO, int CI, int o, int c) {
-    constexpr int SIDE = 32;
-    __shared__ bf16 tile[SIDE][SIDE * 9 + 2];  // the two spread the rows over the banks
+    constexpr int SIDE = 16, TAPS = 9, THREADS = SIDE * SIDE;
+    __shared__ bf16 tile[SIDE][SIDE * TAPS + 2];  // the two spread the rows over the banks
     const int i0 = blockIdx.x % (CI / SIDE) * SIDE, f0 = blockIdx.x / (CI / SIDE) % (CO / SIDE) * SIDE;
     const int pack = blockIdx.x / (CI / SIDE) / (CO / SIDE);
-    for (int n = threadIdx.x; n < SIDE * SIDE * 9; n += blockDim.x) {
-        const int f = n / (SIDE * 9), rest = n % (SIDE * 9), i = i0 + rest / 9;
+#pragma unroll
+    for (int n = threadIdx.x; n < THREADS * TAPS; n += THREADS) {
+        const int f = n / (SIDE * TAPS), rest = n % (SIDE * TAPS), i = i0 + rest / TAPS;
         const bool same_group = (f0 + f) / o == i / c;
-        const long long from = ((pack * CO + f0 + f) * static_cast<long long>(c) + i % c) * 9 + rest % 9;
+        const long long from = ((pack * CO + f0 + f) * static_cast<long long>(c) + i % c) * TAPS + rest % TAPS;
         tile[f][rest] = from_float<bf16>(same_group ? to_float(w[from]) : 0.0f);
     }
     __syncthreads();
-    for (int n = threadIdx.x; n < SIDE * SIDE * 9; n += blockDim.x) {
-        const int i = n % SIDE, t = n / SIDE % 9, f = n / (SIDE * 9);
-        packed[((pack * CO + f0 + f) * 9LL + t) * CI + i0 + i] = tile[f][i * 9 + t];
-    }
-    if (!turned) return;
-    for (int n = threadIdx.x; n < SIDE * SIDE * 9; n += blockDim.x) {
-        const int f = n % SIDE, t = n / SIDE % 9, i = n / (SIDE * 9);
-        turned[((pack * CI + i0 + i) * 9LL + t) * CO + f0 + f] = tile[f][i * 9 + 8 - t];
+    const int column = threadIdx.x % SIDE, row = threadIdx.x / SIDE;
+#pragma unroll
+    for (int t = 0; t < TAPS; ++t) {
+        packed[((pack * CO + f0 + row) * static_cast<long long>(TAPS) + t) * CI + i0 + column] =
+            tile[row][column * TAPS + t];
+        if (turned)
+            turned[((pack * CI + i0 + row) * static_cast<long long>(TAPS) + t) * CO + f0 + column] =
+                tile[column][row * TAPS + TAPS - 1 - t];
     }
 }
 

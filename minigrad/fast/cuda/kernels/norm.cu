@@ -6,7 +6,7 @@
 //   forward   z = (x - mean) * scale + beta [+ shortcut],   y = relu(z) or z,   scale = gamma / sqrt(var + eps)
 //   backward  g  = dy where z > 0, else 0           (also the shortcut's gradient)
 //             dbeta = sum g,   dgamma = sum g * (x - mean) / sqrt(var + eps)
-//             dx = scale * (g - dbeta / M - xhat * dgamma / M) = a * g + b * (x - mean) + c    per channel
+//             dx = scale * (g - dbeta / M - xhat * dgamma / M) = scale * g + b * (x - mean) + c    per channel
 //
 // Tile: a block is (bx, by) threads, bx * by = 256, bx at most 8. A thread owns one 16-byte vector of channels (8 bf16 or
 // 4 float32) and walks down its rows by by, so that its coefficients stay in registers; eight threads read a whole
@@ -26,6 +26,24 @@
 
 constexpr int BLOCK = 256;
 constexpr int WIDEST = 64;  // the most channels of a block: 8 threads with 8 bf16 each
+// How many of its rows a thread loads before it uses the first. The compiler moves no load in front of a store, for all it
+// knows the same memory; without this a thread would have one row at a time on its way, and memory would wait.
+constexpr int AHEAD = 4;
+
+// A thread's way through the rows of its block's chunk: where it begins, at the channels from `c` on, how far it is to its
+// next row, and how many rows the chunk has. That is fewer than 2^31, though all rows may have more than 2^31 values. The
+// second pass over an array goes backwards: the rows that the first one read last may still be in the cache.
+struct Way {
+    long long at, step;
+    int rows;
+    __device__ Way(long long M, int C, int c, long long rows_per_chunk, bool backwards = false) {
+        const long long begin = blockIdx.y * rows_per_chunk;
+        rows = static_cast<int>(smaller(M - begin, rows_per_chunk));
+        const int first = threadIdx.y;
+        at = (begin + (backwards ? rows - 1 - first : first)) * C + c;
+        step = static_cast<long long>(blockDim.y) * (backwards ? -C : C);
+    }
+};
 
 // Adds each thread's two vectors of sums over the block's rows and writes the block's partial. The first row of threads
 // adds in the order of the rows, so the result does not depend on which warp came first.
@@ -62,10 +80,11 @@ __device__ void bn_sums(const T* x, float* partial, long long M, int C, long lon
     float sum[V] = {}, square[V] = {};
     if (c < C) {
         Vec<T> origin = load(x + c);
-        long long end = smaller(M, (blockIdx.y + 1LL) * rows_per_chunk);
-#pragma unroll 4
-        for (long long row = blockIdx.y * rows_per_chunk + threadIdx.y; row < end; row += blockDim.y) {
-            Vec<T> value = load(x + row * C + c);
+        const Way way(M, C, c, rows_per_chunk);
+        long long at = way.at;
+#pragma unroll AHEAD
+        for (int row = threadIdx.y; row < way.rows; row += blockDim.y, at += way.step) {
+            Vec<T> value = load(x + at);
             for (int v = 0; v < V; ++v) {
                 float d = to_float(value.lane[v]) - to_float(origin.lane[v]);
                 sum[v] += d;
@@ -172,7 +191,7 @@ __device__ void finish_forward(const T* x, const Moments& s, float* own, float* 
     __syncthreads();
 }
 
-template <typename T>
+template <typename T, bool SHORTCUT>
 __device__ void bn_apply(const T* x, const T* shortcut, const Moments& moments, float* stats, T* y, long long M, int C,
                          long long rows_per_chunk, int relu) {
     constexpr int V = Vec<T>::size;
@@ -181,25 +200,34 @@ __device__ void bn_apply(const T* x, const T* shortcut, const Moments& moments, 
     int c = (blockIdx.x * blockDim.x + threadIdx.x) * V;
     if (c >= C) return;
     Coefficients<V> coefficients(own, WIDEST, threadIdx.x * V);
-    long long end = smaller(M, (blockIdx.y + 1LL) * rows_per_chunk);
-#pragma unroll 4
-    for (long long row = blockIdx.y * rows_per_chunk + threadIdx.y; row < end; row += blockDim.y) {
-        Vec<T> value = load(x + row * C + c), added = {}, result;
-        if (shortcut) added = load(shortcut + row * C + c);
-        for (int v = 0; v < V; ++v) {
-            float z = coefficients.affine(to_float(value.lane[v]), v);
-            if (shortcut) z += to_float(added.lane[v]);
-            // Written so that a NaN stays a NaN: a diverged run must show.
-            result.lane[v] = from_float<T>(relu && z < 0.0f ? 0.0f : z);
-        }
-        store(y + row * C + c, result);
+    const Way way(M, C, c, rows_per_chunk, true);
+    long long at = way.at;
+    for (int row = threadIdx.y; row < way.rows; row += AHEAD * blockDim.y, at += AHEAD * way.step) {
+        Vec<T> value[AHEAD], added[AHEAD] = {}, result;
+#pragma unroll
+        for (int i = 0; i < AHEAD; ++i)
+            if (row + i * blockDim.y < way.rows) {
+                value[i] = load(x + at + i * way.step);
+                if (SHORTCUT) added[i] = load(shortcut + at + i * way.step);
+            }
+#pragma unroll
+        for (int i = 0; i < AHEAD; ++i)
+            if (row + i * blockDim.y < way.rows) {
+                for (int v = 0; v < V; ++v) {
+                    float z = coefficients.affine(to_float(value[i].lane[v]), v);
+                    if (SHORTCUT) z += to_float(added[i].lane[v]);
+                    // Written so that a NaN stays a NaN: a diverged run must show.
+                    result.lane[v] = from_float<T>(relu && z < 0.0f ? 0.0f : z);
+                }
+                store(y + at + i * way.step, result);
+            }
     }
 }
 
 // g = dy masked, its two sums per channel, and g itself where a shortcut needs it. `y`, when given, is the forward's
 // output and tells the mask (a shortcut took part in z); otherwise the mask is recomputed from x, which saves reading
 // y.
-template <typename T>
+template <typename T, bool SHORTCUT>
 __device__ void bn_backward_sums(const T* dy, const T* x, const T* y, const float* stats, T* g, float* partial,
                                  long long M, int C, long long rows_per_chunk, int relu) {
     constexpr int V = Vec<T>::size;
@@ -207,28 +235,37 @@ __device__ void bn_backward_sums(const T* dy, const T* x, const T* y, const floa
     float sum[V] = {}, product[V] = {};
     if (c < C) {
         Coefficients<V> forward(stats, C, c);
-        long long end = smaller(M, (blockIdx.y + 1LL) * rows_per_chunk);
-#pragma unroll 2
-        for (long long row = blockIdx.y * rows_per_chunk + threadIdx.y; row < end; row += blockDim.y) {
-            long long at = row * C + c;
-            Vec<T> upstream = load(dy + at), value = load(x + at), output = {};
-            if (y) output = load(y + at);
-            for (int v = 0; v < V; ++v) {
-                float xv = to_float(value.lane[v]);
-                float z = y ? to_float(output.lane[v]) : forward.affine(xv, v);
-                if (relu && z <= 0.0f) upstream.lane[v] = T{};
-                float gv = to_float(upstream.lane[v]);
-                sum[v] += gv;
-                product[v] += gv * (xv - forward.mean[v]);
-            }
-            if (g) store(g + at, upstream);
+        const Way way(M, C, c, rows_per_chunk);
+        long long at = way.at;
+        for (int row = threadIdx.y; row < way.rows; row += AHEAD * blockDim.y, at += AHEAD * way.step) {
+            Vec<T> upstream[AHEAD], value[AHEAD], output[AHEAD] = {};
+#pragma unroll
+            for (int i = 0; i < AHEAD; ++i)
+                if (row + i * blockDim.y < way.rows) {
+                    upstream[i] = load(dy + at + i * way.step);
+                    value[i] = load(x + at + i * way.step);
+                    if (SHORTCUT) output[i] = load(y + at + i * way.step);
+                }
+#pragma unroll
+            for (int i = 0; i < AHEAD; ++i)
+                if (row + i * blockDim.y < way.rows) {
+                    for (int v = 0; v < V; ++v) {
+                        float xv = to_float(value[i].lane[v]);
+                        float z = SHORTCUT ? to_float(output[i].lane[v]) : forward.affine(xv, v);
+                        if (relu && z <= 0.0f) upstream[i].lane[v] = T{};
+                        float gv = to_float(upstream[i].lane[v]);
+                        sum[v] += gv;
+                        product[v] += gv * (xv - forward.mean[v]);
+                    }
+                    if (SHORTCUT) store(g + at + i * way.step, upstream[i]);
+                }
         }
     }
     write_partial<T>(sum, product, partial, C);
 }
 
-// The block's own coefficients (3, WIDEST) of dx = a * g + b * (x - mean) + c; the first row of blocks also leaves dgamma
-// and dbeta. In evaluation mode the statistics are constants, so dx = scale * g.
+// The block's own coefficients b and c, (2, WIDEST), of dx = scale * g + b * (x - mean) + c; the first row of blocks
+// also leaves dgamma and dbeta. In evaluation mode the statistics are constants, so dx = scale * g.
 __device__ void finish_backward(const float* partial, const float* stats, float* own, float* dgamma, float* dbeta,
                                 long long M, int C, int chunks, int width, int training) {
     const int thread = threadIdx.y * blockDim.x + threadIdx.x, c = blockIdx.x * width + thread;
@@ -236,9 +273,8 @@ __device__ void finish_backward(const float* partial, const float* stats, float*
     add_chunks(partial, C, chunks, width, sum, product);
     if (thread < width && c < C) {
         double inverse = stats[C + c], scale = stats[2 * C + c];
-        own[thread] = static_cast<float>(scale);
-        own[WIDEST + thread] = static_cast<float>(training ? -scale * inverse * inverse * product / M : 0.0);
-        own[2 * WIDEST + thread] = static_cast<float>(training ? -scale * sum / M : 0.0);
+        own[thread] = static_cast<float>(training ? -scale * inverse * inverse * product / M : 0.0);
+        own[WIDEST + thread] = static_cast<float>(training ? -scale * sum / M : 0.0);
         if (blockIdx.y == 0) {
             dgamma[c] = static_cast<float>(product * inverse);
             dbeta[c] = static_cast<float>(sum);
@@ -247,60 +283,78 @@ __device__ void finish_backward(const float* partial, const float* stats, float*
     __syncthreads();
 }
 
-// dx = a * g + b * (x - mean) + c. `masked` says that dy is already g (bn_backward_sums wrote it); otherwise the mask
+// dx = scale * g + b * (x - mean) + c. `masked` says that dy is already g (bn_backward_sums wrote it); otherwise the mask
 // is recomputed.
 template <typename T>
 __device__ void bn_backward_apply(const T* dy, const T* x, const float* stats, const float* partial, float* dgamma,
                                   float* dbeta, T* dx, long long M, int C, long long rows_per_chunk, int chunks,
                                   int training, int relu, int masked) {
     constexpr int V = Vec<T>::size;
-    __shared__ float own[3 * WIDEST];
+    __shared__ float own[2 * WIDEST];
     finish_backward(partial, stats, own, dgamma, dbeta, M, C, chunks, blockDim.x * V, training);
     int c = (blockIdx.x * blockDim.x + threadIdx.x) * V;
     if (c >= C) return;
     Coefficients<V> forward(stats, C, c);
-    float a[V], b[V], constant[V];
+    float b[V], constant[V];
     for (int v = 0; v < V; ++v) {
-        a[v] = own[threadIdx.x * V + v];
-        b[v] = own[WIDEST + threadIdx.x * V + v];
-        constant[v] = own[2 * WIDEST + threadIdx.x * V + v];
+        b[v] = own[threadIdx.x * V + v];
+        constant[v] = own[WIDEST + threadIdx.x * V + v];
     }
-    long long end = smaller(M, (blockIdx.y + 1LL) * rows_per_chunk);
-#pragma unroll 2
-    for (long long row = blockIdx.y * rows_per_chunk + threadIdx.y; row < end; row += blockDim.y) {
-        long long at = row * C + c;
-        Vec<T> upstream = load(dy + at), value = load(x + at), result;
-        for (int v = 0; v < V; ++v) {
-            float xv = to_float(value.lane[v]), gv = to_float(upstream.lane[v]);
-            if (relu && !masked && forward.affine(xv, v) <= 0.0f) gv = 0.0f;
-            result.lane[v] = from_float<T>(fmaf(a[v], gv, fmaf(b[v], xv - forward.mean[v], constant[v])));
-        }
-        store(dx + at, result);
+    const Way way(M, C, c, rows_per_chunk, true);
+    long long at = way.at;
+    for (int row = threadIdx.y; row < way.rows; row += AHEAD * blockDim.y, at += AHEAD * way.step) {
+        Vec<T> upstream[AHEAD], value[AHEAD], result;
+#pragma unroll
+        for (int i = 0; i < AHEAD; ++i)
+            if (row + i * blockDim.y < way.rows) {
+                upstream[i] = load(dy + at + i * way.step);
+                value[i] = load(x + at + i * way.step);
+            }
+#pragma unroll
+        for (int i = 0; i < AHEAD; ++i)
+            if (row + i * blockDim.y < way.rows) {
+                for (int v = 0; v < V; ++v) {
+                    float xv = to_float(value[i].lane[v]), gv = to_float(upstream[i].lane[v]);
+                    if (relu && !masked && forward.affine(xv, v) <= 0.0f) gv = 0.0f;
+                    const float dxv = fmaf(forward.scale[v], gv, fmaf(b[v], xv - forward.mean[v], constant[v]));
+                    result.lane[v] = from_float<T>(dxv);
+                }
+                store(dx + at + i * way.step, result);
+            }
     }
 }
 
-// The entry points, once for each type: extern "C" gives them names that Python can ask for.
+// The entry points, once for each type: extern "C" gives them names that Python can ask for. Two blocks a processor are
+// what norm.py plans, so a thread may take half of the registers that there are for it.
 #define BATCH_NORM(T, suffix)                                                                                          \
-    extern "C" __global__ void bn_sums_##suffix(const T* x, float* partial, long long M, int C, long long rows) {      \
+    extern "C" __global__ void __launch_bounds__(BLOCK, 2) bn_sums_##suffix(const T* x, float* partial, long long M,   \
+                                                                            int C, long long rows) {                   \
         bn_sums<T>(x, partial, M, C, rows);                                                                            \
     }                                                                                                                  \
-    extern "C" __global__ void bn_apply_##suffix(const T* x, const T* shortcut, const float* partial,                  \
-                                                 const float* gamma, const float* beta, float* running_mean,           \
-                                                 float* running_var, float* stats, T* y, long long M, int C,           \
-                                                 long long rows, int chunks, int shifted, int training,                \
-                                                 float momentum, float eps, int relu) {                                \
+    extern "C" __global__ void __launch_bounds__(BLOCK, 2)                                                             \
+        bn_apply_##suffix(const T* x, const T* shortcut, const float* partial, const float* gamma, const float* beta,  \
+                          float* running_mean, float* running_var, float* stats, T* y, long long M, int C,             \
+                          long long rows, int chunks, int shifted, int training, float momentum, float eps,            \
+                          int relu) {                                                                                  \
         const Moments moments{partial, gamma,   beta,     running_mean, running_var,                                   \
                               chunks,  shifted, training, momentum,     eps};                                          \
-        bn_apply<T>(x, shortcut, moments, stats, y, M, C, rows, relu);                                                 \
+        if (shortcut)                                                                                                  \
+            bn_apply<T, true>(x, shortcut, moments, stats, y, M, C, rows, relu);                                       \
+        else                                                                                                           \
+            bn_apply<T, false>(x, shortcut, moments, stats, y, M, C, rows, relu);                                      \
     }                                                                                                                  \
-    extern "C" __global__ void bn_backward_sums_##suffix(const T* dy, const T* x, const T* y, const float* stats,      \
-                                                         T* g, float* partial, long long M, int C, long long rows,     \
-                                                         int relu) {                                                   \
-        bn_backward_sums<T>(dy, x, y, stats, g, partial, M, C, rows, relu);                                            \
+    extern "C" __global__ void __launch_bounds__(BLOCK, 2)                                                             \
+        bn_backward_sums_##suffix(const T* dy, const T* x, const T* y, const float* stats, T* g, float* partial,       \
+                                  long long M, int C, long long rows, int relu) {                                      \
+        if (y)                                                                                                         \
+            bn_backward_sums<T, true>(dy, x, y, stats, g, partial, M, C, rows, relu);                                  \
+        else                                                                                                           \
+            bn_backward_sums<T, false>(dy, x, y, stats, g, partial, M, C, rows, relu);                                 \
     }                                                                                                                  \
-    extern "C" __global__ void bn_backward_apply_##suffix(                                                             \
-        const T* dy, const T* x, const float* stats, const float* partial, float* dgamma, float* dbeta, T* dx,         \
-        long long M, int C, long long rows, int chunks, int training, int relu, int masked) {                          \
+    extern "C" __global__ void __launch_bounds__(BLOCK, 2)                                                             \
+        bn_backward_apply_##suffix(const T* dy, const T* x, const float* stats, const float* partial, float* dgamma,   \
+                                   float* dbeta, T* dx, long long M, int C, long long rows, int chunks, int training,  \
+                                   int relu, int masked) {                                                             \
         bn_backward_apply<T>(dy, x, stats, partial, dgamma, dbeta, dx, M, C, rows, chunks, training, relu, masked);    \
     }
 

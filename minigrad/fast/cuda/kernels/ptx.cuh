@@ -29,8 +29,10 @@ __device__ inline unsigned int pack_bf16(float low, float high) {
     return pair;
 }
 
-__device__ inline unsigned int shared_address(const void* pointer) {
-    return static_cast<unsigned int>(__cvta_generic_to_shared(pointer));
+// Where something lies in shared memory, as a number.
+using SharedAddress = unsigned int;
+__device__ inline SharedAddress shared_address(const void* pointer) {
+    return static_cast<SharedAddress>(__cvta_generic_to_shared(pointer));
 }
 
 // Start copying 16 bytes from global to shared memory; where `inside` is false, write 16 zero bytes and read nothing.
@@ -51,10 +53,10 @@ __device__ inline void copy_wait() {
 
 // Load four 8x8 matrices of bf16 from shared memory; lane 8i + r gives the address of row r of matrix i (16 bytes,
 // aligned). Lane l receives, of each matrix, the pair (row l / 4, columns 2 (l % 4) and + 1).
-__device__ inline void load_matrices(unsigned int (&out)[4], const void* row) {
+__device__ inline void load_matrices(unsigned int (&out)[4], SharedAddress row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
-                 : "r"(shared_address(row))
+                 : "r"(row)
                  : "memory");
 }
 // The same, each matrix transposed: lane l receives the pair (rows 2 (l % 4) and + 1, column l / 4).

@@ -313,7 +313,7 @@ def check_conv3x3(module, case, schedule=0):
 
     packed = np.full((packing.packs, packing.CO, 9, packing.CI), np.nan, BF16)
     turned = np.full((packing.packs, packing.CI, 9, packing.CO), np.nan, BF16)
-    blocks = packing.packs * (packing.CO // 32) * (packing.CI // 32)
+    blocks = packing.packs * (packing.CO // 16) * (packing.CI // 16)
     arguments = [w, packed, turned, *map(i32, (packing.CO, packing.CI, packing.o, packing.c))]
     module.launch(f"conv3x3_pack_{SUFFIX[w.dtype]}", (blocks,), (256,), arguments)
 
