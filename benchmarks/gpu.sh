@@ -72,15 +72,15 @@ dtype=$(value dtype) batch=$(value batch) versus=()
 if can torch; then versus=(--versus torch --patience 50); fi
 
 # Compiles nearly all kernels, CuPy's own too: what follows finds them in CuPy's cache.
-step check 80 "$python" -m minigrad.check --device cuda
+step check 60 "$python" -m minigrad.check --device cuda
 # torch.compile and cuDNN's search for algorithms come before the first timed step.
-for network in resnext29_8x64d:140 resnext29_4x16d:105; do
+for network in resnext29_8x64d:130 resnext29_4x16d:70 resnext29_32x4d:70; do
     step "bench-${network%:*}" "${network#*:}" "$python" -m train.bench --device cuda --model "${network%:*}" \
         --batch-size "${batch:-128}" --dtype "${dtype:-bfloat16}" "${versus[@]}" --rounds 5 \
         --json "$out/${network%:*}.json"
 done
 if can torch; then
-    step kernels 60 "$python" benchmarks/gpu_kernels.py --json "$out/kernels.json"
+    step kernels 55 "$python" benchmarks/gpu_kernels.py --json "$out/kernels.json"
 fi
 if can tests; then
     step tests 60 "$python" -m pytest -m cuda -p no:cacheprovider tests/minigrad/fast

@@ -23,7 +23,6 @@ from minigrad import Tensor, no_grad, optim, registry
 from minigrad import functional as F
 from minigrad.backend import cupy, synchronize, to_device
 from minigrad.fold import fold
-from minigrad.nn import Module
 from resnext import create
 
 from ..options import prepare_process
@@ -58,7 +57,7 @@ class Minigrad:
         minigrad.manual_seed(0)
         self.device, self.dtype = args.device, args.dtype
         self.model = create(args.model).to(device=args.device)
-        self.evaluated: Callable[..., Any] | None = None  # the network as it evaluates, with the weights of the last step
+        self.evaluated: Callable[..., Any] | None = None  # the network as it evaluates, with the last weights
         self.optimizer = optim.SGD(self.model.parameters(), **RECIPE)
         self.use(args.batch_size, args.image_size)
 

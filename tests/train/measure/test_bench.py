@@ -170,4 +170,4 @@ def test_a_gpu_measures_as_it_trains(monkeypatch, capability, dtype):
     assert (args.dtype, args.batch_size, workers.in_a_row(args.device)) == (dtype, 128, 10)
     assert workers.in_a_row("cpu") == 1
     modes = rounds.torch_modes(args.dtype, args.device)
-    assert modes == [f"torch {kind} channels_last {dtype}" for kind in ("eager", "compile")]
+    assert modes == [f"torch {kind} channels_last {dtype}" for kind in ("eager", "compile", "compile, CUDA graphs,")]

@@ -12,7 +12,8 @@
 // (im2col.cu, CO = o = all filters) tap_length is c, and the row may be padded. From packs (conv3x3.cu) it is CI, and
 // each of a pack's CO / o groups has c of them on the block diagonal.
 //
-// Tile: a thread for each value of rows, and of dw in partial's order, where most of the reading is.
+// Tile: a thread for each value of rows, and of dw in its own order: a warp's values are then written as one line, while it
+// reads from as many lines of partial as there are taps, the rest of which its neighbours find in the cache.
 // Bytes: those of w and of rows; and 4 for each share and sizeof(T) for each value of dw.
 // Operations: none; and one addition for each share, in their order, so the same input gives the same bits; memory decides.
 // Held to the book by tests/minigrad/fast/cuda/test_cuda_operations.py::test_filters_are_laid_in_rows,
@@ -46,14 +47,14 @@ __device__ void add_shares(const float* partial, T* dw, int filters, int c, int 
                            int CO, int o, int shares) {
     const int index = blockIdx.x * blockDim.x + threadIdx.x;
     if (index >= filters * taps * c) return;
-    const int i = index % c, t = index / c % taps, filter = index / (taps * c);
+    const int t = index % taps, i = index / taps % c, filter = index / (taps * c);
     const long long size = static_cast<long long>(filters) * row_length;
     const float* row = partial + static_cast<long long>(filter) * row_length;
     const float* from = row + t * tap_length + filter % CO / o * c + i;
     float sum = 0.0f;
-#pragma unroll 8
+#pragma unroll 16  // loads on their way at once
     for (int share = 0; share < shares; ++share) sum += from[share * size];
-    dw[(static_cast<long long>(filter) * c + i) * taps + t] = from_float<T>(sum);
+    dw[index] = from_float<T>(sum);
 }
 
 extern "C" __global__ void add_shares_float32(const float* partial, float* dw, int filters, int c, int taps,

@@ -26,24 +26,30 @@
 
 constexpr int BLOCK = 256;
 constexpr int WIDEST = 64;  // the most channels of a block: 8 threads with 8 bf16 each
-// How many of its rows a thread loads before it uses the first. The compiler moves no load in front of a store, for all it
-// knows the same memory; without this a thread would have one row at a time on its way, and memory would wait.
-constexpr int AHEAD = 4;
+constexpr int AHEAD = 4;    // rows that a thread loads before it uses the first
 
-// A thread's way through the rows of its block's chunk: where it begins, at the channels from `c` on, how far it is to its
-// next row, and how many rows the chunk has. That is fewer than 2^31, though all rows may have more than 2^31 values. The
-// second pass over an array goes backwards: the rows that the first one read last may still be in the cache.
-struct Way {
-    long long at, step;
-    int rows;
-    __device__ Way(long long M, int C, int c, long long rows_per_chunk, bool backwards = false) {
-        const long long begin = blockIdx.y * rows_per_chunk;
-        rows = static_cast<int>(smaller(M - begin, rows_per_chunk));
-        const int first = threadIdx.y;
-        at = (begin + (backwards ? rows - 1 - first : first)) * C + c;
-        step = static_cast<long long>(blockDim.y) * (backwards ? -C : C);
+// A thread goes through the rows of its block's chunk: `use(at, values)` for each, with its place in the arrays, at the
+// channels from `c` on, and the values that the first N of `arrays` have there. AHEAD rows are loaded before the first is used: the
+// compiler moves no load in front of a store, for all it knows the same memory, and one row at a time would leave the
+// memory waiting. The second pass over an array goes backwards: what the first one read last may still be in the cache.
+enum Direction { FORWARDS, BACKWARDS };
+template <Direction direction, int N, typename T, typename Use>
+__device__ void for_each_row(const T* const* arrays, long long M, int C, int c, long long rows_per_chunk, Use use) {
+    const long long begin = blockIdx.y * rows_per_chunk;
+    const int rows = static_cast<int>(smaller(M - begin, rows_per_chunk)), first = threadIdx.y;  // fewer than 2^31
+    long long at = (begin + (direction == BACKWARDS ? rows - 1 - first : first)) * C + c;
+    const long long step = static_cast<long long>(blockDim.y) * (direction == BACKWARDS ? -C : C);
+    for (int row = first; row < rows; row += AHEAD * blockDim.y, at += AHEAD * step) {
+        Vec<T> values[AHEAD][N];
+#pragma unroll
+        for (int i = 0; i < AHEAD; ++i)
+            if (row + i * blockDim.y < rows)
+                for (int n = 0; n < N; ++n) values[i][n] = load(arrays[n] + at + i * step);
+#pragma unroll
+        for (int i = 0; i < AHEAD; ++i)
+            if (row + i * blockDim.y < rows) use(at + i * step, values[i]);
     }
-};
+}
 
 // Adds each thread's two vectors of sums over the block's rows and writes the block's partial. The first row of threads
 // adds in the order of the rows, so the result does not depend on which warp came first.
@@ -80,17 +86,13 @@ __device__ void bn_sums(const T* x, float* partial, long long M, int C, long lon
     float sum[V] = {}, square[V] = {};
     if (c < C) {
         Vec<T> origin = load(x + c);
-        const Way way(M, C, c, rows_per_chunk);
-        long long at = way.at;
-#pragma unroll AHEAD
-        for (int row = threadIdx.y; row < way.rows; row += blockDim.y, at += way.step) {
-            Vec<T> value = load(x + at);
+        for_each_row<FORWARDS, 1>(&x, M, C, c, rows_per_chunk, [&](long long, const Vec<T>* values) {
             for (int v = 0; v < V; ++v) {
-                float d = to_float(value.lane[v]) - to_float(origin.lane[v]);
+                float d = to_float(values[0].lane[v]) - to_float(origin.lane[v]);
                 sum[v] += d;
                 square[v] += d * d;
             }
-        }
+        });
     }
     write_partial<T>(sum, square, partial, C);
 }
@@ -200,28 +202,17 @@ __device__ void bn_apply(const T* x, const T* shortcut, const Moments& moments, 
     int c = (blockIdx.x * blockDim.x + threadIdx.x) * V;
     if (c >= C) return;
     Coefficients<V> coefficients(own, WIDEST, threadIdx.x * V);
-    const Way way(M, C, c, rows_per_chunk, true);
-    long long at = way.at;
-    for (int row = threadIdx.y; row < way.rows; row += AHEAD * blockDim.y, at += AHEAD * way.step) {
-        Vec<T> value[AHEAD], added[AHEAD] = {}, result;
-#pragma unroll
-        for (int i = 0; i < AHEAD; ++i)
-            if (row + i * blockDim.y < way.rows) {
-                value[i] = load(x + at + i * way.step);
-                if (SHORTCUT) added[i] = load(shortcut + at + i * way.step);
-            }
-#pragma unroll
-        for (int i = 0; i < AHEAD; ++i)
-            if (row + i * blockDim.y < way.rows) {
-                for (int v = 0; v < V; ++v) {
-                    float z = coefficients.affine(to_float(value[i].lane[v]), v);
-                    if (SHORTCUT) z += to_float(added[i].lane[v]);
-                    // Written so that a NaN stays a NaN: a diverged run must show.
-                    result.lane[v] = from_float<T>(relu && z < 0.0f ? 0.0f : z);
-                }
-                store(y + at + i * way.step, result);
-            }
-    }
+    const T* const arrays[] = {x, shortcut};
+    for_each_row<BACKWARDS, 1 + SHORTCUT>(arrays, M, C, c, rows_per_chunk, [&](long long at, const Vec<T>* values) {
+        Vec<T> result;
+        for (int v = 0; v < V; ++v) {
+            float z = coefficients.affine(to_float(values[0].lane[v]), v);
+            if (SHORTCUT) z += to_float(values[1].lane[v]);
+            // Written so that a NaN stays a NaN: a diverged run must show.
+            result.lane[v] = from_float<T>(relu && z < 0.0f ? 0.0f : z);
+        }
+        store(y + at, result);
+    });
 }
 
 // g = dy masked, its two sums per channel, and g itself where a shortcut needs it. `y`, when given, is the forward's
@@ -235,31 +226,20 @@ __device__ void bn_backward_sums(const T* dy, const T* x, const T* y, const floa
     float sum[V] = {}, product[V] = {};
     if (c < C) {
         Coefficients<V> forward(stats, C, c);
-        const Way way(M, C, c, rows_per_chunk);
-        long long at = way.at;
-        for (int row = threadIdx.y; row < way.rows; row += AHEAD * blockDim.y, at += AHEAD * way.step) {
-            Vec<T> upstream[AHEAD], value[AHEAD], output[AHEAD] = {};
-#pragma unroll
-            for (int i = 0; i < AHEAD; ++i)
-                if (row + i * blockDim.y < way.rows) {
-                    upstream[i] = load(dy + at + i * way.step);
-                    value[i] = load(x + at + i * way.step);
-                    if (SHORTCUT) output[i] = load(y + at + i * way.step);
-                }
-#pragma unroll
-            for (int i = 0; i < AHEAD; ++i)
-                if (row + i * blockDim.y < way.rows) {
-                    for (int v = 0; v < V; ++v) {
-                        float xv = to_float(value[i].lane[v]);
-                        float z = SHORTCUT ? to_float(output[i].lane[v]) : forward.affine(xv, v);
-                        if (relu && z <= 0.0f) upstream[i].lane[v] = T{};
-                        float gv = to_float(upstream[i].lane[v]);
-                        sum[v] += gv;
-                        product[v] += gv * (xv - forward.mean[v]);
-                    }
-                    if (SHORTCUT) store(g + at + i * way.step, upstream[i]);
-                }
-        }
+        const T* const arrays[] = {dy, x, y};
+        auto add = [&](long long at, const Vec<T>* values) {
+            Vec<T> upstream = values[0];
+            for (int v = 0; v < V; ++v) {
+                float xv = to_float(values[1].lane[v]);
+                float z = SHORTCUT ? to_float(values[2].lane[v]) : forward.affine(xv, v);
+                if (relu && z <= 0.0f) upstream.lane[v] = T{};
+                float gv = to_float(upstream.lane[v]);
+                sum[v] += gv;
+                product[v] += gv * (xv - forward.mean[v]);
+            }
+            if (SHORTCUT) store(g + at, upstream);
+        };
+        for_each_row<FORWARDS, 2 + SHORTCUT>(arrays, M, C, c, rows_per_chunk, add);
     }
     write_partial<T>(sum, product, partial, C);
 }
@@ -300,28 +280,17 @@ __device__ void bn_backward_apply(const T* dy, const T* x, const float* stats, c
         b[v] = own[threadIdx.x * V + v];
         constant[v] = own[WIDEST + threadIdx.x * V + v];
     }
-    const Way way(M, C, c, rows_per_chunk, true);
-    long long at = way.at;
-    for (int row = threadIdx.y; row < way.rows; row += AHEAD * blockDim.y, at += AHEAD * way.step) {
-        Vec<T> upstream[AHEAD], value[AHEAD], result;
-#pragma unroll
-        for (int i = 0; i < AHEAD; ++i)
-            if (row + i * blockDim.y < way.rows) {
-                upstream[i] = load(dy + at + i * way.step);
-                value[i] = load(x + at + i * way.step);
-            }
-#pragma unroll
-        for (int i = 0; i < AHEAD; ++i)
-            if (row + i * blockDim.y < way.rows) {
-                for (int v = 0; v < V; ++v) {
-                    float xv = to_float(value[i].lane[v]), gv = to_float(upstream[i].lane[v]);
-                    if (relu && !masked && forward.affine(xv, v) <= 0.0f) gv = 0.0f;
-                    const float dxv = fmaf(forward.scale[v], gv, fmaf(b[v], xv - forward.mean[v], constant[v]));
-                    result.lane[v] = from_float<T>(dxv);
-                }
-                store(dx + at + i * way.step, result);
-            }
-    }
+    const T* const arrays[] = {dy, x};
+    for_each_row<BACKWARDS, 2>(arrays, M, C, c, rows_per_chunk, [&](long long at, const Vec<T>* values) {
+        Vec<T> result;
+        for (int v = 0; v < V; ++v) {
+            float gv = to_float(values[0].lane[v]), xv = to_float(values[1].lane[v]);
+            if (relu && !masked && forward.affine(xv, v) <= 0.0f) gv = 0.0f;
+            const float dxv = fmaf(forward.scale[v], gv, fmaf(b[v], xv - forward.mean[v], constant[v]));
+            result.lane[v] = from_float<T>(dxv);
+        }
+        store(dx + at, result);
+    });
 }
 
 // The entry points, once for each type: extern "C" gives them names that Python can ask for. Two blocks a processor are
