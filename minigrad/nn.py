@@ -102,7 +102,8 @@ class Module:
 
         A "module." in front of every name, which data-parallel training leaves behind, is dropped. Nothing is changed
         unless everything fits: raises ValueError for arrays of another shape and, when `strict`, for missing and
-        unexpected names. `num_batches_tracked`, which counts steps and is used by nothing, may be missing.
+        unexpected names. `num_batches_tracked`, which counts steps and is used by nothing, may be missing, and is left
+        as it was where it is no integer.
         """
         if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
             raise TypeError(f"load_state_dict takes a dictionary of arrays by name, got {type(state).__name__}")
@@ -112,11 +113,15 @@ class Module:
         missing = [n for n in own if n not in state and not n.endswith("num_batches_tracked")]
         unexpected = [n for n in state if n not in own]
         if strict and (missing or unexpected):
-            lists = [
-                f"{kind}: {_some(names)}" for kind, names in (("missing", missing), ("unexpected", unexpected)) if names
-            ]
-            raise ValueError(f"the weights do not fit the {type(self).__name__}: " + "; ".join(lists))
+            raise ValueError(
+                f"the weights do not fit the {type(self).__name__}: "
+                + "; ".join(
+                    f"{kind}: {_some(n)}" for kind, n in (("missing", missing), ("unexpected", unexpected)) if n
+                )
+            )
         arrays = {n: as_array(state[n], n) for n in own if n in state}
+        # Who halves all of a file's arrays halves the counters too, up to infinity.
+        arrays = {n: a for n, a in arrays.items() if a.dtype.kind in "iub" or not n.endswith("num_batches_tracked")}
         for n, array in arrays.items():
             if array.shape != own[n].shape:
                 raise ValueError(f"{n} has shape {array.shape} in the weights and {own[n].shape} in the model")

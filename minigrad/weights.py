@@ -70,8 +70,12 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that a crash at any moment leaves the old one or the new one, never half of one.
 
-    The bytes go to a neighbour in the same folder, are flushed to the disk, and the neighbour replaces the target.
+    The bytes go to a neighbour in the same folder, are flushed to the disk, and the neighbour replaces the target. What
+    is no regular file, such as a pipe, is written to as it is: a file in the place of /dev/null would spoil a system.
     """
+    if (path.exists() and not path.is_file()) or path.absolute().parent == Path("/dev"):
+        path.write_bytes(content)
+        return
     if not path.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} to")
     part = path.with_name(f".{path.name}.{os.getpid()}.part")

@@ -86,6 +86,38 @@ def test_other_precisions_are_converted(tmp_path, dtype, size):
     assert layer.weight.dtype == np.float32
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_counters_that_were_converted_with_the_weights_are_passed_over(tmp_path, dtype):
+    """As `{name: t.half() for name, t in state.items()}` does it; in half precision 100,000 steps are infinite."""
+    first, second = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+    second.num_batches_tracked.data += 7
+    with np.errstate(over="ignore"):
+        state = {**first.state_dict(), "bias": np.full(3, 0.5), "num_batches_tracked": np.array(1e5)}
+        safetensors.numpy.save_file(
+            {name: array.astype(dtype) for name, array in state.items()}, tmp_path / "half.safetensors"
+        )
+    load_weights(second, tmp_path / "half.safetensors")
+    assert second.bias.data.tolist() == [0.5, 0.5, 0.5]
+    assert second.num_batches_tracked.item() == 7
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a system without named pipes")
+def test_what_is_no_file_is_written_to_and_not_replaced(tmp_path):
+    """Who may write to /dev had a file in the place of /dev/null after `--json /dev/null`."""
+    pipe, layer = tmp_path / "pipe", nn.Linear(3, 2)
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        save_weights(layer, pipe)
+        assert os.read(reader, 1 << 16) == safetensors.numpy.save(layer.state_dict())
+    finally:
+        os.close(reader)
+    assert pipe.is_fifo()
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
+    with pytest.raises(IsADirectoryError):
+        save_weights(layer, tmp_path)
+
+
 FOREIGN = {
     "nothing": (b"", "not a complete safetensors file"),
     "a web page": (b"<!DOCTYPE html><html>503</html>", "not a complete safetensors file"),

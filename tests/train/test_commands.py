@@ -59,4 +59,6 @@ def test_a_number_that_no_machine_holds_is_refused(capsys):
     assert memory.main(["--batch-size", huge]) == 2
     with pytest.raises(SystemExit, match="2"):
         scaling.main(["--model", "resnext11_2x4d", *SCALING.split(), "--ranks", huge])
-    assert capsys.readouterr().err.count("below 2^31") == 2
+    for option in ("--epochs", "--batch-size", "--limit-train", "--limit-test", "--cutout"):
+        assert cifar.main(["--data", "shapes", option, huge]) == 2
+    assert capsys.readouterr().err.count("below 2^31") == 7

@@ -14,6 +14,7 @@ import numpy as np
 
 from minigrad import optim
 from minigrad.backend import check_device, device_kind
+from minigrad.diagnosis import shown
 
 from ..data.folders import check_options
 from ..options import Parser, check_dtype, check_threads, compute_capability, default_dtype, folder
@@ -227,6 +228,8 @@ def configure(
     ):
         if value is not None and value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
+        if value is not None and value >= 1 << 31 and name != "--seed":
+            raise ValueError(f"{name} must be below 2^31, got {shown(value)}")
     check_threads(args.threads)
     for name in ("label_smoothing", "average", "warmup"):
         if not 0 <= getattr(recipe, name) < 1:

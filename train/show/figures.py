@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.ticker import MaxNLocator, MultipleLocator
 
 from ..run.series import Result, mean_and_error
-from .plots import drawing, new_figure, spread, wrapped, write_png
+from .plots import drawing, new_figure, shortened, spread, wrapped, write_png
 from .tables import in_words
 
 # Apart in colour, in grey and, with the marker, in black and white.
@@ -67,7 +67,7 @@ def draw_curves(series: Sequence[tuple[str, Sequence[Sequence[dict]]]], path: Pa
     places = spread([ends["test_error"][0] for _, ends in finals], 0.1 * (highest - floor))
     lift = max(0.0, floor + 0.05 * (highest - floor) - min(places))  # no label below the axis
     for (name, _), (epoch, ends), y, (colour, _) in zip(series, finals, places, STYLES, strict=False):
-        text = f"{name}\ntest {in_words(ends['test_error'])} %, train {in_words(ends['train_error'])} %"
+        text = f"{shortened(name, 40)}\ntest {in_words(ends['test_error'])} %, train {in_words(ends['train_error'])} %"
         axes.text(1.04 * last, y + lift, text, color=colour, va="center", fontsize=9)
         axes.plot((epoch, 1.03 * last), (ends["test_error"][0], y + lift), color=colour, linewidth=0.6, clip_on=False)
     axes.plot([], [], color="black", linewidth=1.8, label="test")

@@ -132,6 +132,15 @@ def test_runs_of_one_name_are_one_curve_with_a_band(tmp_path, monkeypatch):
     ]
 
 
+def test_a_long_name_leaves_room_for_its_curve(tmp_path, monkeypatch):
+    """Beside 400 letters Matplotlib has no room for axes, and warns."""
+    seen = texts(monkeypatch)
+    write_run(tmp_path / "run", [60.0, 30.0])
+    command = ["curves", str(tmp_path / "run"), "--names", 400 * "x", "--figure", str(tmp_path / "x.png")]
+    assert main(command) == 0
+    assert f"{39 * 'x'}…\ntest 30.00 %, train 29.00 %" in seen[0]
+
+
 def test_a_sweep_trains_its_grid_once_for_every_seed(tmp_path, pretend, monkeypatch):
     seen = texts(monkeypatch)
     out, runs = tmp_path / "sweep.png", tmp_path / "runs"
