@@ -26,6 +26,7 @@ if __name__ == "__main__":
 
 from tqdm import tqdm
 
+from minigrad.diagnosis import shown
 from resnext import zoo
 
 from . import cifar
@@ -37,6 +38,7 @@ from .show.tables import in_words, write_results, write_table
 
 Results = list[tuple[str, Result]]
 OWN = ("--model", "--seed", "--out", "--resume", "--evaluate", "--save-every")  # what this command decides by itself
+MOST = {"seeds": 1000, "jobs": 1000, **dict.fromkeys(("depth", "cardinality", "width", "wider", "stem"), 65_536)}
 # All but the first take 15.3 to 16.1 million multiply-adds an image, within 3 % of their middle. VGG and the plain
 # network have no shortcuts for the gradient: they begin more slowly, at half the learning rate.
 CAREFUL = ("--lr", "0.05", "--warmup", "0.2")
@@ -133,6 +135,8 @@ def sweep(args: argparse.Namespace, command: str, options: Sequence[str]) -> Non
 def road(args: argparse.Namespace, command: str, options: Sequence[str]) -> None:
     """Train the systems that led to ResNeXt and draw their test errors."""
     systems = [System(name, name) for name in args.models] if args.models else ROAD
+    for system in systems:
+        zoo.create(system.model)  # raises, where there is none of this name, before others are trained
     title = args.title or f"The road to ResNeXt, {args.seeds} seed{'s' * (args.seeds > 1)}"
     draw_road(trained(args, systems, title, command, options), args.out, title)
 
@@ -221,16 +225,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         p.error(f"{args.command} does not take {' '.join(own or options)}")
     prepare_process()
     try:
-        for name in ("seeds", "jobs"):
-            if getattr(args, name, 1) < 1:
-                raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}")
+        for name, most in MOST.items():
+            given = getattr(args, name, 1)
+            for value in given if isinstance(given, list) else [given]:
+                if not 1 <= value <= most:
+                    raise ValueError(f"--{name} must be from 1 to {most:,}, got {shown(value)}")
         if args.out.suffix != ".png":
             raise ValueError(f"--figure names a .png file, got {args.out}")
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.run_command(args, f"python -m train.figures {shlex.join(arguments)}", options)
     except Stopped as stop:
         return stop.code
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MemoryError) as error:
         return refuse(error, p.prog, USAGE if isinstance(error, ValueError | FileNotFoundError) else FAILED)
     return DONE
 

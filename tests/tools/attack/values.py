@@ -6,6 +6,7 @@ A call gives a result, or one TypeError or ValueError of ours; a command ends wi
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import random
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from test_public import FLAGS, RAW
 import minigrad
 from minigrad import Tensor, check, explore, nn
 from resnext import __main__ as networks
-from train import cifar, figures, memory, predict, report, scaling
+from train import bench, cifar, figures, memory, predict, report, scaling
 from train.run import parallel, training
 from train.run.faults import TrainingError
 
@@ -55,16 +56,17 @@ MORE: dict[str, Callable[[], object]] = {
 }
 KINDS = {**HOSTILE, **MORE}
 SINGLE = """
--1 0 1 00 1.5 1e3 1e400 -1e400 nan inf -inf 1_000 ٣ 0x10 x None ../.. / /dev/null /dev/zero /proc/self/mem ~ * $HOME
--- --help -h --out = 1,2 [1] true <b> $\\frac$ 5m 1e-300m cpu cuda cuda:-1 cuda:0x1 bfloat16 float16 shapes cifar10
+-1 0 1 00 1.5 1e3 1e308 1e-308 1e400 -1e400 2147483647 2147483648 9223372036854775807 nan inf -inf
+1_000 ٣ 0x10 x None ../.. / /dev/null /dev/zero /proc/self/mem ~ * $HOME -- --help -h --out = 1,2 [1]
+true <b> $\\frac$ 5m 1e-300m cpu cuda cuda:-1 cuda:0x1 bfloat16 float16 shapes cifar10
 resnext29_0x4d resnext11_1x0d resnext2_1x1d
 """
 WORDS = [*SINGLE.split(), "", " ", "\x1b[31m", "a\nb", "\udcff", "a" * 5000, "9" * 400]
 SCALING = "--model resnext11_2x4d --step-ms 1 --batch-size 8 --gpus 2 --inside 1 --between 1 --latency 1"
 
 
-class Enough(TrainingError):
-    """Ends a run that the options allow before its first step."""
+class Enough(TrainingError, ValueError):
+    """Ends work that the options allow before its first step, as something that each command tells."""
 
 
 def commands() -> dict[str, tuple[Callable, list[object]]]:
@@ -77,6 +79,10 @@ def commands() -> dict[str, tuple[Callable, list[object]]]:
         "train.memory": (memory.main, ["--model", "resnext11_2x4d"]),
         "train.scaling": (scaling.main, [*SCALING.split()]),
         "train.figures": (figures.main, ["curves", honest(), "--figure", "x.png"]),
+        "train.figures sweep": (figures.main, ["sweep", "--figure", "x.png"]),
+        "train.figures equal": (figures.main, ["sweep", "--size", "equal", "--figure", "x.png"]),
+        "train.figures road": (figures.main, ["road", "--models", "resnext11_2x4d", "--figure", "x.png"]),
+        "train.bench": (bench.main, ["--model", "resnext11_2x4d"]),
         "resnext": (networks.main, ["resnext11_2x4d"]),
         "minigrad.explore": (explore.main, ["--out", "x.html"]),
         "minigrad.check": (check.main, ["--device", "cuda"]),
@@ -125,10 +131,12 @@ def try_command(rng: random.Random) -> None:
         given += [rng.choice(options), rng.choice(WORDS)] if rng.random() < 0.8 else [rng.choice(WORDS)]
     if rng.random() < 0.2 and len(given) > 1:
         del given[rng.randrange(len(given))]
-    stop = mock.Mock(side_effect=Enough("enough"))
-    device = mock.patch.object(check, "results", lambda *_: iter(()))
-    threads = mock.patch.object(parallel, "use_threads")  # this process goes on
-    with threads, mock.patch.object(training, "train", stop), device, mock.patch.object(figures, "train_in_turn", stop):
+    work = [(training, "train"), (figures, "train_in_turn"), (figures, "train_side_by_side"), (bench, "measure")]
+    with contextlib.ExitStack() as stack:
+        for module, name in [*work, (bench, "sweep")]:
+            stack.enter_context(mock.patch.object(module, name, mock.Mock(side_effect=Enough("enough"))))
+        stack.enter_context(mock.patch.object(check, "results", lambda *_: iter(())))
+        stack.enter_context(mock.patch.object(parallel, "use_threads"))  # this process goes on
         call(main, *given)
 
 

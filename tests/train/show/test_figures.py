@@ -362,8 +362,13 @@ def test_what_is_wrong_is_said_in_one_sentence(tmp_path, capsys):
         (2, ["curves", *[run] * 7, *png, "--names", *"abcdefg"], "at most 6 curves"),
         (2, ["curves", run, "--figure", "x.jpg"], "--figure names a .png file, got x.jpg"),
         (2, ["curves", run, run, *png, "--names", "a"], "--names needs a name for each of the 2 runs, got 1"),
-        (2, ["road", "--seeds", "0", *png], "--seeds must be at least 1, got 0"),
-        (2, ["road", "--jobs", "0", *png], "--jobs must be at least 1, got 0"),
+        (2, ["road", "--seeds", "0", *png], "--seeds must be from 1 to 1,000, got 0"),
+        (2, ["road", "--jobs", "0", *png], "--jobs must be from 1 to 1,000, got 0"),
+        (2, ["sweep", "--seeds", "1" + 400 * "0", *png], "--seeds must be from 1 to 1,000, got 10000"),
+        (2, ["sweep", "--size", "equal", "--width", "0", *png], "--width must be from 1 to 65,536, got 0"),
+        (2, ["sweep", "--size", "equal", "--width", str(2**31), *png], "--width must be from 1 to 65,536, got 2147"),
+        (2, ["sweep", "--cardinality", "2", "-1", *png], "--cardinality must be from 1 to 65,536, got -1"),
+        (2, ["sweep", "--wider", "8", "0", *png], "--wider must be from 1 to 65,536, got 0"),
         (2, ["road", "--jobs", "2", "--models", "resnext99", *png, *SMALL], "there is no network"),
         (2, ["road", "--models", "resnext99", "--runs", str(tmp_path), *png, *SMALL], "there is no network"),
     ):
@@ -374,6 +379,13 @@ def test_what_is_wrong_is_said_in_one_sentence(tmp_path, capsys):
         with pytest.raises(SystemExit) as exit:
             main(command)
         assert exit.value.code == 2, command
+
+
+def test_networks_are_built_before_the_first_is_trained(tmp_path, pretend, capsys):
+    """The last one's name was found to be wrong after all others were trained."""
+    assert main(["road", "--models", "resnext11_2x4d", "resnext99", "--figure", str(tmp_path / "x.png"), *SMALL]) == 2
+    assert "there is no network 'resnext99'" in capsys.readouterr().err
+    assert not pretend
 
 
 def test_a_run_with_other_options_is_not_taken_for_done(tmp_path):
