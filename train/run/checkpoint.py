@@ -45,8 +45,9 @@ def write(path: Path, arrays: Mapping[str, np.ndarray], state: State) -> None:
 def read(path: Path) -> tuple[dict[str, np.ndarray], State]:
     """Return arrays and state; the state is empty for a file of plain weights.
 
-    Raises FileNotFoundError, and ValueError for a file that is damaged, no safetensors file, or whose state is not of
-    the form that a run writes. The file may come from anywhere: nothing in it is executed.
+    Raises FileNotFoundError, and ValueError for a file that is damaged, no safetensors file, whose numbers are not
+    finite, or whose state is not of the form that a run writes. The file may come from anywhere: nothing in it is
+    executed.
     """
     if path.is_dir():
         inside = path / LAST
@@ -59,6 +60,12 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], State]:
             metadata = file.metadata() or {}
     except SafetensorError as error:
         raise ValueError(f"{path} has damaged metadata: {error}") from None
+    for name, array in arrays.items():
+        counted, variance = name.endswith("num_batches_tracked"), name.endswith("running_var")
+        if (counted or variance) and array.size and array.min() < 0:
+            raise ValueError(f"{path} has {name} = {array.min()}, which cannot be negative")
+        if array.dtype.kind == "f" and not counted and not (np.abs(array) <= np.finfo(np.float32).max).all():
+            raise ValueError(f"{path} has values in {name} that are not finite in float32")
     if STATE not in metadata:
         return arrays, {}
     text = metadata[STATE]
@@ -70,10 +77,6 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], State]:
         raise ValueError(f"{path} has a state that is no JSON: {error}") from None
     if not isinstance(state, dict):
         raise ValueError(f"{path} has a state that is no JSON object")
-    for name, array in arrays.items():
-        counted, variance = name.endswith("num_batches_tracked"), name.endswith("running_var")
-        if (counted or variance) and array.size and array.min() < 0:
-            raise ValueError(f"{path} has {name} = {array.min()}, which cannot be negative")
     for name, valid in {**FIELDS, **OPTIONAL}.items():
         if name in state and valid(state[name]):
             continue

@@ -68,7 +68,8 @@ def check_names(path: str, name: str, own: set[str], body: Mapping[str, np.ndarr
     unexpected = sorted(body.keys() - own)
     for kind, names in (("lacks", missing), ("has besides", unexpected)):
         if names:
-            raise ValueError(f"{path} does not fit {name}: it {kind} {names[0]} and {len(names) - 1} other arrays")
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise ValueError(f"{path} does not fit {name}: it {kind} {names[0]}{more}")
 
 
 def freeze(model: Any, what: str) -> None:

@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from PIL import Image
+from safetensors.numpy import load_file, save_file
 from support import tiny
 
 import minigrad
 from minigrad import save_weights
 from resnext import create
-from train import cifar
+from train import cifar, predict
 from train.data import CIFAR10
 from train.run import checkpoint, fine_tuning
 from train.run.config import configure, parser
@@ -135,6 +136,27 @@ def test_files_that_do_not_fit_are_refused_in_a_sentence(pretrained, tmp_path, c
         assert cifar.main([str(word) for word in options]) == cifar.USAGE
         error = capsys.readouterr().err
         assert sentence in error and error.count("\n") == 1, error
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("value", "dtype"), [(np.nan, "float16"), (-np.inf, "float32"), (1e39, "float64")])
+def test_weights_that_are_not_finite_are_refused_where_they_come_from(pretrained, tmp_path, capsys, value, dtype):
+    """They were trained, and the sentence asked for a smaller learning rate; an evaluation printed nan and ended."""
+    arrays = {name: a.astype(dtype) for name, a in load_file(pretrained).items()}
+    arrays["layer2.0.conv2.weight"][-1, 0, 0, 0] = value
+    path = tmp_path / "w.safetensors"
+    save_file(arrays, path)
+    Image.new("RGB", (32, 32)).save(tmp_path / "x.png")
+    data = ["--data", "shapes", "--limit-train", "8", "--limit-test", "4", "--model", NAME]
+    for command, words in (
+        (cifar, ["--weights", path, "--out", tmp_path / "run", *data]),
+        (cifar, ["--evaluate", path, *data]),
+        (predict, [tmp_path / "x.png", "--checkpoint", path, "--model", NAME]),
+    ):
+        assert command.main([str(word) for word in words]) in (1, 2)
+        printed = capsys.readouterr()
+        assert "w.safetensors has values in layer2.0.conv2.weight that are not finite in float32" in printed.err
+        assert printed.err.count("\n") == 1 and not printed.out
     assert not (tmp_path / "run").exists()
 
 
