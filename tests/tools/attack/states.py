@@ -16,7 +16,7 @@ from PIL import Image
 
 from train import cifar, predict, report
 from train.run import checkpoint
-from train.run.checkpoint import LAST
+from train.run.checkpoint import BEST, LAST, PREVIOUS
 
 from .commands import call, copy_of_honest, resume
 
@@ -29,16 +29,21 @@ VALUES: list[Any] = [None, True, False, *NUMBERS, *WORDS.split(), "", "\x1b[31m"
 VALUES += [[], [1], [None], {}, {"a": 1}, [[]]]
 
 
-def places(value: Any, at: tuple = ()) -> list[tuple]:
-    """Every place inside a JSON value."""
-    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [at, *(place for key, item in inside for place in places(item, (*at, key)))]
+def place(rng: random.Random, value: Any) -> tuple:
+    """A place inside a JSON object or list that is not empty: one of its parts, or a place inside of that.
+
+    Every part is as likely as the others, however much is in it: a state has one step and a hundred figures.
+    """
+    key = rng.choice(sorted(value)) if isinstance(value, dict) else rng.randrange(len(value))
+    inside = value[key]
+    deeper = isinstance(inside, dict | list) and inside and rng.random() < 0.7
+    return (key, *place(rng, inside)) if deeper else (key,)
 
 
 def spoil(rng: random.Random, value: Any) -> Any:
     """Put something else somewhere into a JSON value, remove something, or add something."""
     value = copy.deepcopy(value)
-    at = rng.choice(places(value)[1:])
+    at = place(rng, value)
     holder = value
     for key in at[:-1]:
         holder = holder[key]
@@ -58,7 +63,9 @@ def spoil(rng: random.Random, value: Any) -> Any:
 def spoil_arrays(rng: random.Random, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Rename, remove, reshape, retype or overwrite an array."""
     arrays = dict(arrays)
-    name = rng.choice(sorted(arrays))
+    last_words = sorted({name.rpartition(".")[2] for name in arrays})
+    word = rng.choice(last_words)  # each kind of array is as likely as the others
+    name = rng.choice([name for name in sorted(arrays) if name.rpartition(".")[2] == word])
     array = arrays[name]
     kind = rng.choice(["rename", "remove", "reshape", "retype", "nan", "empty", "huge", "negative"])
     if kind in ("rename", "remove"):
@@ -79,24 +86,29 @@ def spoil_arrays(rng: random.Random, arrays: dict[str, np.ndarray]) -> dict[str,
 
 def trial(rng: random.Random, folder: Path) -> None:
     """Spoil one of a run's states in one to three places; let every command that reads states read it."""
-    run = copy_of_honest(folder, rng.choice([None, 4, 6, 8]))
+    run = copy_of_honest(folder, rng.choice([None, None, 4, 6, 8, 8]))
     arrays, state = checkpoint.read(run / LAST)
     for _ in range(rng.choice([1, 1, 1, 2, 3])):
-        if rng.random() < 0.75 and len(places(state)) > 1:
+        if state and rng.random() < 0.75:
             state = spoil(rng, state)
         elif arrays:
             arrays = spoil_arrays(rng, arrays)
     checkpoint.write(run / LAST, arrays, state)
+    if rng.random() < 0.5:  # there is nothing else to go on from
+        for name in (PREVIOUS, BEST):
+            (run / name).unlink(missing_ok=True)
     Image.new("RGB", (32, 32), "red").save(folder / "x.png")
     before = {path.name: path.read_bytes() for path in run.glob("*.safetensors")}
-    call(cifar.main, "--evaluate", run / LAST)
-    call(predict.main, folder / "x.png", "--checkpoint", run / LAST)
+    for main, *words in ((cifar.main, "--evaluate"), (predict.main, folder / "x.png", "--checkpoint")):
+        code, said, _ = call(main, *words, run / LAST)
+        assert code or "nan" not in said, f"what is no number was printed as a result: {said}"
     if rng.random() < 0.3 and call(report.main, run)[0] == 0:
         assert "<script>" not in (run / "report.html").read_text(), "a page with somebody's script in it"
     for name, content in before.items():
         assert (run / name).read_bytes() == content, f"{name} was changed by a command that reads"
     code, error = resume(run, "--epochs", 3) if rng.random() < 0.3 else resume(run)
-    if code:
-        kept = {path.read_bytes() for path in run.glob("*.safetensors")}
-        lost = [name for name, content in before.items() if content not in kept]
-        assert not lost or "going on from" in error, f"{lost} were lost: {error}"
+    kept = {path.read_bytes() for path in run.glob("*.safetensors")}
+    # One that was refused is put aside; one that was gone on with is replaced; a run that went wrong replaces none.
+    due = [LAST] if "going on from" in error else list(before) if code else []
+    lost = [name for name in due if before[name] not in kept]
+    assert not lost, f"{lost} were lost: {error}"
