@@ -80,13 +80,14 @@ for network in resnext29_8x64d:130 resnext29_4x16d:70 resnext29_32x4d:70; do
         --json "$out/${network%:*}.json"
 done
 if can torch; then
-    step kernels 55 "$python" benchmarks/gpu_kernels.py --json "$out/kernels.json"
+    step kernels 50 "$python" benchmarks/gpu_kernels.py --json "$out/kernels.json"
+    step trace 25 "$python" benchmarks/gpu_trace.py resnext29_8x64d resnext29_4x16d resnext29_32x4d --json "$out/trace.json"
 fi
 if can tests; then
-    step tests 60 "$python" -m pytest -m cuda -p no:cacheprovider tests/minigrad/fast
+    step tests 50 "$python" -m pytest -m cuda -p no:cacheprovider tests/minigrad/fast
 fi
 if can cifar10; then
-    step cifar10 40 "$python" -m train.cifar --device cuda --dtype "${dtype:-bfloat16}" --model resnext29_4x16d \
+    step cifar10 30 "$python" -m train.cifar --device cuda --dtype "${dtype:-bfloat16}" --model resnext29_4x16d \
         --data "${MINIGRAD_CIFAR10:-CIFAR-10}" --epochs 5 --out "$scratch/run"
     $dry_run || cp "$scratch/run/metrics.jsonl" "$out/cifar10.jsonl" 2>/dev/null
 fi

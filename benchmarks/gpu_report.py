@@ -70,6 +70,9 @@ def report(folder: Path) -> str:
     kernels = folder / "kernels.json"
     for name, rows in (json.loads(kernels.read_text()) if kernels.exists() else {}).items():
         parts += [f"## Kernels: {name}", table(with_ratios(rows))]
+    trace = folder / "trace.json"
+    for name, rows in (json.loads(trace.read_text()) if trace.exists() else {}).items():
+        parts += [f"## A captured step, launch by launch: {name}", table(rows)]
     curve = folder / "cifar10.jsonl"
     if curve.exists():
         parts += ["## CIFAR-10", table([json.loads(line) for line in curve.read_text().splitlines()])]

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.cuda_shim import kernel_names
 
 import minigrad
 from minigrad import backend, tensor
@@ -44,7 +45,7 @@ def test_the_script_stays_within_ten_minutes(tmp_path):
     done = run_script("--dry-run", tmp_path / "out", MINIGRAD_CIFAR10="/images")
     limits = re.findall(r"^(\S+) \(at most (\d+) s\)", done.stdout, re.M)
     benches = "bench-resnext29_8x64d bench-resnext29_4x16d bench-resnext29_32x4d"
-    names = f"preflight check {benches} kernels tests cifar10 suite memcheck racecheck"
+    names = f"preflight check {benches} kernels trace tests cifar10 suite memcheck racecheck"
     assert [name for name, _ in limits] == [*names.split(), "report"]
     assert sum(int(seconds) for _, seconds in limits) <= 600
     assert done.returncode == 0 and not (tmp_path / "out").exists(), "a dry run writes nothing"
@@ -152,7 +153,6 @@ def test_every_kernel_is_launched_for_the_sanitizer(monkeypatch):
     """With launches that do nothing: all kernels of all files, and no memory pool."""
     pytest.importorskip("ml_dtypes", reason="the kernels' bfloat16 arrays need ml_dtypes")
     from support import host_gpu
-    from support.cuda_shim import kernel_names
 
     launcher = load("launch_kernels")
     allocators, launched = [], set()
@@ -193,6 +193,48 @@ def test_the_layers_are_those_of_the_networks(capsys):
     assert grouped.flops() == pytest.approx(2 * 38.65e9 / 1, rel=1e-3), "38.65 G multiply-adds a batch"
 
 
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_a_layer_is_measured_in_all_passes(monkeypatch, kernel, groups):
+    """With launches that do nothing: each pass is called as the benchmark calls it."""
+    pytest.importorskip("ml_dtypes", reason="the kernels' bfloat16 arrays need ml_dtypes")
+    from support import host_gpu
+
+    kernels = load("gpu_kernels")
+    host_gpu.install(monkeypatch)
+    monkeypatch.setattr(gpu, "launch", lambda *arguments: None)
+    monkeypatch.setattr(cublas, "product", lambda *arguments, **options: None)
+    dtype = backend.float_dtype("bfloat16", "cuda")
+    torch = SimpleNamespace(
+        channels_last=None, nn=SimpleNamespace(functional=SimpleNamespace(conv2d=None)), ops=SimpleNamespace()
+    )
+    tensor_of_torch = SimpleNamespace(permute=lambda *order: None, contiguous=lambda memory_format: None)
+    bench = SimpleNamespace(
+        cp=np, torch=torch, as_torch=lambda array: tensor_of_torch, theirs=lambda work: 1.0,
+        array=lambda *shape: np.zeros(shape, dtype), ours=lambda work: (work(), 1.0)[1],
+    )  # fmt: skip
+    with np.errstate(all="ignore"):
+        row = kernels.convolution(bench, kernels.Layer("a layer", 64, 64, 8, kernel, 1, groups))
+    assert {f"{way} {whose} ms" for way in ("forward", "dgrad", "wgrad") for whose in ("ours", "torch")} <= row.keys()
+    assert ("forward columns ms" in row) == ("without sums ms" in row) == (kernel == 3)
+
+
+def test_launches_are_summed_by_kind():
+    trace = load("gpu_trace")
+    launches = [
+        ("conv3x3_256x64", 0.0, 100.0), ("conv3x3_wgrad_128", 150.0, 50.0), ("conv3x3_pack_float32", 210.0, 4.0),
+        ("conv3x3_256x64", 300.0, 100.0), ("nvjet_sm90_tst_64x512", 400.0, 90.0), ("Memset (Unknown)", 490.0, 10.0),
+    ]  # fmt: skip
+    rows = {row["kind"]: (row["ms"], row.get("launches")) for row in trace.by_kind(launches, 2)}
+    assert rows["3x3 on tensor cores, forward and input gradient"] == (pytest.approx(0.1), 1.0)
+    assert rows["3x3 on tensor cores, weight gradient"] == (pytest.approx(0.025), 0.5)
+    assert rows["busy"] == (pytest.approx(0.177), 3.0) and rows["span"] == (pytest.approx(0.25), None)
+    assert rows["everything else"] == (pytest.approx(0.005), 0.5)
+    own = {name for file in gpu.FOLDER.glob("*.cu") for name in kernel_names(file.name)}
+    stale = [start for start in trace.KINDS if trace.KINDS[start] != "products (cuBLAS)"]
+    assert all(any(name.startswith(start) for name in own) for start in stale), "a kernel was renamed"
+
+
 def test_the_report_reads_what_the_script_leaves(tmp_path, capsys):
     report = load("gpu_report")
     (tmp_path / "steps.tsv").write_text("tests\t0\t12\nkernels\t124\t100\n")
@@ -205,6 +247,7 @@ def test_the_report_reads_what_the_script_leaves(tmp_path, capsys):
         {"name": "1x1", "ours ms": 1.0, "torch ms": 2.0},
     ]
     (tmp_path / "kernels.json").write_text(json.dumps({"layers": rows}))
+    (tmp_path / "trace.json").write_text(json.dumps({"a network": [{"kind": "SGD", "ms": 0.25}]}))
     (tmp_path / "cifar10.jsonl").write_text('{"epoch": 1, "test_error": 40.0}\n')
     assert report.main([str(tmp_path)]) == 0
     text = (tmp_path / "gpu.md").read_text()
@@ -212,7 +255,7 @@ def test_the_report_reads_what_the_script_leaves(tmp_path, capsys):
     assert "| a GPU | 2 |" in text and "| kernels | 124 | 100 |" in text and "| resnext29_8x64d | 9000 | 1.5 |" in text
     assert "| name | forward ours ms | forward torch ms | forward ratio | ours ms | torch ms | ratio |" in text
     assert "| 3x3 | 2 | 3 | 1.5 | - | - | - |" in text and "| 1x1 | - | - | - | 1 | 2 | 2 |" in text
-    assert "| 1 | 40 |" in text
+    assert "| 1 | 40 |" in text and "a network\n\n| kind | ms |\n| --- | --- |\n| SGD | 0.25 |" in text
     assert "resnext29_8x64d, one eager step\n\n| layer | seconds |\n| --- | --- |\n| Add, forward | 0.25 |" in text
 
 
