@@ -42,8 +42,8 @@ class _Sweep:
         bx = min(8, 1 << (vectors - 1).bit_length())
         self.block = (bx, 256 // bx)
         across = -(-vectors // bx)
-        # Two blocks a processor have 32 KiB under way, which keeps the memory busy; more would leave more chunks to
-        # add. None has fewer rows than threads.
+        # Two blocks a processor have 32 KiB of each array under way, which keeps the memory busy; more would leave more
+        # chunks to add (on an H200 three and four were slower). None has fewer rows than threads.
         wanted = max(1, 2 * gpu.properties().processors // across)
         self.rows = max(-(-self.M // wanted), self.block[1])
         self.chunks = -(-self.M // self.rows)
