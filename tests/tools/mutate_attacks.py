@@ -122,11 +122,11 @@ BUGS = {
         "    finally:\n        list(put_back)",
         "    except KeyError:\n        pass\n    list(put_back)",
     ),
-    "answers of workers are left": Bug(
+    "a lock stays taken": Bug(
         "interrupts",
         "minigrad/fast/cpu/threads.py",
-        "            except BaseException as error:\n                errors",
-        "            except Exception as error:\n                errors",
+        "        with self.lock:\n            parallel_section(section)",
+        "        self.lock.acquire()\n        parallel_section(section)\n        self.lock.release()",
     ),
     "signals stay caught": Bug(
         "interrupts", SIGNALS, "                signal.signal(number, handler)", "                pass"

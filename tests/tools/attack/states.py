@@ -84,24 +84,38 @@ def spoil_arrays(rng: random.Random, arrays: dict[str, np.ndarray]) -> dict[str,
     return arrays
 
 
-def trial(rng: random.Random, folder: Path) -> None:
-    """Spoil one of a run's states in one to three places; let every command that reads states read it."""
-    run = copy_of_honest(folder, rng.choice([None, None, 4, 6, 8, 8]))
-    arrays, state = checkpoint.read(run / LAST)
+def write_spoiled(rng: random.Random, path: Path, arrays: dict[str, np.ndarray], state: dict[str, Any]) -> None:
+    """Write a state that is spoiled in one to three places."""
     for _ in range(rng.choice([1, 1, 1, 2, 3])):
-        if state and rng.random() < 0.75:
+        if state and rng.random() < 0.7:
             state = spoil(rng, state)
         elif arrays:
             arrays = spoil_arrays(rng, arrays)
-    checkpoint.write(run / LAST, arrays, state)
+    checkpoint.write(path, arrays, state)
+
+
+def read_by_all(path: Path, image: Path) -> None:
+    """Let the commands that only read a state do so; what they print is made of numbers."""
+    for main, *words in ((cifar.main, "--evaluate"), (predict.main, image, "--checkpoint")):
+        code, said, _ = call(main, *words, path)
+        assert code or "nan" not in said, f"what is no number was printed as a result: {said}"
+
+
+def trial(rng: random.Random, folder: Path) -> None:
+    """Spoil a run's state in many ways; let every command that reads states read it, and go on from the last one."""
+    run = copy_of_honest(folder, rng.choice([None, None, 4, 6, 8, 8]))
+    honest = checkpoint.read(run / LAST)
+    image = folder / "x.png"
+    Image.new("RGB", (32, 32), "red").save(image)
+    for _ in range(8):
+        write_spoiled(rng, folder / "state.safetensors", *honest)
+        read_by_all(folder / "state.safetensors", image)
+    write_spoiled(rng, run / LAST, *honest)
     if rng.random() < 0.5:  # there is nothing else to go on from
         for name in (PREVIOUS, BEST):
             (run / name).unlink(missing_ok=True)
-    Image.new("RGB", (32, 32), "red").save(folder / "x.png")
     before = {path.name: path.read_bytes() for path in run.glob("*.safetensors")}
-    for main, *words in ((cifar.main, "--evaluate"), (predict.main, folder / "x.png", "--checkpoint")):
-        code, said, _ = call(main, *words, run / LAST)
-        assert code or "nan" not in said, f"what is no number was printed as a result: {said}"
+    read_by_all(run / LAST, image)
     if rng.random() < 0.3 and call(report.main, run)[0] == 0:
         assert "<script>" not in (run / "report.html").read_text(), "a page with somebody's script in it"
     for name, content in before.items():
