@@ -93,9 +93,7 @@ BUGS = {
         "            if best:  #",
         "            run.save(out / checkpoint.LAST)\n            if best:  #",
     ),
-    "the generator begins anew": Bug(
-        "kills", LOOP, 'generator().bit_generator.state = state["generator"]', "generator()"
-    ),
+    "momentum begins anew": Bug("kills", LOOP, "[velocities.get(names[id(p)]) for p in", "[None for p in"),
     "an epoch's loss begins anew": Bug(
         "kills", LOOP, 'self.earlier = state["totals"],', 'self.earlier = {**state["totals"], "loss": 0.0},'
     ),

@@ -18,6 +18,14 @@ from train import cifar
 from train.run import loop
 
 RAW = ("Traceback", "object at 0x", "NoneType", "[Errno", "not subscriptable", "has no attribute", "unexpected keyword")
+RAW += (
+    "not supported between",
+    "unsupported operand",
+    "object is not",
+    "object cannot be",
+    "indices must be",
+    "JSON object must",
+)
 
 
 def call(main: Callable[[Sequence[str]], int], *words: object) -> tuple[int, str, str]:
