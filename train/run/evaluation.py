@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from collections import deque
 from collections.abc import Callable
@@ -153,7 +154,10 @@ def evaluate_file(args: argparse.Namespace, ranks: Ranks) -> None:
         named = dict(zip(("test images with the checksum", "weights with the checksum"), sums, strict=True))
         ranks.compare({"test images:": counts, **named, "--dtype": config.dtype})
     cuda_graph = as_cuda_graph(partial(classify, model), config)
-    result = evaluate(model, on_device(test_set, config.device), mean, std, config, ranks, cuda_graph=cuda_graph)
+    with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is looked at below
+        result = evaluate(model, on_device(test_set, config.device), mean, std, config, ranks, cuda_graph=cuda_graph)
+    if not math.isfinite(result.loss):
+        raise ValueError(f"the test loss of {path} is {result.loss}: its weights cannot be used")
     if ranks.rank == 0:
         digits = [np.format_float_positional(x, trim="0") for x in (result.error, result.loss)]
         say(f"test_error {digits[0]} test_loss {digits[1]}")

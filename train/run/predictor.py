@@ -54,7 +54,8 @@ class Predictor:
     def probabilities(self, path: Path, device: str) -> np.ndarray:
         """The probability of every class for the image in a file, whose middle is looked at: (K,), they sum to 1.
 
-        Raises FileNotFoundError, and DataError for what is no image, is damaged or has too many pixels.
+        Raises FileNotFoundError, DataError for what is no image, is damaged or has too many pixels, and ValueError
+        where no number comes out of the network.
         """
         if path.is_dir():
             raise UsageError(f"{path} is a folder: give the images in it, {path}/*.jpg")
@@ -63,8 +64,11 @@ class Predictor:
         with quiet():
             pixels = photograph(path, self.size, self.margin).transpose(2, 0, 1)  # (3, H, W) uint8
         batch = augment.normalise(to_device(pixels[None], device), self.mean, self.std)
-        with no_grad():
-            return F.softmax(self.model(Tensor._of(batch))).numpy()[0]
+        with no_grad(), np.errstate(over="ignore", invalid="ignore"):
+            found = F.softmax(self.model(Tensor._of(batch))).numpy()[0]
+        if not np.isfinite(found).all():
+            raise ValueError(f"the network's answer to {path} is {found.max()}: its weights cannot be used")
+        return found
 
 
 def load_predictor(path: Path, name: str | None, classes_file: Path | None, device: str) -> Predictor:

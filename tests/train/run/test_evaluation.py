@@ -13,7 +13,7 @@ from support import tiny
 from minigrad import Tensor, manual_seed, save_weights
 from minigrad import functional as F
 from resnext import create
-from train import cifar
+from train import cifar, predict
 from train.data import Dataset, load
 from train.run import checkpoint, evaluation
 from train.run.checkpoint import BEST, LAST
@@ -113,6 +113,22 @@ def test_a_checkpoint_with_a_strange_configuration(run, tmp_path, capsys, change
     error = capsys.readouterr().err
     assert re.search(sentence, error), error
     assert error.count("\n") == 1
+
+
+def test_an_answer_that_is_no_number_is_told_as_such(tmp_path, capsys):
+    """Weights that are finite may still lead to infinity: nan was printed as a result, and the command ended well."""
+    model = create("resnext11_2x4d_w8")
+    for p in model.parameters():
+        p.data = np.full_like(p.data, 1e30)
+    save_weights(model, tmp_path / "w.safetensors")
+    Image.new("RGB", (32, 32)).save(tmp_path / "x.png")
+    shapes = ("--data", "shapes", "--limit-train", "2", "--limit-test", "2", "--model", "resnext11_2x4d_w8")
+    assert cifar.main(["--evaluate", str(tmp_path / "w.safetensors"), *shapes]) == 1
+    assert "the test loss of " in (error := capsys.readouterr()).err and not error.out
+    words = [tmp_path / "x.png", "--checkpoint", tmp_path / "w.safetensors", "--model", shapes[-1]]
+    assert predict.main([str(word) for word in words]) == 1
+    printed = capsys.readouterr()
+    assert "x.png is nan: its weights cannot be used" in printed.err and "%" not in printed.out
 
 
 def test_a_folder_is_not_taken_for_a_missing_file(run, tmp_path, capsys):
