@@ -42,6 +42,8 @@ def trial(rng: random.Random, folder: Path) -> None:
     assert full.returncode in (0, 1, 2) and "Traceback" not in error, f"{limit} bytes: {full.returncode} {error}"
     assert full.returncode == 0 or "File too large" in error, f"{limit} bytes: {error}"
     after = steps_saved(folder / "run")
+    done = after == tiny.EPOCHS * tiny.STEPS
+    assert done or full.returncode, f"{limit} bytes: it ended well, and its last state is one of {after} steps"
     assert after >= before, f"{limit} bytes: a state of {before} steps was there, of {after} is left"
     roomy = tiny.start(*tiny.OPTIONS, *words)
     _, error = roomy.communicate(timeout=120)

@@ -91,11 +91,13 @@ def disturb(rng: random.Random, out: Path) -> tuple[str, str, int]:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
     try:
-        _, error = process.communicate(timeout=120)
+        printed, error = process.communicate(timeout=120)
     finally:
         for pid in ranks:  # a stopped one that nobody ended
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+    if kind == "kill" and "BAD TERMINATION" in printed:  # MPICH's mpiexec says so there, and ends the other ranks
+        error = error or printed
     return f"{kind} {number.name}", error, process.returncode
 
 
