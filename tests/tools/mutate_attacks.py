@@ -151,9 +151,6 @@ BUGS = {
         "ranks", PARALLEL, "            if now - begin > patience or now - signalled > grace:", "            if False:"
     ),
     "only rank 0 goes on": Bug("ranks", TRAINING, "        found = ranks.broadcast(found)\n", ""),
-    "gradients are not weighted": Bug(
-        "ranks", PARALLEL, "np.multiply(arrays[i], fraction,", "np.multiply(arrays[i], 1.0,"
-    ),
     "signals are not shared": Bug(
         "ranks",
         "train/run/faults.py",
