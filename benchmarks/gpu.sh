@@ -81,7 +81,8 @@ for network in resnext29_8x64d:130 resnext29_4x16d:70 resnext29_32x4d:70; do
 done
 if can torch; then
     step kernels 50 "$python" benchmarks/gpu_kernels.py --json "$out/kernels.json"
-    step trace 25 "$python" benchmarks/gpu_trace.py resnext29_8x64d resnext29_4x16d resnext29_32x4d --json "$out/trace.json"
+    step trace 25 "$python" benchmarks/gpu_trace.py resnext29_8x64d resnext29_4x16d resnext29_32x4d \
+        --batch-size "${batch:-128}" --dtype "${dtype:-bfloat16}" --json "$out/trace.json"
 fi
 if can tests; then
     step tests 50 "$python" -m pytest -m cuda -p no:cacheprovider tests/minigrad/fast

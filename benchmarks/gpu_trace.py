@@ -1,6 +1,6 @@
 """What the GPU does in a captured training step, launch by launch: how long each kind of kernel takes.
 
-    python benchmarks/gpu_trace.py [--json FILE] MODEL ...
+    python benchmarks/gpu_trace.py [--batch-size N] [--dtype DTYPE] [--json FILE] MODEL ...
 
 The times are CUPTI's, which torch.profiler reads for every launch of a process, minigrad's own too. "busy" is their
 sum, "span" the time from the first launch's begin to the last one's end; the rest is gaps between launches.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import tempfile
 from collections import defaultdict
@@ -18,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 STEPS = 2
-# Kinds of launches, by how the kernels' names begin; cuBLAS's have many names.
+# Kinds of launches, by how the kernels' names begin. cuBLAS's have other names on every generation of cards.
+PRODUCT = re.compile("nvjet|gemm|gemv|xmma|cutlass|cublas", re.IGNORECASE)
 KINDS = {
     "conv3x3_wgrad": "3x3 on tensor cores, weight gradient",
     "conv3x3_pack": "weights put in the products' order",
@@ -33,17 +35,13 @@ KINDS = {
     "sgd": "SGD",
     "im2col": "columns",
     "col2im": "columns",
-    "nvjet": "products (cuBLAS)",
-    "sm80_xmma": "products (cuBLAS)",
-    "sm90_xmma": "products (cuBLAS)",
-    "ampere_": "products (cuBLAS)",
-    "cutlass": "products (cuBLAS)",
 }
 
 
 def kind_of(name: str) -> str:
     """The kind of a launch."""
-    return next((kind for start, kind in KINDS.items() if name.startswith(start)), "everything else")
+    other = "products (cuBLAS)" if PRODUCT.search(name) else "everything else"
+    return next((kind for start, kind in KINDS.items() if name.startswith(start)), other)
 
 
 def by_kind(launches: Iterable[tuple[str, float, float]], steps: int) -> list[dict[str, Any]]:
@@ -59,16 +57,16 @@ def by_kind(launches: Iterable[tuple[str, float, float]], steps: int) -> list[di
     return [*rows, total, {"kind": "span", "ms": (end - begin) / 1e3 / steps}]
 
 
-def launches_of(model: str) -> list[tuple[str, float, float]]:
-    """The launches of `STEPS` captured steps with 128 images in bfloat16."""
+def launches_of(model: str, batch: int, dtype: str) -> list[tuple[str, float, float]]:
+    """The launches of `STEPS` captured steps: name, begin and length in microseconds."""
     import torch
     from torch.profiler import ProfilerActivity, profile
 
     from train.measure.workers import Minigrad
 
     torch.zeros(1, device="cuda")
-    options = {"device": "cuda", "threads": None, "model": model, "batch_size": 128, "image_size": 32}
-    network = Minigrad(argparse.Namespace(**options, dtype="bfloat16"))
+    options = {"device": "cuda", "threads": None, "model": model, "batch_size": batch, "image_size": 32}
+    network = Minigrad(argparse.Namespace(**options, dtype=dtype))
     network.train()
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         for _ in range(STEPS):
@@ -85,11 +83,13 @@ def launches_of(model: str) -> list[tuple[str, float, float]]:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Time each kind of kernel in a captured training step.")
     parser.add_argument("model", nargs="+")
+    parser.add_argument("--batch-size", type=int, default=128, metavar="N", help="default 128")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="default bfloat16")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     options = parser.parse_args(arguments)
     results = {}
     for model in options.model:
-        results[model] = by_kind(launches_of(model), STEPS)
+        results[model] = by_kind(launches_of(model, options.batch_size, options.dtype), STEPS)
         print(model)
         for row in results[model]:
             print(f"  {row['ms']:7.2f} ms {row.get('launches', 0):6.0f} launches  {row['kind']}")

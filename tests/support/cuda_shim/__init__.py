@@ -49,12 +49,12 @@ class HostModule:
     """The kernels of one .cu file, compiled for the CPU."""
 
     def __init__(self, library: ctypes.CDLL):
-        self.library = library
+        self.dll = library
         library.shim_bank_conflicts.restype = ctypes.c_longlong
 
     def bank_conflicts(self) -> int:
         """How many ldmatrix rows fell on an occupied bank since the last call."""
-        return int(self.library.shim_bank_conflicts())
+        return int(self.dll.shim_bank_conflicts())
 
     def launch(
         self,
@@ -77,8 +77,8 @@ class HostModule:
         arrays = [a for a in (*arguments, *memory) if isinstance(a, np.ndarray) and a.dtype.names is None]
         begins = np.array([a.ctypes.data for a in arrays], np.uint64)
         ends = begins + np.array([a.nbytes for a in arrays], np.uint64)
-        self.library.shim_arrays(len(arrays), ctypes.c_void_p(begins.ctypes.data), ctypes.c_void_p(ends.ctypes.data))
-        function = getattr(self.library, f"launch_{kernel}")
+        self.dll.shim_arrays(len(arrays), ctypes.c_void_p(begins.ctypes.data), ctypes.c_void_p(ends.ctypes.data))
+        function = getattr(self.dll, f"launch_{kernel}")
         function.restype = ctypes.c_char_p
         message = function(len(holders), *dims, ctypes.c_ulonglong(shared), schedule, pointers)
         if message:

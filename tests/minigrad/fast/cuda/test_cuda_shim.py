@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from support.cuda_shim import compile_host, compiler
 
+from minigrad.fast.cuda.conv import SIDE
 from minigrad.fast.cuda.gpu import PARAMETERS, WINDOW
 from minigrad.fast.cuda.tiles import Packing, plan
 from minigrad.ops.conv import Conv2d, col2im, im2col, output_size, pad_image
@@ -313,7 +314,7 @@ def check_conv3x3(module, case, schedule=0):
 
     packed = np.full((packing.packs, packing.CO, 9, packing.CI), np.nan, BF16)
     turned = np.full((packing.packs, packing.CI, 9, packing.CO), np.nan, BF16)
-    blocks = packing.packs * (packing.CO // 16) * (packing.CI // 16)
+    blocks = packing.packs * (packing.CO // SIDE) * (packing.CI // SIDE)
     arguments = [w, packed, turned, *map(i32, (packing.CO, packing.CI, packing.o, packing.c))]
     module.launch(f"conv3x3_pack_{SUFFIX[w.dtype]}", (blocks,), (256,), arguments)
 

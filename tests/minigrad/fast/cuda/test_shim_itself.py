@@ -140,7 +140,7 @@ def test_the_shim_notices_every_barrier_that_is_taken_away(name):
     text = BARRIER.sub(lambda m: f"(without({next(numbers)}) ? (void)0 : {m[0][:-1]});", kernel_source(name, SHIM))
     switch = "SHIM_VISIBLE int skipped = -1;\nUNWATCHED bool without(int barrier) { return barrier == skipped; }\n"
     module = compile_text(name, switch + text, kernel_names(name))
-    skipped = ctypes.c_int.in_dll(module.library, "skipped")
+    skipped = ctypes.c_int.in_dll(module.dll, "skipped")
     exercise(module)
     for number in set(range(next(numbers))) - idle:
         skipped.value = number
