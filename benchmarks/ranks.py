@@ -7,7 +7,7 @@ training step does; each is the median of nine times, of which each is that of t
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,14 @@ def seconds(ranks: parallel.MPIRanks, function: Callable[[], object]) -> float:
         function()
         times.append(ranks.maximum(round(1e9 * (time.perf_counter() - begin)))[0] / 1e9)
     return statistics.median(times[2:])
+
+
+def mean_of(ranks: parallel.Ranks, arrays: Sequence[np.ndarray]) -> None:
+    """The mean over the ranks of the arrays, all of which are there at once."""
+    mean = ranks.mean(1 / ranks.size)
+    for a in arrays:
+        mean.add(a)
+    mean.results()
 
 
 def main() -> None:
@@ -53,7 +61,7 @@ def main() -> None:
     arrays = [t.data for _, t in run.model.named_tensors() if t.data.dtype == np.float32]  # gradients are as large
     packed = [np.empty_like(a) for a in arrays]
     packing = seconds(ranks, lambda: [np.multiply(a, 1 / n, out=b) for a, b in zip(arrays, packed, strict=True)])
-    reduce = seconds(ranks, lambda: ranks.mean(arrays, 1 / n))
+    reduce = seconds(ranks, lambda: mean_of(ranks, arrays))
     run.ranks = parallel.ALONE
     compute = seconds(ranks, lambda: loop.train_step(run, batch, train_set.labels, 0.01))
     if ranks.rank == 0:

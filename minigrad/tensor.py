@@ -348,10 +348,11 @@ class Tensor:
         """Return a tensor with the same memory that is not part of the graph."""
         return Tensor._of(self.data, self.memory)
 
-    def backward(self, gradient: Any = None) -> None:
+    def backward(self, gradient: Any = None, after_leaf: Callable[[Tensor], Any] = lambda x: None) -> None:
         """Add to `.grad` of every leaf x below this tensor y the gradient (∂y/∂x)ᵀ dy, and free the graph.
 
-        `gradient` is dy, of y's shape; a tensor with one value may leave it out, it is 1 then. Raises ValueError when y
+        `gradient` is dy, of y's shape; a tensor with one value may leave it out, it is 1 then. `after_leaf(x)` is
+        called as soon as x.grad is complete, while other gradients are still to come. Raises ValueError when y
         does not depend on a tensor that requires a gradient, when shapes differ, on a graph that is freed already, and
         when an array that the graph keeps was changed in place since (see `data`).
 
@@ -359,9 +360,8 @@ class Tensor:
         last digits may differ from run to run.
         """
         root = self.node or self
-        dy = self._output_gradient(gradient)
+        pending: dict[Function | Tensor, Array] = {root: self._output_gradient(gradient)}
         waiting = consumers(root)
-        pending: dict[Function | Tensor, Array] = {root: dy}
         ready = [root]
         while ready:
             node = ready.pop()
@@ -372,6 +372,7 @@ class Tensor:
                         check_gradient(node.grad, node.shape, "a leaf")
                         dy = add_gradients(node.grad, dy)
                     node.grad = dy
+                after_leaf(node)
                 continue
             node.pending = pending
             compute = node.gradients if observer is None else partial(observer, type(node), node, node.gradients)

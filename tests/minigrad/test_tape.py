@@ -111,6 +111,23 @@ def test_the_gradient_may_be_given_as_tensor_array_or_numbers():
         assert_array_equal(x.grad, [2.0, 20.0])
 
 
+def test_a_leaf_is_shown_as_soon_as_its_gradient_is_complete():
+    """The last operation's first; one that two operations use after the second of them; each once."""
+    leaves = {"a": leaf(2.0), "b": leaf(3.0), "c": leaf(5.0)}
+    a, b, c = leaves.values()
+    b.grad = np.array([100.0])  # of an earlier backward pass
+    shown = []
+
+    def after_leaf(x):
+        shown.append(next((name, x.grad.item()) for name, t in leaves.items() if t is x))
+        if x is c:
+            assert a.grad is None and b.grad.item() == 100.0  # these are still to come
+
+    ((a * b).relu() * c + b).sum().backward(after_leaf=after_leaf)
+    assert shown[0] == ("c", 6.0)
+    assert sorted(shown[1:]) == [("a", 15.0), ("b", 111.0)]
+
+
 def test_only_leaves_that_ask_get_a_gradient():
     x, y, constant = leaf(1.0), leaf(2.0), Tensor(np.array([3.0]))
     z = x * y

@@ -1,8 +1,8 @@
 """NCCL between virtual GPUs: their memory is the host's, so MPI adds it up.
 
-Like everything that a stream is given, a sum is made at once, or, if the stream is being captured, whenever the graph
-is launched. NCCL wants a sum to be captured by all processes or by none, and hangs, perhaps, where that is not so; here
-it is an error.
+A sum is made as late as it may be, when somebody waits for it, whether at once or, if the stream is being captured,
+whenever the graph is launched: who does not wait reads what has not been added up. NCCL wants a sum to be captured by
+all processes or by none, and hangs, perhaps, where that is not so; here it is an error.
 """
 
 import ctypes
@@ -40,7 +40,7 @@ class NcclCommunicator:
             numbers = (ctypes.c_char * (count * dtype.itemsize)).from_address(target)
             self.comm.Allreduce(self.in_place, np.frombuffer(numbers, dtype))
 
-        submit(stream, "sum of ranks", add)
+        submit(stream, "sum of ranks", add, late=True)
 
 
 def install() -> None:
@@ -48,5 +48,4 @@ def install() -> None:
     module: Any = ModuleType("cupy.cuda.nccl")
     module.available, module.NCCL_FLOAT32, module.NCCL_FLOAT64, module.NCCL_SUM = True, 7, 8, 0
     module.NcclCommunicator, module.get_unique_id = NcclCommunicator, lambda: b"identity"
-    module.groupStart = module.groupEnd = lambda: None
     sys.modules["cupy.cuda.nccl"] = module

@@ -1,7 +1,8 @@
 """The CUDA runtime as CuPy calls it: the device's memory is the host's, everything runs at once, in order.
 
 Each function here takes the place of the C function of its name. Work that is submitted to a stream is done before the
-call returns, unless the stream is being captured: then it is kept, and done whenever the graph is launched.
+call returns, unless the stream is being captured: then it is kept, and done whenever the graph is launched. Only what
+may come late (NCCL's sums, copies to the host) is done as late as it may be.
 """
 
 import ctypes
@@ -11,6 +12,8 @@ from typing import Any
 
 from .calls import (
     CAPTURE_INVALIDATED,
+    CAPTURE_ISOLATION,
+    CAPTURE_UNJOINED,
     CAPTURE_UNSUPPORTED,
     DEVICE_TO_HOST,
     FLOAT,
@@ -143,15 +146,37 @@ class Capture:
 
 
 class Stream:
-    """A queue that is always empty; `capture` while it is recorded."""
+    """A queue, empty but for what comes late, which is done when somebody waits for it; `capture` while recorded."""
 
     def __init__(self, flags: int = 0):
         self.flags = flags
         self.capture: Capture | None = None
+        self.late: list[Callable[[], Any]] = []
+
+    def catch_up(self, count: int) -> None:
+        """Do so much of what is late, or keep it as the next work of the capture."""
+        for work in self.late[:count]:
+            if self.capture is None:
+                work()
+            else:
+                self.capture.work.append(work)
+        del self.late[:count]
+
+
+class Event:
+    """A place in a stream's work: behind `last`, if something is late. `capture` is the one that it was recorded in."""
+
+    def __init__(self, stream: Stream):
+        self.stream, self.capture, self.last = stream, stream.capture, stream.late[-1:]
+
+    def catch_up(self) -> None:
+        """Do what comes before the event."""
+        if self.last and self.last[0] in self.stream.late:
+            self.stream.catch_up(self.stream.late.index(self.last[0]) + 1)
 
 
 STREAMS: dict[int, Stream] = {0: Stream(), 1: Stream(), 2: Stream()}
-EVENTS: dict[int, Capture | None] = {}  # the capture that an event was recorded in
+EVENTS: dict[int, Event | None] = {}  # None: not recorded yet
 GRAPHS: dict[int, list] = {}
 
 
@@ -162,20 +187,19 @@ def _stream(handle: int | None) -> Stream:
         raise CudaError(INVALID_HANDLE) from None
 
 
-def submit(stream: int | None, kind: str, action: Callable[[], Any], size: int = 0) -> None:
-    """Do the work now, or keep it if the stream is being captured."""
+def submit(stream: int | None, kind: str, action: Callable[[], Any], size: int = 0, late: bool = False) -> None:
+    """Do the work now, or keep it if the stream is being captured; where it may come `late`, as late as it may."""
 
     def work() -> None:
         COUNTERS.did(kind, size)
         action()
 
-    capture = _stream(stream).capture
-    if capture is None:
-        work()
-    elif capture.spoilt:
+    s = _stream(stream)
+    if s.capture is not None and s.capture.spoilt:
         raise CudaError(CAPTURE_INVALIDATED)
-    else:
-        capture.work.append(work)
+    s.late.append(work)
+    if not late:
+        s.catch_up(len(s.late))
 
 
 def _wait(what: str, stream: Stream) -> None:
@@ -183,6 +207,7 @@ def _wait(what: str, stream: Stream) -> None:
     if stream.capture is not None:
         stream.capture.spoilt = True
         raise CudaError(CAPTURE_UNSUPPORTED)
+    stream.catch_up(len(stream.late))
     _arrive()
     COUNTERS.wait(what)
 
@@ -229,6 +254,7 @@ def device_synchronize():
     for stream in STREAMS.values():
         if stream.capture is not None:
             _wait("", stream)
+        stream.catch_up(len(stream.late))
     _arrive()
     COUNTERS.wait("device synchronised")
 
@@ -246,9 +272,16 @@ def stream_is_capturing(handle, out):
 
 @imitates("cudaStreamWaitEvent", P, P, U)
 def stream_wait_event(handle, event, flags):
-    """A stream that waits for an event of a capture joins the capture."""
-    if EVENTS[event] is not None:
-        _stream(handle).capture = EVENTS[event]
+    """A stream that waits for an event of a capture joins the capture; one that is captured waits for no other."""
+    stream, mark = _stream(handle), EVENTS[event]
+    if mark is None:
+        return
+    if stream.capture is None and mark.capture is not None:
+        stream.catch_up(len(stream.late))
+        stream.capture = mark.capture
+    if stream.capture is not mark.capture:
+        raise CudaError(CAPTURE_ISOLATION)
+    mark.catch_up()
 
 
 @imitates("cudaLaunchHostFunc", P, P, P)
@@ -280,7 +313,7 @@ def event_destroy(handle):
 
 @imitates("cudaEventRecord", P, P)
 def event_record(event, stream):
-    EVENTS[event] = _stream(stream).capture
+    EVENTS[event] = Event(_stream(stream))
 
 
 @imitates("cudaEventQuery", P)
@@ -290,9 +323,12 @@ def event_query(event):
 
 @imitates("cudaEventSynchronize", P)
 def event_synchronize(event):
-    if EVENTS[event] is not None:
-        EVENTS[event].spoilt = True
+    mark = EVENTS[event]
+    if mark is not None and mark.capture is not None:
+        mark.capture.spoilt = True
         raise CudaError(CAPTURE_UNSUPPORTED)
+    if mark is not None:
+        mark.catch_up()
     _arrive()
     COUNTERS.wait("event synchronised")
 
@@ -314,11 +350,14 @@ def end_capture(handle, out):
     capture = _stream(handle).capture
     if capture is None or capture.origin != handle:
         raise CudaError(INVALID_VALUE)
+    unjoined = False  # whether nobody waits for some work
     for stream in STREAMS.values():
         if stream.capture is capture:
+            unjoined |= bool(stream.late)
             stream.capture = None
-    if capture.spoilt:
-        raise CudaError(CAPTURE_INVALIDATED)
+            stream.late.clear()
+    if capture.spoilt or unjoined:
+        raise CudaError(CAPTURE_UNJOINED if unjoined else CAPTURE_INVALIDATED)
     graph = next(HANDLES)
     GRAPHS[graph] = capture.work
     put(out, graph, SIZE)

@@ -296,9 +296,10 @@ def update(
     run.optimizer.zero_grad()
     logits = run.model(Tensor._of(images_of(run, batch)))
     loss = F.cross_entropy(logits, labels, run.config.recipe.label_smoothing)
-    loss.backward()
     if run.ranks.size > 1:
-        mean_over_ranks(run, fraction)
+        backward_over_ranks(run, loss, fraction)
+    else:
+        loss.backward()
     run.optimizer.step()
     if run.averaged:
         update_averaged(run, decay)
@@ -310,15 +311,26 @@ def update_from(run: Run, batch: Array, labels: Array, numbers: Array) -> tuple[
     return update(run, batch, labels, *numbers)
 
 
-def mean_over_ranks(run: Run, fraction: float | Array) -> None:
-    """Make gradients those of the whole batch, and running statistics the same on all ranks; see parallel.py."""
-    parameters = [p for p in run.model.parameters() if p.requires_grad]
-    tensors = [t for _, t in run.model.named_tensors() if not isinstance(t, Parameter) and is_float(t.dtype)]
-    means = run.ranks.mean([p.grad for p in parameters] + [t.data for t in tensors], fraction)
-    for p, dw in zip(parameters, means, strict=False):
+def backward_over_ranks(run: Run, loss: Tensor, fraction: float | Array) -> None:
+    """Make gradients those of the whole batch, and running statistics the same on all ranks; see parallel.py.
+
+    Each gradient is on its way to the other ranks as soon as it is complete.
+    """
+    mean, complete = run.ranks.mean(fraction), list[Tensor]()
+
+    def send(p: Tensor) -> None:
+        mean.add(p.grad)
+        complete.append(p)
+
+    loss.backward(after_leaf=send)
+    statistics = [t for _, t in run.model.named_tensors() if not isinstance(t, Parameter) and is_float(t.dtype)]
+    for t in statistics:
+        mean.add(t.data)
+    means = mean.results()
+    for p, dw in zip(complete, means, strict=False):
         p.grad = dw
-    for t, statistic in zip(tensors, means[len(parameters) :], strict=True):
-        t.data[...] = statistic
+    for t, value in zip(statistics, means[len(complete) :], strict=True):
+        t.data[...] = value
 
 
 def update_averaged(run: Run, decay: float | Array) -> None:

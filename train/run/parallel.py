@@ -11,8 +11,9 @@ From the same weights and the same dw all ranks step to the same weights, so wei
 normalises with each rank's own statistics, as in the paper; the running statistics are averaged like the gradients.
 
 MPI starts the ranks and connects them. Gradients go through MPI on the CPU, and between GPUs through NCCL as a part of
-the captured step, one GPU a rank, whether each rank sees all GPUs of its machine or, as under SLURM, only its own. The
-command is started as a module of mpi4py because that ends all ranks when one of them fails.
+the captured step, while the backward pass makes others (buckets.py). One GPU a rank, whether each rank sees all GPUs of
+its machine or, as under SLURM, only its own. The command is started as a module of mpi4py because that ends all ranks
+when one of them fails.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib import import_module
-from itertools import accumulate
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -33,15 +34,14 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 import minigrad
-from minigrad import optim, registry
+from minigrad import registry
 from minigrad.backend import Array, array_module, check_device, cupy
 
+from .buckets import Mean, Memory, MPIMean, NCCLMean
 from .signals import Signals
 
 T = TypeVar("T")
 
-# Gradients travel in pieces of about this size through MPI: large enough for bandwidth, small enough to overlap.
-BUCKET_BYTES = 4 << 20
 # How long a rank waits for the others, in seconds, before it ends the run: one of them has stopped, or does something
 # else. A slow disk or file server may want more.
 PATIENCE = float(os.environ.get("MINIGRAD_PATIENCE", 600))
@@ -71,9 +71,9 @@ class Ranks:
         mine = batch[self.rank :: self.size]
         return array_module(batch).ascontiguousarray(mine if len(mine) else batch[:1])
 
-    def mean(self, arrays: Sequence[Array], fraction: float | Array) -> Sequence[Array]:
-        """Σ_r fraction_r · array_r, for each of the arrays; valid until the next call."""
-        return arrays
+    def mean(self, fraction: float | Array) -> Mean:
+        """Begin a step's mean over the ranks: Σ_r fraction_r · array_r, for each array that is added to it."""
+        return Mean()
 
     def add(self, *numbers: float) -> Sequence[float]:
         """The sum over the ranks, of each of the numbers."""
@@ -134,8 +134,9 @@ class MPIRanks(Ranks):
         self.rank, self.size = self.comm.rank, self.comm.size
         self.local = self.comm.Split_type(MPI.COMM_TYPE_SHARED)
         self.local_rank, self.local_size = self.local.rank, self.local.size
-        self.nccl: Any = None  # on GPUs: the communicator
-        self.buckets: dict[tuple, list[tuple[list[int], Array]]] = {}
+        self.nccl: Any = None  # on GPUs: the communicator, and the stream on which it adds
+        self.stream: Any = None
+        self.buckets = Memory()
 
     def _complete(self, *requests: Any, patience: float = math.inf, grace: float = math.inf) -> None:
         """Wait for messages, in Python, where a signal is noticed and patience has an end.
@@ -155,60 +156,10 @@ class MPIRanks(Ranks):
             if now - begin > SPIN:
                 time.sleep(0.001)
 
-    def mean(self, arrays: Sequence[Array], fraction: float | Array) -> Sequence[Array]:
-        buckets, requests = self._buckets(arrays), []
-        places: list[Array] = [None] * len(arrays)
-        for members, flat in buckets:
-            for i, begin in zip(members, accumulate([arrays[i].size for i in members], initial=0), strict=False):
-                places[i] = flat[begin : begin + arrays[i].size].reshape(arrays[i].shape)
+    def mean(self, fraction: float | Array) -> Mean:
         if self.nccl is not None:
-            self._mean_on_gpus(arrays, places, [flat for _, flat in buckets], fraction)
-            return places
-        for members, flat in buckets:
-            for i in members:
-                np.multiply(arrays[i], fraction, out=places[i])
-            requests.append(self.comm.Iallreduce(self.MPI.IN_PLACE, flat))  # travels while the next one is packed
-        self._complete(*requests, patience=PATIENCE, grace=GRACE)
-        return places
-
-    def _mean_on_gpus(
-        self, arrays: Sequence[Array], places: Sequence[Array], buckets: Sequence[Array], fraction: float | Array
-    ) -> None:
-        """Fill the buckets and add them up over the ranks: one group of NCCL's calls, on the current stream."""
-        for flat in buckets:
-            flat.fill(0)
-        # place ← place - lr array, with place = 0 and lr = -fraction: a launch for 64 arrays, not one for each.
-        optim.update_all("cuda", [(p, a, p, 0.0, 0.0, False) for p, a in zip(places, arrays, strict=True)], -fraction)
-        nccl, stream = load_nccl(), cupy().cuda.get_current_stream().ptr
-        kinds = {"float32": nccl.NCCL_FLOAT32, "float64": nccl.NCCL_FLOAT64}
-        nccl.groupStart()
-        for flat in buckets:
-            at = flat.data.ptr
-            self.nccl.allReduce(at, at, flat.size, kinds[flat.dtype.name], nccl.NCCL_SUM, stream)
-        nccl.groupEnd()
-
-    def _buckets(self, arrays: Sequence[Array]) -> list[tuple[list[int], Array]]:
-        """Which arrays travel together, and the memory they travel in; made once for arrays of the same shapes."""
-        key = tuple((a.shape, a.dtype.str) for a in arrays)
-        if key not in self.buckets:
-            groups: list[list[int]] = []
-            room, dtype = 0.0, None
-            for i, a in enumerate(arrays):
-                if a.nbytes > room or a.dtype != dtype:
-                    groups.append([])
-                    room, dtype = (BUCKET_BYTES if self.nccl is None else math.inf), a.dtype
-                groups[-1].append(i)
-                room -= a.nbytes
-            self.buckets[key] = [
-                (
-                    members,
-                    array_module(arrays[members[0]]).empty(
-                        sum(arrays[i].size for i in members), arrays[members[0]].dtype
-                    ),
-                )
-                for members in groups
-            ]
-        return self.buckets[key]
+            return NCCLMean(self.buckets, fraction, load_nccl(), self.nccl, self.stream)
+        return MPIMean(self.buckets, fraction, self.comm, partial(self._complete, patience=PATIENCE, grace=GRACE))
 
     def add(self, *numbers: float) -> Sequence[float]:
         return self.add_arrays(np.array(numbers, np.float64)).tolist()
@@ -270,6 +221,7 @@ class MPIRanks(Ranks):
             nccl = load_nccl()
             identity = self.broadcast(nccl.get_unique_id() if self.rank == 0 else None)
             self.nccl = nccl.NcclCommunicator(self.size, identity, self.rank)
+            self.stream = cupy().cuda.Stream(non_blocking=True)
 
     def threads(self) -> int | None:
         """The cores of this machine that its ranks may use, divided among them."""
