@@ -3,7 +3,8 @@
 A page's ```python blocks run in order in one namespace. A ```text block right below one is what it prints. A ```console
 block below the line `<!-- run -->` is run in an empty folder, and what it shows below a command is compared as well; of
 the others (and of ```sh blocks), each `python -m` command must at least name a module and options that exist, and each
-script or test file must be there. "..." stands for anything.
+script or test file must be there. All of them can be copied: a remark beside a command begins with #. "..." stands for
+anything.
 """
 
 import ast
@@ -20,7 +21,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from test_layers import code_lines
+from test_layers import TOOLS, code_lines
+from tools.attack import ATTACKS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
@@ -130,6 +132,37 @@ def test_commands_that_take_long_exist(page, block):
                 assert option in text, f"{name(page)}:{block.line}: python -m {module} has no option {option}"
         for file in re.findall(r"(?<=\s)(?:tests|docs|benchmarks)/[\w/]+\.\w+", command):
             assert (ROOT / file).exists(), f"{name(page)}:{block.line}: there is no {file}"
+
+
+@pytest.mark.parametrize(("page", "block"), [*MARKED, *UNMARKED])
+def test_commands_can_be_copied(page, block):
+    lines = [command for command, _ in commands(block)]
+    done = subprocess.run(["sh", "-n"], input="\n".join(lines), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, f"{name(page)}:{block.line}: {done.stderr}"
+    for line in lines:
+        bare = re.split(r"(?:^|\s)#", re.sub(r"'[^']*'|\"[^\"]*\"", "quoted", line))[0].strip()
+        assert "  " not in bare, f"{name(page)}:{block.line}: is what follows the gap a remark without #? {line}"
+
+
+def test_commands_stand_in_blocks_of_commands():
+    for page in PAGES:
+        for block in blocks(page):
+            if block.language == "text":
+                wrong = re.findall(r"^(?:\$ |python3? |bash |mpiexec ).*", block.text, re.MULTILINE)
+                assert not wrong, f"{name(page)}:{block.line}: commands stand in ```console or ```sh: {wrong}"
+
+
+def test_testing_md_lists_all_attacks_and_tools():
+    text = (ROOT / "docs" / "testing.md").read_text()
+    rows = re.search(r"^\| attack \|.*?(?=\n\n)", text, re.MULTILINE | re.DOTALL)[0]
+    assert {word for row in rows.splitlines() for word in re.findall(r"`(\w+)`", row.split("|")[1])} == ATTACKS.keys()
+    assert set(re.findall(r"`(\w+)`", re.search(r"and the tools (.*?)\)", text, re.DOTALL)[1])) == TOOLS
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_files_that_are_named_exist(page):
+    for file in re.findall(r"`((?:tests|docs|benchmarks|minigrad|resnext|train)/[\w/.]+\.\w+)`", page.read_text()):
+        assert (ROOT / file).exists(), f"{name(page)} names {file}, which does not exist"
 
 
 GUIDE = ROOT / "docs" / "guide"
