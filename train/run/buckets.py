@@ -15,7 +15,7 @@ that computes: it waits for a bucket to be packed, and the results wait for it. 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -23,19 +23,28 @@ import numpy as np
 from minigrad import optim
 from minigrad.backend import Array, array_module, cupy
 
+# A bucket with so much in it sets out: large enough for bandwidth, small enough that several do in a backward pass.
+# (PyTorch's hold 25 MiB: more than all gradients of ResNeXt-29 32x4d, which would travel when the last is there.)
+BUCKET_BYTES = 4 << 20
 
-class Memory:
+
+class SendBuffers:
     """The buckets' memory, made once and used by every step: bucket k of a step holds arrays of the same shapes."""
 
     def __init__(self) -> None:
         self.buckets: dict[tuple, Array] = {}
 
-    def take(self, k: int, arrays: Sequence[Array]) -> Array:
-        """One flat array for all numbers of the arrays, which are of one dtype."""
+    def take(self, k: int, arrays: Sequence[Array]) -> tuple[Array, list[Array]]:
+        """One flat array for all numbers of the arrays, which are of one dtype, and the part of it that is each one's.
+
+        Parts begin at a multiple of four numbers, so that a kernel can read four at once.
+        """
         key = (k, arrays[0].dtype.str, *(a.shape for a in arrays))
+        begins = list(accumulate((-(-a.size // 4) * 4 for a in arrays), initial=0))
         if key not in self.buckets:
-            self.buckets[key] = array_module(arrays[0]).empty(sum(a.size for a in arrays), arrays[0].dtype)
-        return self.buckets[key]
+            self.buckets[key] = array_module(arrays[0]).zeros(begins[-1], arrays[0].dtype)
+        flat = self.buckets[key]
+        return flat, [flat[i : i + a.size].reshape(a.shape) for a, i in zip(arrays, begins, strict=False)]
 
 
 class Mean:
@@ -56,11 +65,9 @@ class Mean:
 class Bucketed(Mean):
     """The mean over several ranks; `fraction` is this one's share."""
 
-    bucket_bytes: int  # a bucket with so much in it sets out
-
-    def __init__(self, memory: Memory, fraction: float | Array):
+    def __init__(self, buffers: SendBuffers, fraction: float | Array):
         super().__init__()
-        self.memory, self.fraction = memory, fraction
+        self.buffers, self.fraction = buffers, fraction
         self.filling: list[Array] = []  # the arrays of the bucket that has not set out yet
         self.sent = 0  # buckets that have
 
@@ -68,7 +75,7 @@ class Bucketed(Mean):
         if self.filling and self.filling[0].dtype != array.dtype:
             self._send()
         self.filling.append(array)
-        if sum(a.nbytes for a in self.filling) >= self.bucket_bytes:
+        if sum(a.nbytes for a in self.filling) >= BUCKET_BYTES:
             self._send()
 
     def results(self) -> list[Array]:
@@ -79,9 +86,7 @@ class Bucketed(Mean):
 
     def _send(self) -> None:
         arrays, self.filling = self.filling, []
-        flat = self.memory.take(self.sent, arrays)
-        ends = accumulate((a.size for a in arrays), initial=0)
-        places = [flat[i:j].reshape(a.shape) for a, (i, j) in zip(arrays, pairwise(ends), strict=True)]
+        flat, places = self.buffers.take(self.sent, arrays)
         self.pack(arrays, places, flat)
         self.send(flat)
         self.sent += 1
@@ -103,10 +108,8 @@ class Bucketed(Mean):
 class MPIMean(Bucketed):
     """On CPUs. `complete` waits for messages."""
 
-    bucket_bytes = 4 << 20  # large enough for bandwidth, small enough to overlap
-
-    def __init__(self, memory: Memory, fraction: float | Array, comm: Any, complete: Callable[..., None]):
-        super().__init__(memory, fraction)
+    def __init__(self, buffers: SendBuffers, fraction: float | Array, comm: Any, complete: Callable[..., None]):
+        super().__init__(buffers, fraction)
         self.comm, self.complete, self.requests = comm, complete, list[Any]()
 
     def pack(self, arrays: Sequence[Array], places: Sequence[Array], flat: Array) -> None:
@@ -126,10 +129,8 @@ class MPIMean(Bucketed):
 class NCCLMean(Bucketed):
     """On GPUs. `stream` is where NCCL's sums run, beside the current one."""
 
-    bucket_bytes = 25 << 20  # as in PyTorch's DistributedDataParallel
-
-    def __init__(self, memory: Memory, fraction: float | Array, nccl: Any, communicator: Any, stream: Any):
-        super().__init__(memory, fraction)
+    def __init__(self, buffers: SendBuffers, fraction: float | Array, nccl: Any, communicator: Any, stream: Any):
+        super().__init__(buffers, fraction)
         self.nccl, self.communicator, self.stream = nccl, communicator, stream
 
     def pack(self, arrays: Sequence[Array], places: Sequence[Array], flat: Array) -> None:

@@ -37,7 +37,7 @@ import minigrad
 from minigrad import registry
 from minigrad.backend import Array, array_module, check_device, cupy
 
-from .buckets import Mean, Memory, MPIMean, NCCLMean
+from .buckets import Mean, MPIMean, NCCLMean, SendBuffers
 from .signals import Signals
 
 T = TypeVar("T")
@@ -136,7 +136,7 @@ class MPIRanks(Ranks):
         self.local_rank, self.local_size = self.local.rank, self.local.size
         self.nccl: Any = None  # on GPUs: the communicator, and the stream on which it adds
         self.stream: Any = None
-        self.buckets = Memory()
+        self.buffers = SendBuffers()
 
     def _complete(self, *requests: Any, patience: float = math.inf, grace: float = math.inf) -> None:
         """Wait for messages, in Python, where a signal is noticed and patience has an end.
@@ -158,8 +158,8 @@ class MPIRanks(Ranks):
 
     def mean(self, fraction: float | Array) -> Mean:
         if self.nccl is not None:
-            return NCCLMean(self.buckets, fraction, load_nccl(), self.nccl, self.stream)
-        return MPIMean(self.buckets, fraction, self.comm, partial(self._complete, patience=PATIENCE, grace=GRACE))
+            return NCCLMean(self.buffers, fraction, load_nccl(), self.nccl, self.stream)
+        return MPIMean(self.buffers, fraction, self.comm, partial(self._complete, patience=PATIENCE, grace=GRACE))
 
     def add(self, *numbers: float) -> Sequence[float]:
         return self.add_arrays(np.array(numbers, np.float64)).tolist()

@@ -16,10 +16,8 @@ from train.run import buckets, loop, parallel
 class Journal(buckets.Bucketed):
     """Adds up over two ranks of which the other has twice this one's gradients; notes what happens."""
 
-    bucket_bytes = 100
-
-    def __init__(self, memory, fraction, log):
-        super().__init__(memory, fraction)
+    def __init__(self, buffers, fraction, log):
+        super().__init__(buffers, fraction)
         self.log, self.flats = log, []
 
     def pack(self, arrays, places, flat):
@@ -36,14 +34,15 @@ class Journal(buckets.Bucketed):
             flat *= 3
 
 
-def test_a_bucket_sets_out_when_it_is_full():
+def test_a_bucket_sets_out_when_it_is_full(monkeypatch):
     """Arrays in the order in which they come, of one dtype in a bucket; the rest when all have come."""
-    log, memory = [], buckets.Memory()
+    monkeypatch.setattr(buckets, "BUCKET_BYTES", 100)
+    log, buffers = [], buckets.SendBuffers()
     shapes = [((n,), np.float32) for n in (3, 20, 4, 2)] + [((n,), np.float64) for n in (40, 1)]
     rng = np.random.default_rng(0)
     places = []
     for _ in range(2):
-        mean, arrays = Journal(memory, 0.25, log), [rng.standard_normal(s).astype(d) for s, d in shapes]
+        mean, arrays = Journal(buffers, 0.25, log), [rng.standard_normal(s).astype(d) for s, d in shapes]
         kept = [a.copy() for a in arrays]
         for a in arrays:
             mean.add(a)
@@ -53,10 +52,12 @@ def test_a_bucket_sets_out_when_it_is_full():
             assert_allclose(found, 0.75 * before, rtol=1e-6)
             assert_array_equal(a, before)
         places.append([m.ctypes.data for m in mean.means])
-        rest = ["send 8", "wait"]
-        assert log == ["add 3", "add 20", "send 108", "add 4", "add 2", "send 8", "send 320", "add 40", "add 1", *rest]
+        rest = ["send 32", "wait"]
+        assert log == ["add 3", "add 20", "send 112", "add 4", "add 2", "send 16", "send 320", "add 40", "add 1", *rest]
         log.clear()
     assert places[0] == places[1]  # the buckets' memory is made once
+    starts = [flat.ctypes.data for flat in buffers.buckets.values()]
+    assert all(any((at - start) % 16 == 0 for start in starts) for at in places[0])
 
 
 def test_one_process_alone_has_the_mean_already():
@@ -66,7 +67,7 @@ def test_one_process_alone_has_the_mean_already():
     assert all(a is b for a, b in zip(mean.results(), arrays, strict=True))
 
 
-def test_gradients_travel_while_the_backward_pass_makes_others():
+def test_gradients_travel_while_the_backward_pass_makes_others(monkeypatch):
     """Three layers, the last first: two buckets are on their way before the first layer's gradient is there."""
     log = []
 
@@ -87,15 +88,15 @@ def test_gradients_travel_while_the_backward_pass_makes_others():
     model = SimpleNamespace(named_tensors=lambda: [(n, t) for m in parts.values() for n, t in m.named_tensors()])
     x = Tensor(np.random.default_rng(0).standard_normal((2, 8)).astype(np.float32))
     loss = last(Noted.apply(middle(Noted.apply(first(x))))).sum()
-    journal = Journal(buckets.Memory(), np.float32(0.5), log)
-    journal.bucket_bytes = 72  # the last layer's 18 numbers
+    journal = Journal(buckets.SendBuffers(), np.float32(0.5), log)
+    monkeypatch.setattr(buckets, "BUCKET_BYTES", 72)  # the last layer's 18 numbers
     ranks = SimpleNamespace(mean=lambda fraction: journal)
     expected = {}
     last(middle(first(x))).sum().backward(after_leaf=lambda p: expected.update({id(p): 1.5 * p.grad}))
     for layer in (first, middle, last):
         layer.weight.grad = None
     loop.backward_over_ranks(SimpleNamespace(ranks=ranks, model=model), loss, 0.5)
-    assert log == ["send 72", "backward", "send 120", "backward", "send 160", "send 16", "wait"]
+    assert log == ["send 80", "backward", "send 128", "backward", "send 160", "send 32", "wait"]
     for layer in (first, middle, last):
         assert_allclose(layer.weight.grad, expected[id(layer.weight)], rtol=1e-6)
     assert_allclose(norm.running_var.data, 1.5)  # 1 on each rank, of which the other has twice as much
@@ -126,7 +127,7 @@ class Stream:
 
 
 def test_a_bucket_is_scaled_in_one_launch_and_sums_run_beside(monkeypatch):
-    """99 arrays: two launches of 64 at most, a sum, for which the results wait."""
+    """99 small arrays, two launches of 64 at most, then a large one: each bucket is packed before it is added up."""
     pytest.importorskip("ml_dtypes", reason="the kernels' bfloat16 arrays need ml_dtypes")
     from support import host_gpu
 
@@ -137,23 +138,26 @@ def test_a_bucket_is_scaled_in_one_launch_and_sums_run_beside(monkeypatch):
     nccl = SimpleNamespace(NCCL_FLOAT32=7, NCCL_FLOAT64=8, NCCL_SUM=0)
     communicator = SimpleNamespace(allReduce=lambda *a: log.append(a))
     monkeypatch.setattr(buckets, "cupy", lambda: cupy)
-    monkeypatch.setattr(buckets, "array_module", lambda a: SimpleNamespace(empty=lambda *k: np.empty(*k).view(OnGPU)))
+    monkeypatch.setattr(buckets, "array_module", lambda a: SimpleNamespace(zeros=lambda *k: np.zeros(*k).view(OnGPU)))
     update_all = optim.update_all
     monkeypatch.setattr(optim, "update_all", lambda *a: log.append("pack") or update_all(*a))
-    rng, memory = np.random.default_rng(0), buckets.Memory()
+    rng, buffers = np.random.default_rng(0), buckets.SendBuffers()
     arrays = [rng.standard_normal((i % 7 + 1, 3)).astype(np.float32) for i in range(99)]
+    arrays.append(rng.standard_normal(1000).astype(np.float32))
+    monkeypatch.setattr(buckets, "BUCKET_BYTES", sum(a.nbytes for a in arrays[:99]))
     with only(cuda.register):
         for fraction in (0.25, 0.75):  # the second time in memory that holds the first time's numbers
             launches.clear()
             log.clear()
-            mean = buckets.NCCLMean(memory, fraction, nccl, communicator, adds)
+            mean = buckets.NCCLMean(buffers, fraction, nccl, communicator, adds)
             for a in arrays:
                 mean.add(a)
             means = mean.results()
-            assert launches == ["sgd", "sgd"]
+            assert launches == ["sgd", "sgd", "sgd"]
             for mine, found in zip(arrays, means, strict=True):
                 assert_allclose(found, np.float32(fraction) * mine, rtol=1e-6)
-            size, at = sum(a.size for a in arrays), means[0].ctypes.data
-            ends = ["add records", "compute waits for add"]
-            add = (at, at, size, 7, 0, 77)
-            assert log == ["pack", "compute records", "add waits for compute", add, *ends]
+            steps = []
+            for flat in buffers.buckets.values():
+                at = flat.ctypes.data
+                steps += ["pack", "compute records", "add waits for compute", (at, at, flat.size, 7, 0, 77)]
+            assert len(steps) == 8 and log == [*steps, "add records", "compute waits for add"]

@@ -316,7 +316,7 @@ calls, update = [], loop.update
 loop.update = lambda *arguments: calls.append(1) or update(*arguments)
 if way == "eager":
     graph.avoid()
-buckets.NCCLMean.bucket_bytes = 4000  # many, for a small network
+buckets.BUCKET_BYTES = 4000  # many, for a small network
 # Steps of 3 and 2 images, and at the end of an epoch one of 2 and 2: for rank 1 alone it looks like all others.
 options = "--data shapes --model resnext11_2x2d_w4 --limit-train 34 --limit-test 8 --batch-size 5 --epochs 2 --lr 0.02"
 code = train.cifar.main([*options.split(), "--device", "cuda", "--dtype", "float32", "--out", folder])
