@@ -381,3 +381,17 @@ def test_cross_entropy_is_the_books(N, K, smoothing):
     logits[0, K - 1] = np.nan
     module.launch("cross_entropy", (1,), (1024,), arguments)
     assert np.isnan(mean[0]), "and so must a run that has diverged"
+
+
+@pytest.mark.parametrize(("smoothing", "labels"), [(0.0, [0, 2]), (0.0, [0, 1]), (0.1, [0, 2]), (0.1, [2, 1])])
+def test_a_masked_class_means_to_the_kernel_what_it_means_to_the_book(smoothing, labels):
+    """A logit of -inf: p = 0, which costs nothing unless the label or label smoothing asks for it."""
+    logits, labels = np.array([[1, 2, -np.inf], [0, -np.inf, 3]], F32), np.array(labels)
+    mean, one, gradient = np.zeros(1, F32), np.zeros(1, F32), np.zeros((2, 3), F32)
+    arguments = [logits, labels, mean, one, gradient, i32(2), i32(3), f32(smoothing)]
+    compile_host("loss.cu").launch("cross_entropy", (1,), (1024,), arguments)
+    book = CrossEntropy()
+    expected = book.forward(logits.astype(np.float64), labels=labels, label_smoothing=smoothing)
+    assert np.isfinite(expected) == (smoothing == 0 and labels[1] == 2)
+    np.testing.assert_allclose(mean[0], expected, rtol=1e-6)
+    np.testing.assert_allclose(gradient, book.backward(np.array(1.0)), rtol=1e-5, atol=1e-7)
