@@ -107,8 +107,8 @@ class BatchNorm(Informed, norm.BatchNorm):
         sweep = _Sweep(rows)
         stats = xp.empty((4, C), np.float32)
         y = xp.empty_like(rows)
-        if running_mean is None or running_var is None:  # the kernel updates what nobody keeps
-            running_mean, running_var = xp.zeros(C, np.float32), xp.zeros(C, np.float32)
+        statistics = (running_mean, running_var)  # the kernel updates those that nobody keeps too
+        running_mean, running_var = (xp.zeros(C, np.float32) if a is None else a for a in statistics)
         partial, known = None, self.note_on(0, Sums) if training else None
         if known is not None:
             partial = few(known.partial)

@@ -146,7 +146,11 @@ def test_evaluation_treats_every_sample_alone(case):
 def test_running_statistics_may_be_left_out_in_training():
     x, ones = Tensor(normal(0, 4, 2)), Tensor(np.ones(2))
     y = F.batch_norm(x, ones, ones, None, None, True)
-    assert_array_equal(y.data, F.batch_norm(x, ones, ones, np.zeros(2), np.ones(2), True).data)
+    mean, var, alone_mean, alone_var = np.zeros(2), np.ones(2), np.zeros(2), np.ones(2)
+    assert_array_equal(y.data, F.batch_norm(x, ones, ones, mean, var, True).data)
+    F.batch_norm(x, ones, ones, alone_mean, None, True)
+    F.batch_norm(x, ones, ones, None, alone_var, True)
+    assert_array_equal([alone_mean, alone_var], [mean, var], "each may be left out by itself")
 
 
 def test_running_statistics_of_another_precision_do_not_change_the_outputs_dtype():

@@ -214,12 +214,20 @@ def test_gradients_that_meet(gpu, case):
 
 
 @needs_compiler
-def test_batch_norm_without_running_statistics(gpu):
-    (x, weight, bias, _), dy, _ = batch_norm_case(F32, (4, 8, 3, 3), False)
-    options = {"running_mean": None, "running_var": None, "training": True, "momentum": 0.1, "eps": 1e-5}
-    y_book, _ = run(norm.BatchNorm, exact((x, weight, bias)), dy.astype(np.float64), **options)
-    y, _ = run(fast_norm.BatchNorm, (x, weight, bias), dy, **options)
+@pytest.mark.parametrize("kept", [(), ("running_mean",), ("running_var",)], ids=["none", "mean", "variance"])
+def test_batch_norm_without_running_statistics(gpu, kept):
+    """Each may be left out by itself; the other one moves."""
+    (x, weight, bias, _), dy, running = batch_norm_case(F32, (4, 8, 3, 3), False)
+    values = dict(zip(("running_mean", "running_var"), running, strict=True))
+    options = {"training": True, "momentum": 0.1, "eps": 1e-5}
+    book = {name: values[name].astype(np.float64) if name in kept else None for name in values}
+    mine = {name: values[name].astype(F32) if name in kept else None for name in values}
+    y_book, _ = run(norm.BatchNorm, exact((x, weight, bias)), dy.astype(np.float64), **options, **book)
+    y, _ = run(fast_norm.BatchNorm, (x, weight, bias), dy, **options, **mine)
     close(y, y_book, F32)
+    for name in kept:
+        close(mine[name], book[name], F32)
+        assert (mine[name] != values[name].astype(F32)).all()
 
 
 @pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
