@@ -72,9 +72,10 @@ class Function:
     """An operation applied once: a node of the graph.
 
     A subclass defines `forward(self, *arrays, **options) -> array`, which may keep what `backward` needs as attributes,
-    and `backward(self, dy) -> array or tuple of arrays`: the gradient of every input, None where `self.needs` says that
-    it is not wanted. Neither may write into the arrays that it is given, which other operations hold too, nor set one
-    of the tape's own attributes, `parents` to `pending` below. What returns integers has no gradient.
+    in lists, tuples and dicts too (in any other object `check_unchanged` does not see it), and `backward(self, dy) ->
+    array or tuple of arrays`: the gradient of every input, None where `self.needs` says that it is not wanted. Neither
+    may write into the arrays that it is given, which other operations hold too, nor set one of the tape's own
+    attributes, `parents` to `pending` below. What returns integers has no gradient.
     """
 
     broadcasts = False  # True where inputs broadcast as in NumPy: the engine then sums a gradient to its input's shape
@@ -181,11 +182,14 @@ class Function:
         changed = [memory.array for memory, before in self.versions if memory.changes != before]
         if not changed:
             return
-        kept = [v for value in vars(self).values() for v in (value if isinstance(value, tuple) else (value,))]
+        kept = list(vars(self).values())
+        for v in kept:  # grows on the way by what lists, tuples and dicts hold
+            kept.extend(v.values() if isinstance(v, dict) else v if isinstance(v, tuple | list) else ())
         if any(is_array(v) and share_memory(v, array) for v in kept for array in changed):
-            name, when = book_of(type(self)).__name__, "before optimizer.step() and before changing .data"
-            kept_for = "needs an array for its backward pass that was changed in place after its forward pass"
-            raise ValueError(f"{name} {kept_for}: call backward() {when}")
+            raise ValueError(
+                f"{book_of(type(self)).__name__} needs an array for its backward pass that was changed in place after "
+                "its forward pass: call backward() before optimizer.step() and before changing .data"
+            )
 
     def free(self) -> None:
         """Let go of the saved arrays and of the edges, so that memory falls while the walk goes on."""

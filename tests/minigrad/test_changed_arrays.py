@@ -10,7 +10,7 @@ from numpy.testing import assert_array_equal
 from support.strategies import normal
 
 import minigrad.functional as F
-from minigrad import Parameter, Tensor, nn
+from minigrad import Function, Parameter, Tensor, nn
 from minigrad.optim import SGD
 from minigrad.registry import book_only
 
@@ -65,6 +65,31 @@ def test_layers_notice_a_step(fast):
             SGD(layer.parameters(), 0.1).step()
             with pytest.raises(ValueError, match=CHANGED):
                 loss.backward()
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [lambda x: x, lambda x: (x, 2), lambda x: [x], lambda x: {"x": x}, lambda x: [(1, {"x": [x[1:]]})], lambda x: x.T],
+    ids=["array", "tuple", "list", "dict", "nested", "view"],
+)
+def test_an_operation_may_keep_its_arrays_in_lists_and_dicts(kept):
+    class Square(Function):
+        def forward(self, x):
+            self.kept = kept(x)
+            self.x = x.copy()
+            return x * x
+
+        def backward(self, dy):
+            return 2 * dy * self.x
+
+    x = leaf(3.0, 4.0)
+    y = Square.apply(x).sum()
+    x.data *= 10
+    with pytest.raises(ValueError, match=f"Square {CHANGED}"):
+        y.backward()
+    x = leaf(3.0, 4.0)
+    Square.apply(x).sum().backward()
+    assert_array_equal(x.grad, [6.0, 8.0])
 
 
 def test_what_no_backward_pass_needs_may_change():
