@@ -4,7 +4,7 @@ Every rank computes the gradient of its share of the batch; then all ranks avera
 n ranks sends S/n bytes to its neighbour, 2 (n - 1) times: n - 1 times to add up, n - 1 times to spread the sums.
 
     reduce(n) = 2 (n - 1)/n S/B + 2 (n - 1) a       S bytes of gradients, bandwidth B, latency a of a message
-    step(n)   = compute + reduce(n)                 nothing overlaps, at most: see buckets.py
+    step(n)   = compute + reduce(n)                 nothing overlaps; in training some does: buckets.py
 
 Weak scaling keeps the images of each rank, and the batch grows with n; its efficiency is compute / step(n). Strong
 scaling divides the same batch, and compute is taken to shrink with it, which is the best that can be hoped for.
