@@ -63,8 +63,7 @@ def install() -> None:
         raise RuntimeError(f"this CuPy's CUDA runtime has no {', '.join(unknown)}: the virtual GPU knows CuPy 14")
     cublas.install(binding)
     _answer_for_the_driver(calls.FUNCTIONS)
-    if "mpi4py.run" in sys.modules:  # one of several processes, each with a virtual GPU
-        nccl.install()
+    nccl.install()
 
 
 def _answer_for_the_driver(functions: dict[str, Any]) -> None:

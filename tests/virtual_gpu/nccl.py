@@ -18,7 +18,7 @@ KINDS = {7: np.float32, 8: np.float64}  # ncclDataType_t
 
 
 class NcclCommunicator:
-    """The processes that mpiexec started."""
+    """The processes that mpiexec started, each with a virtual GPU; or one alone."""
 
     def __init__(self, size: int, identity: bytes, rank: int):
         from mpi4py import MPI

@@ -161,3 +161,44 @@ def test_a_bucket_is_scaled_in_one_launch_and_sums_run_beside(monkeypatch):
                 at = flat.ctypes.data
                 steps += ["pack", "compute records", "add waits for compute", (at, at, flat.size, 7, 0, 77)]
             assert len(steps) == 8 and log == [*steps, "add records", "compute waits for add"]
+
+
+@pytest.mark.cuda
+def test_a_step_whose_gradients_travel_is_captured_on_the_gpu():
+    """One rank's sum is what it has: eager and captured, the weights are those of a step that sends nothing."""
+    pytest.importorskip("mpi4py", reason="the virtual GPU adds through MPI")
+    try:
+        cp = minigrad.backend.cupy()
+        nccl = parallel.load_nccl()
+    except (minigrad.backend.DeviceError, ValueError) as error:
+        pytest.skip(str(error))
+    communicator = nccl.NcclCommunicator(1, nccl.get_unique_id(), 0)
+    ranks = parallel.Ranks()
+    buffers, stream = buckets.SendBuffers(), cp.cuda.Stream(non_blocking=True)
+    ranks.mean = lambda fraction: buckets.NCCLMean(buffers, fraction, nccl, communicator, stream)
+    x = Tensor(np.random.default_rng(0).standard_normal((8, 3, 8, 8)).astype(np.float32)).to("cuda")
+
+    def trained(backward, wrap):
+        minigrad.manual_seed(0)
+        network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 4))
+        network.to("cuda")
+        optimizer = optim.SGD(network.parameters(), 0.01, momentum=0.9)
+
+        def step(one):
+            optimizer.zero_grad()
+            y = network(x)
+            loss = (y * y).mean()
+            backward(SimpleNamespace(ranks=ranks, model=network), loss, one)
+            optimizer.step()
+            return (loss.data,)
+
+        call = wrap(step)
+        losses = [float(call(cp.ones((), np.float32))[0]) for _ in range(7)]
+        return losses, {name: t.numpy().tobytes() for name, t in network.named_tensors() if t.dtype.kind == "f"}
+
+    plain = trained(lambda run, loss, one: loss.backward(), lambda step: step)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(buckets, "BUCKET_BYTES", 1000)  # two for the layers, one for what is left
+        for wrap in (lambda step: step, cuda.graph.CudaGraph):
+            assert trained(loop.backward_over_ranks, wrap) == plain
+    assert len(buffers.buckets) > 1
