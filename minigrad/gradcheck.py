@@ -24,9 +24,10 @@ from .backend import Array, array_module, is_array, is_float, to_device, to_nump
 from .ops.arguments import as_number, as_size, check_kind
 from .tensor import Function, Tensor, no_grad
 
-_watching = threading.RLock()  # held while `_watched` stands in for what all threads call
+_watching = threading.RLock()  # held while `_watched` stands in for what all threads call, and `.grad` is borrowed
 
-Call = tuple[type[Function], list[Any], dict[str, Any]]  # an operation, copies of its input arrays, its options
+# An operation, copies of its input arrays, which of them want a gradient, and its options.
+Call = tuple[type[Function], list[Any], tuple[bool, ...], dict[str, Any]]
 
 
 class GradcheckError(AssertionError):
@@ -46,11 +47,13 @@ def gradcheck(
     """Compare the gradients of `fn(*inputs)` with central differences in float64; return True or raise.
 
     `inputs` are tensors or arrays. Float64 tensors that require a gradient are checked in place, so `fn` may also be a
-    function of a network's parameters; if none does, all floating-point inputs are checked, as float64 copies. `fn`
+    function of a network's parameters; if none does, all floating-point inputs are checked, as float64 copies. Tensors
+    beside the checked ones come to `fn` in float64 too; what it takes from elsewhere must be float64 already. `fn`
     returns a tensor or several; integers among them have no gradient and are passed over. An entry passes if
     |exact - numeric| <= atol + rtol max(|exact|, |numeric|); the step is h = eps max(1, |x|). `max_entries` checks so
     many random entries of each input instead of all. Where all of an input's gradient is below atol, it may be off by
-    10⁻⁴ of its largest entry. Each input's gradient must also come out the same where no other input wants one.
+    10⁻⁴ of its largest entry. Each input's gradient must also come out the same where no other input wants one. `.grad`
+    of all tensors, inputs or not, stays as it was.
 
     Raises GradcheckError (an AssertionError) with the operation, the entry and both numbers where they differ, and
     ValueError where `fn` is not connected to its inputs or gives two values for the same input, and where it or one of
@@ -76,7 +79,7 @@ def gradcheck(
         return True
 
     calls = mismatch.calls
-    names = " -> ".join(dict.fromkeys(cls.__name__ for cls, _, _ in calls))
+    names = " -> ".join(dict.fromkeys(cls.__name__ for cls, *_ in calls))
     message = f"the gradient of input {mismatch} (operations: {names})."
     if not np.isfinite(mismatch.numeric):
         raise GradcheckError(
@@ -93,18 +96,17 @@ def gradcheck(
             "right: a kink, as ReLU has at 0 and max at ties, or a bend sharper than the step. Choose inputs away from "
             "it, or a smaller eps."
         )
-    for cls, arrays, options in calls if len(calls) > 1 else []:
-        tensors = [None if a is None else Tensor(a, requires_grad=is_float(a.dtype)) for a in arrays]
-        alone = _compare(lambda *ts, c=cls, o=options: c.apply(*ts, **o), tensors, eps, rtol, atol, seed, 20)
+    limit, one = (20, "Each") if len(calls) > 1 else (max_entries, "The")
+    for cls, arrays, needs, options in calls:
+        tensors = [None if a is None else Tensor(a, requires_grad=n) for a, n in zip(arrays, needs, strict=True)]
+        alone = _compare(lambda *ts, c=cls, o=options: c.apply(*ts, **o), tensors, eps, rtol, atol, seed, limit)
         if alone is not None:
             shapes = ", ".join("None" if a is None else str(a.shape) for a in arrays)
             raise GradcheckError(
                 f"{message} {cls.__name__}.backward is wrong when it is checked alone, on inputs of shape {shapes}: "
                 f"its gradient of input {alone}."
             )
-    raise GradcheckError(
-        message if len(calls) == 1 else f"{message} Each operation passes alone: does a value bypass the tape (.data)?"
-    )
+    raise GradcheckError(f"{message} {one} operation passes alone: does a value bypass the tape (.data)?")
 
 
 @dataclass
@@ -225,24 +227,23 @@ def _compare(
                 raise GradcheckError(
                     f"the gradient of input {i} is right beside the others' and wrong, by up to "
                     f"{np.abs(alone - gradients[k]).max():.3g}, where no other input wants one: is `needs` mixed up in "
-                    f"one of {', '.join(dict.fromkeys(cls.__name__ for cls, _, _ in calls))}?"
+                    f"one of {', '.join(dict.fromkeys(cls.__name__ for cls, *_ in calls))}?"
                 )
     return None
 
 
 def _prepare(inputs: list[Any]) -> list[Any]:
-    """Return the arguments for fn: tensors whose gradient is checked, in float64, and the rest as it came."""
+    """Return the arguments for fn: the tensors of numbers and what is checked in float64, and the rest as it came."""
     chosen = [isinstance(x, Tensor) and x.requires_grad for x in inputs]
     arguments = []
     for x, wanted in zip(inputs, chosen, strict=True):
         array = x.data if isinstance(x, Tensor) else x
         checkable = is_array(array) and is_float(array.dtype) and (wanted or not any(chosen))
-        leaf = wanted and x.node is None and getattr(array.flags, "writeable", True)
-        in_place = leaf and array.dtype == np.float64
+        in_place = wanted and x.node is None and getattr(array.flags, "writeable", True) and array.dtype == np.float64
         if checkable and not in_place:
             arguments.append(Tensor(array_module(array).asarray(array, np.float64), requires_grad=True))
         else:
-            arguments.append(x)
+            arguments.append(x.to(dtype="float64") if isinstance(x, Tensor) and is_float(x.dtype) else x)
     return arguments
 
 
@@ -260,25 +261,26 @@ def _outputs(value: Any) -> list[Tensor]:
 
 
 def _by_tape(outputs: list[Tensor], cotangents: list[np.ndarray], tensors: list[Tensor]) -> list[np.ndarray]:
-    """Return Jᵀ v for every tensor by backward(); the tensors' own `.grad` is put back afterwards."""
-    kept = [t.grad for t in tensors]
-    for t in tensors:
-        t.grad = None
+    """Return Jᵀ v for every tensor by backward(), which leaves `.grad` of all tensors as it was."""
     parts = [
         (y * Tensor(to_device(v, y.device))).sum() for y, v in zip(outputs, cotangents, strict=True) if y.requires_grad
     ]
     if not parts:
         raise ValueError("gradcheck: fn's output is not connected to its inputs by the tape: was it computed outside?")
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    total.backward()
-    if all(t.grad is None for t in tensors):
-        raise ValueError("gradcheck: fn's output depends on other tensors, on none of the inputs")
-    gradients = [np.zeros(t.shape) if t.grad is None else to_numpy(t.grad).copy() for t in tensors]
-    for t, grad in zip(tensors, kept, strict=True):
-        t.grad = grad
-    return gradients
+    total = sum(parts[1:], parts[0])
+    with _watching:  # another thread may check what has parameters in common
+        # The leaves below are the inputs, and the parameters that fn brings along.
+        kept = [(t, t.grad) for t in (*tensors, *tensor.consumers(total.node or total)) if isinstance(t, Tensor)]
+        for t, _ in kept:
+            t.grad = None
+        try:
+            total.backward()
+            if all(t.grad is None for t in tensors):
+                raise ValueError("gradcheck: fn's output depends on other tensors, on none of the inputs")
+            return [np.zeros(t.shape) if t.grad is None else to_numpy(t.grad).copy() for t in tensors]
+        finally:
+            for t, grad in kept:
+                t.grad = grad
 
 
 def _moved(values: Callable[[], list[Any]], t: Tensor, index: tuple[int, ...], value: float) -> list[Any]:
@@ -336,7 +338,7 @@ def _watched() -> Iterator[list[Call]]:
             if is_float(dtype) and dtype != np.float64 and any(a is not None and a.dtype == np.float64 for a in arrays):
                 raise ValueError(f"gradcheck needs float64, {cls.__name__}.forward turned it into {dtype}")
             if wanted and len(calls) < 1000:
-                calls.append((cls, before, dict(options)))
+                calls.append((cls, before, node.needs, dict(options)))
             return y
 
         def watched_backward(dy: Array) -> Any:
@@ -359,5 +361,12 @@ def _watched() -> Iterator[list[Call]]:
         before, tensor.choose = tensor.choose, watching
         try:
             yield calls
+        except TypeError as error:
+            if "got tensors of dtypes" not in str(error):
+                raise
+            raise TypeError(
+                f'{error}; gradcheck computes in float64: give fn w.to(dtype="float64") in place of a tensor w, and a '
+                'module after module.to(dtype="float64")'
+            ) from error
         finally:
             tensor.choose = before

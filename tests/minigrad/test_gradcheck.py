@@ -155,6 +155,26 @@ def test_the_culprit_is_named_where_its_apply_was_given_another_name():
 def test_a_value_that_bypasses_the_tape_is_explained():
     with pytest.raises(GradcheckError, match=r"Each operation passes alone: does a value bypass the tape \(.data\)\?"):
         gradcheck(lambda x: x * Tensor(x.data) + x, [X])
+    with pytest.raises(GradcheckError, match=r"Multiply\)\. The operation passes alone: does a value bypass the tape"):
+        gradcheck(lambda x: Tensor(x.data * 2) * x, [X])
+
+
+def test_one_operation_is_blamed_only_where_it_is_wrong_alone():
+    class MaskedTwice(Function):  # has no gradient for its mask, which nobody asks for
+        def forward(self, x, mask):
+            self.mask = mask
+            return 2 * x * mask
+
+        def backward(self, dy):
+            dx = dy * self.mask * 2
+            dx[20:] *= 3  # some entries of many
+            return dx, None
+
+    mask = Tensor(normal(5, 40, 3))
+    alone = r"MaskedTwice\.backward is wrong when it is checked alone, on inputs of shape \(40, 3\), \(40, 3\)"
+    for fn in (lambda x: MaskedTwice.apply(x, mask), lambda x: MaskedTwice.apply(x, mask).exp()):
+        with pytest.raises(GradcheckError, match=alone):
+            gradcheck(fn, [normal(6, 40, 3) / 10])
 
 
 @pytest.mark.parametrize("fn", [F.relu, lambda x: x.max(), lambda x: F.max_pool2d(x.reshape(1, 1, 2, 2), 2)])

@@ -93,6 +93,34 @@ def test_inputs_may_be_one_tensor_arrays_or_a_mixture():
     assert gradcheck(lambda x, c: x * c, [Tensor(X, requires_grad=True), Tensor(Y)])
 
 
+@pytest.mark.parametrize("beside", [Tensor([3.0, 4.0]), Tensor([3.0, 4.0]) * 1.0, Tensor(np.float64([3, 4]))])
+def test_tensors_beside_the_checked_ones_come_in_float64_too(beside):
+    """Python's numbers become float32, which nobody has to think of."""
+    seen = []
+
+    def fn(x, w):
+        seen.append((w.dtype, w.requires_grad))
+        return (x * w).sum()
+
+    assert gradcheck(fn, [Tensor([1.0, 2.0], requires_grad=True), beside])
+    assert gradcheck(fn, [Tensor(np.ones(2), requires_grad=True), beside])
+    assert set(seen) == {(np.dtype(np.float64), False)}
+    assert gradcheck(lambda x, n: x * n.to(dtype="float64"), [Tensor([1.0], requires_grad=True), Tensor([2])])
+
+
+def test_what_fn_brings_along_in_float32_is_told():
+    w, net = Tensor([3.0, 4.0]), nn.BatchNorm2d(2)
+    x = Tensor(normal(0, 2, 2, 2, 2).astype(np.float32), requires_grad=True)
+    for fn, operation in ((lambda x: x * w, "Multiply"), (net, "BatchNorm")):
+        with pytest.raises(TypeError) as raised:
+            gradcheck(fn, [x])
+        told = f"{operation} got tensors of dtypes float64 and float32: convert one with .to(); gradcheck computes in "
+        assert str(raised.value).startswith(f'{told}float64: give fn w.to(dtype="float64") in place of a tensor w')
+    w64, net64 = w.to(dtype="float64"), net.to(dtype="float64")  # the advice works as it stands
+    assert gradcheck(lambda x: x * w64, [x])
+    assert gradcheck(net64, [x])
+
+
 def test_several_outputs_are_checked_together():
     assert gradcheck(lambda x: (x * 2, x.exp().sum()), [X])
     wrong = broken(Multiply, lambda op, right, dy: (-right[0], right[1]))
@@ -178,6 +206,30 @@ def test_an_error_leaves_the_input_as_it_was():
     with pytest.raises(KeyError):
         gradcheck(fn, [x])
     assert_array_equal(x.data, X)
+
+
+def test_gradients_of_tensors_that_are_no_inputs_stay_as_they_were():
+    """The next optimizer.step() would use them. Also where the check fails."""
+    net, x = nn.Linear(3, 2).to(dtype="float64"), Tensor(X, requires_grad=True)
+    net.bias.grad = before = np.array([5.0, 6.0])
+    x.grad = of_x = np.ones(X.shape)
+    wrong = broken(Multiply, lambda op, right, dy: (-right[0], right[1]))
+    stuck = broken(Multiply, lambda op, right, dy: 1 / 0)
+
+    def left_alone():
+        return net.weight.grad is None and net.bias.grad is before and x.grad is of_x
+
+    assert gradcheck(net, [x])
+    assert left_alone() and before.tolist() == [5.0, 6.0]
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(lambda seed: gradcheck(net, [normal(seed, 2, 3)]), range(8)))
+    assert left_alone()
+    for operation, error in ((wrong, GradcheckError), (stuck, ZeroDivisionError)):
+        with pytest.raises(error):
+            gradcheck(lambda x, op=operation: op.apply(x, net(x).sum()), [x])
+        assert left_alone()
+    assert gradcheck(lambda w: net(x) * w, [Tensor(np.ones(2))])
+    assert left_alone()
 
 
 def test_nothing_is_checked_without_recording():
