@@ -14,12 +14,14 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from resnext.zoo import CIFAR_NAME
 from train.data import load
 from train.run import checkpoint
 from train.run.predictor import load_predictor, predict
 
 IMAGES = Path(__file__).resolve().parent / "images"
 COLUMNS, LETTERS = 5, 15  # images in a row; points
+DATA = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "shapes": "drawn shapes"}
 
 
 class Colours(NamedTuple):
@@ -56,7 +58,7 @@ def main(run: Path, name: str) -> None:
         above, below = figure.subfigures(2, 1, height_ratios=(1, 2.3))
         for part in (above, below):
             part.set_facecolor(colours.paper)
-        draw_errors(above.subplots(), config["model"], lines, colours)
+        draw_errors(above.subplots(), heading(config["model"], test_set.name), lines, colours)
         below.suptitle("test images and the network's answer", fontsize=LETTERS + 2, color=colours.ink)
         for cell, i in zip(below.subplots(4, COLUMNS).ravel(), [*first, *wrong], strict=False):
             draw_image(
@@ -65,7 +67,13 @@ def main(run: Path, name: str) -> None:
         figure.savefig(IMAGES / f"{name}{theme}.png", facecolor=colours.paper)
 
 
-def draw_errors(axis: Any, model: str, lines: list[dict[str, float]], colours: Colours) -> None:
+def heading(model: str, data: str) -> str:
+    """What was trained on what, in words: "ResNeXt-20, 4x32d, on CIFAR-10"."""
+    name = CIFAR_NAME.fullmatch(model)
+    return f"{'ResNeXt-{}, {}x{}d'.format(*name.groups()) if name else model}, on {DATA.get(data, data)}"
+
+
+def draw_errors(axis: Any, title: str, lines: list[dict[str, float]], colours: Colours) -> None:
     """Training and test error over the epochs, with their last values written beside them."""
     epochs = [line["epoch"] for line in lines]
     higher = max(("train", "test"), key=lambda part: lines[-1][f"{part}_error"])
@@ -82,11 +90,14 @@ def draw_errors(axis: Any, model: str, lines: list[dict[str, float]], colours: C
             va="bottom" if part == higher else "center",
         )
     axis.set_facecolor("none")
-    axis.set(ylim=(-0.05 * highest, 1.05 * highest), xlim=(epochs[0] - 0.2, epochs[-1] + 0.4 * len(epochs)))
+    left, right = epochs[0] - 0.2, epochs[-1] + 0.4 * len(epochs)
+    axis.set(ylim=(-0.05 * highest, 1.05 * highest), xlim=(left, right))
+    axis.spines["bottom"].set_bounds(left, epochs[-1])  # what is right of it is room for words, no epochs
     axis.set_xticks(epochs[:: max(1, len(epochs) // 8)])
-    axis.set_xlabel("epoch", fontsize=LETTERS, color=colours.ink)
+    middle = ((epochs[0] + epochs[-1]) / 2 - left) / (right - left)
+    axis.set_xlabel("epoch", x=middle, fontsize=LETTERS, color=colours.ink)
     axis.set_ylabel("error, %", fontsize=LETTERS, color=colours.ink)
-    axis.set_title(model, fontsize=LETTERS + 2, color=colours.ink)
+    axis.set_title(title, fontsize=LETTERS + 2, color=colours.ink)
     axis.tick_params(labelsize=LETTERS, colors=colours.ink)
     axis.spines[["top", "right"]].set_visible(False)
     axis.spines[["bottom", "left"]].set_color(colours.ink)

@@ -21,6 +21,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 from test_layers import TOOLS, code_lines
 from tools.attack import ATTACKS
 
@@ -223,6 +224,18 @@ def test_pictures_are_what_their_command_draws(tmp_path, monkeypatch):
             draw()
             drawn, committed = (folder / f"guide_{picture}.svg" for folder in (tmp_path, ROOT / "docs" / "images"))
             assert drawn.read_text() == committed.read_text(), f"run python docs/draw_pictures.py {picture}"
+
+
+def test_the_picture_of_a_run_names_its_network_and_ends_with_its_last_epoch():
+    namespace = runpy.run_path(str(ROOT / "docs" / "draw_run.py"), run_name="drawing")
+    title = namespace["heading"]("resnext20_4x32d_w16", "cifar10")
+    assert title == "ResNeXt-20, 4x32d, on CIFAR-10"
+    assert namespace["heading"]("vgg16_w8", "flowers") == "vgg16_w8, on flowers"
+    axis = Figure().subplots()
+    lines = [{"epoch": epoch, "train_error": 90.0 / epoch, "test_error": 80.0 / epoch} for epoch in (1, 2, 3)]
+    namespace["draw_errors"](axis, title, lines, namespace["THEMES"][""])
+    assert axis.get_title() == title
+    assert axis.spines["bottom"].get_bounds()[1] == 3 < axis.get_xlim()[1]
 
 
 @pytest.mark.parametrize("picture", sorted((ROOT / "docs" / "images").glob("guide_*.svg")), ids=lambda path: path.stem)
