@@ -46,7 +46,8 @@ CALLS: dict[Any, Callable[..., Any]] = {
 SECOND = ("axis", "axes", "shape", "pad_width")  # what NumPy calls the second argument of these functions
 
 
-# What to write in place of functions that are used often and are not there, for tensors t, a and b.
+# What to write in place of functions that are used often and are not there, for tensors t, a and b. A mask may be an
+# array or a tensor of truth values, which are no numbers yet.
 INSTEAD = {
     "np.absolute": "F.relu(t) + F.relu(-t)",
     "np.clip": "low + F.relu(t - low) - F.relu(t - high)",
@@ -55,7 +56,7 @@ INSTEAD = {
     "np.minimum": "b - F.relu(b - a)",
     "np.square": "t * t",
     "np.stack": "F.concat([a.reshape(1, *a.shape), b.reshape(1, *b.shape)])",
-    "np.where": "mask * a + (1 - mask) * b",
+    "np.where": "m * a + (1 - m) * b with m = Tensor(mask, dtype=a.dtype)",
 }
 
 

@@ -143,7 +143,9 @@ class Function:
         dtype, device = given[0].dtype, device_of(given[0])
         for a in given:
             if not cls.any_dtype and not is_float(a.dtype):
-                raise TypeError(f"{cls.__name__} computes with floating-point tensors, got {a.dtype}")
+                raise TypeError(
+                    f"{cls.__name__} computes with floating-point tensors, got {a.dtype}: convert it with .to()"
+                )
             if a.dtype != dtype and not (cls.mixed and (dtype.name, a.dtype.name) == ("bfloat16", "float32")):
                 raise TypeError(f"{cls.__name__} got tensors of dtypes {dtype} and {a.dtype}: convert one with .to()")
             if device_of(a) != device:

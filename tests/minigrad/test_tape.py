@@ -243,7 +243,8 @@ def test_what_is_no_tensor_is_refused_by_name():
 def test_dtypes_do_not_mix_by_accident():
     with pytest.raises(TypeError, match=r"Add got tensors of dtypes float64 and float32: convert one with .to\(\)"):
         leaf(1.0) + Tensor([1.0])
-    with pytest.raises(TypeError, match="Multiply computes with floating-point tensors, got int64"):
+    advice = r"Multiply computes with floating-point tensors, got int64: convert it with .to\(\)"
+    with pytest.raises(TypeError, match=advice):
         Tensor([1]) * Tensor([2])
 
 
