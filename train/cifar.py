@@ -59,7 +59,7 @@ def run_command(args: argparse.Namespace, ranks: Ranks, signals: Signals) -> int
     except Interrupted as stop:
         return complain(stop, 128 + stop.number, ranks)
     except MemoryError as error:
-        return complain(faults.out_of_memory(error, args), FAILED, ranks)
+        return complain(faults.out_of_memory(error, args.device or "cpu"), FAILED, ranks)
     except diagnosis.errors() as error:
         return complain(faults.gpu_failed(error, args.out), FAILED, ranks)
     except OSError as error:

@@ -24,7 +24,7 @@ from ..data import Dataset, augment
 from ..options import UsageError, say, usage_errors
 from . import checkpoint, parallel
 from .config import Config, configure
-from .faults import leave_out_kernels
+from .faults import leave_out_kernels, memory_for
 from .launched import fetch
 from .loading import load_data
 from .loop import AHEAD, Run, as_cuda_graph, checksum_of_data, checksum_of_weights, on_device
@@ -127,6 +127,15 @@ def evaluate_file(args: argparse.Namespace, ranks: Ranks) -> None:
         if not base and not args.model:
             raise ValueError(f"{path} holds weights but not the name of their network: give it with --model")
         config = configure(args, base, ranks.device)
+    with memory_for(config):
+        evaluate_weights(args, ranks, config, arrays, state)
+
+
+def evaluate_weights(
+    args: argparse.Namespace, ranks: Ranks, config: Config, arrays: dict[str, np.ndarray], state: checkpoint.State
+) -> None:
+    """Evaluate what the file `args.evaluate` holds, arrays and a run's state (empty for plain weights)."""
+    path = args.evaluate
     parallel.use_threads(args.threads or ranks.threads())
     ranks.connect(config.device)
     leave_out_kernels(config.device, ranks)

@@ -13,9 +13,9 @@
 
 from __future__ import annotations
 
-import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,9 @@ from minigrad.backend import cupy
 from minigrad.check import leave_out_what_fails
 
 from ..measure.memory import USABLE, largest_batch
-from ..options import default_dtype, warn
+from ..options import warn
 from . import checkpoint
-from .config import BATCH_SIZE, defaults_for
+from .config import Config
 from .parallel import ALONE, Ranks
 from .signals import Interrupted, Signals
 
@@ -85,20 +85,41 @@ def check_finite(arrays: dict[str, np.ndarray]) -> None:
             raise TrainingError(f"{name} is no longer finite and is not saved: try a smaller --lr")
 
 
-def out_of_memory(error: MemoryError, args: argparse.Namespace) -> str:
-    """What to tell a user whose device or computer ran out of memory: on a GPU, the largest batch that would fit."""
+def out_of_memory(error: MemoryError, device: str, advice: str = "") -> str:
+    """What to tell a user whose device or computer ran out of memory: how much there was, and what to try."""
     detail = str(error).rstrip(".") or "no memory is left"
-    device, batch_size = args.device or "cpu", args.batch_size or BATCH_SIZE["paper"]
-    advice = f"try a --batch-size below {batch_size}"
     if device != "cpu":
         # Not what CuPy's pool holds: a captured step has a pool of its own, and the GPU may have other users.
         free, total = cupy().cuda.runtime.memGetInfo()
         detail += f"; {(total - free) / 2**30:.2f} of the GPU's {total / 2**30:.2f} GiB are taken"
-        model, dtype = args.model or defaults_for(device)["model"], args.dtype or default_dtype(device)
-        fits = largest_batch(model, int(USABLE * total), dtype, args.image_size)
-        if 0 < fits < batch_size:
-            advice = f"a --batch-size of {fits} should fit, by `python -m train.memory --model {model}`"
-    return f"out of memory on {device} ({detail}): {advice}"
+    return f"out of memory on {device} ({detail})" + (advice and f": {advice}")
+
+
+def smaller_step(config: Config, ranks: Ranks = ALONE, resumed: bool = False) -> str:
+    """What makes a run's step fit: on GPUs, the largest batch that does, dealt to all ranks."""
+    size, model = config.batch_size, config.model
+    smaller = f"try a --batch-size below {size}" if size > ranks.size else "try a smaller --model"
+    if config.device != "cpu":
+        usable = int(USABLE * cupy().cuda.runtime.memGetInfo()[1])
+        average = config.recipe.average > 0
+        fits = ranks.size * largest_batch(model, usable, config.dtype, config.image_size, average)
+        shared = f" on {ranks.size} GPUs" if ranks.size > 1 else ""
+        if 0 < fits < size:
+            smaller = f"a --batch-size of {fits} should fit{shared}, by `python -m train.memory --model {model}`"
+        elif fits == 0:
+            smaller = "try a smaller --model, of which one image fits"
+    if resumed:
+        return f"a run that is resumed keeps its --batch-size {size}; in one that starts from its --weights, {smaller}"
+    return smaller
+
+
+@contextmanager
+def memory_for(config: Config, advice: Callable[[], str] = str) -> Iterator[None]:
+    """Inside, a MemoryError becomes a TrainingError that says how much memory there was, and what to try."""
+    try:
+        yield
+    except MemoryError as error:
+        raise TrainingError(out_of_memory(error, config.device, advice())) from error
 
 
 def gpu_failed(error: Exception, out: Path) -> str:

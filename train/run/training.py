@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from ..show.report import write_report
 from . import checkpoint, folder, parallel, progress
 from .config import Config, adapted, configure, save_interval
 from .evaluation import Evaluation, evaluate_run
-from .faults import Guard, TrainingError, leave_out_kernels
+from .faults import Guard, TrainingError, leave_out_kernels, memory_for, smaller_step
 from .fine_tuning import described
 from .loading import load_data
 from .loop import Run, checksum_of_data, checksum_of_weights, train_epoch
@@ -130,7 +131,8 @@ def train_command(args: argparse.Namespace, ranks: Ranks, signals: Signals) -> R
         guard = Guard(save, **interval, ranks=ranks, signals=signals)
         try:
             # Overflow is no news here: losses and weights are looked at before they are believed or saved.
-            with writing(args.out), signals.postponed(), np.errstate(over="ignore", invalid="ignore"):
+            memory = memory_for(run.config, partial(smaller_step, run.config, ranks, found is not None))
+            with memory, writing(args.out), signals.postponed(), np.errstate(over="ignore", invalid="ignore"):
                 if ranks.rank == 0:
                     prepare_folder(run, args.out, keep=found is not None)
                 try_files(run, args.out, tried)
@@ -173,6 +175,7 @@ def set_up(
     with usage_errors():
         if not found or args.recipe:
             config = adapted(config, args, len(train_set), resumed=found is not None)
+    with usage_errors(), memory_for(config, partial(smaller_step, config, ranks, found is not None)):
         run = Run.start(config, train_set, test_set, ranks, resumed=found is not None)
         if config.weights and found is None and ranks.rank == 0:
             note(described(run.model, config.weights))

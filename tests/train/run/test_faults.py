@@ -16,8 +16,9 @@ from minigrad import diagnosis, registry
 from train import cifar, options
 from train.data import load
 from train.measure.memory import USABLE, largest_batch
-from train.run import batches, checkpoint, config, evaluation, faults, loop
+from train.run import batches, checkpoint, config, evaluation, faults, loop, parallel, training
 from train.run.checkpoint import LAST, PREVIOUS
+from train.run.recipes import RECIPES
 
 
 @pytest.mark.slow
@@ -181,33 +182,86 @@ def test_clocks_that_stand_still_or_jump_end_no_run(undisturbed, tmp_path, monke
 # ---- memory ---------------------------------------------------------------------------------------------------------
 
 
-def test_running_out_of_memory_is_one_sentence(tmp_path, at_step, capsys):
-    def grow(run):
-        raise MemoryError("Unable to allocate 1.2 TiB")
+def run_out(*_, **__):
+    raise MemoryError("Unable to allocate 1.2 TiB")
 
-    at_step(2, grow)
-    assert tiny.train(tmp_path) == cifar.FAILED
+
+SHAPES = ("--data", "shapes", "--model", "resnext11_2x4d_w8", "--limit-train", "80", "--limit-test", "12")
+
+
+@pytest.mark.parametrize(
+    ("options", "batch"),
+    [
+        (("--batch-size", "8"), 8),
+        ((), 8),  # `quick` for 80 shapes, in smaller batches than its 32
+        (("--limit-train", "700"), 32),
+        (("--recipe", "paper"), 128),
+    ],
+)
+def test_running_out_of_memory_names_the_batch_that_the_run_has(tmp_path, monkeypatch, capsys, options, batch):
+    monkeypatch.setattr(training, "try_batches", run_out)
+    with tiny.undecorated():
+        assert cifar.main([*SHAPES, *options, "--out", str(tmp_path)]) == cifar.FAILED
     assert capsys.readouterr().err == (
-        "python -m train.cifar: out of memory on cpu (Unable to allocate 1.2 TiB): try a --batch-size below 8\n"
+        f"python -m train.cifar: out of memory on cpu (Unable to allocate 1.2 TiB): try a --batch-size below {batch}\n"
     )
+
+
+def test_running_out_of_memory_in_the_middle_says_what_is_kept(tmp_path, at_step, capsys):
+    at_step(tiny.STEPS + 2, run_out)
+    assert tiny.train(tmp_path) == cifar.FAILED
+    told = "python -m train.cifar: out of memory on cpu (Unable to allocate 1.2 TiB): "
+    kept = f"; {tmp_path} holds the state after epoch 1, step 0\n"
+    assert capsys.readouterr().err == f"{told}try a --batch-size below 8{kept}"
+    at_step(1, run_out)
+    assert tiny.train(tmp_path, "--resume") == cifar.FAILED
+    assert capsys.readouterr().err.startswith(
+        f"{told}a run that is resumed keeps its --batch-size 8; in one that starts from its --weights, try a "
+        "--batch-size below 8"
+    )
+
+
+def test_an_evaluation_out_of_memory_is_not_advised_about_batches(run, capsys, monkeypatch):
+    monkeypatch.setattr(evaluation, "evaluate", run_out)
+    assert cifar.main(["--evaluate", str(run[0] / LAST)]) == cifar.FAILED
+    assert capsys.readouterr().err == "python -m train.cifar: out of memory on cpu (Unable to allocate 1.2 TiB)\n"
 
 
 def test_a_gpu_out_of_memory_tells_how_much_of_it_is_taken_and_what_would_fit(monkeypatch):
     """With a stand-in for CuPy: its OutOfMemoryError is a MemoryError too."""
-    runtime = SimpleNamespace(memGetInfo=lambda: (2**30, 3 * 2**30))
+    free, total = 2**30, 3 * 2**30
+    runtime = SimpleNamespace(memGetInfo=lambda: (free, total))
     monkeypatch.setattr(faults, "cupy", lambda: SimpleNamespace(cuda=SimpleNamespace(runtime=runtime)))
     error = MemoryError("Out of memory allocating 512 bytes (allocated so far: 2 bytes).")
-    fits = largest_batch("resnext29_32x4d", int(USABLE * 3 * 2**30), "bfloat16")
+    model = "resnext29_32x4d"
+    made = config.Config("cifar10", model, RECIPES["paper"], "cuda:1", "bfloat16", batch_size=512)
+    usable = int(USABLE * 3 * 2**30)
+    fits = largest_batch(model, usable, "bfloat16")
     assert 16 < fits < 512
-    for size, advice in (
-        (512, f"a --batch-size of {fits} should fit, by `python -m train.memory --model resnext29_32x4d`"),
-        (16, "try a --batch-size below 16"),
+    shared = parallel.Ranks()
+    shared.size = 4
+    averaged = replace(made, recipe=replace(made.recipe, average=0.999), image_size=64, batch_size=4000)
+    fits_averaged = largest_batch(model, usable, "bfloat16", 64, average=True)
+    by = f"by `python -m train.memory --model {model}`"
+    for settings, ranks, advice in (
+        (made, parallel.ALONE, f"a --batch-size of {fits} should fit, {by}"),
+        (replace(made, batch_size=16), parallel.ALONE, "try a --batch-size below 16"),
+        (replace(made, batch_size=8 * fits), shared, f"a --batch-size of {4 * fits} should fit on 4 GPUs, {by}"),
+        (replace(made, batch_size=fits + 8), shared, f"try a --batch-size below {fits + 8}"),
+        (averaged, parallel.ALONE, f"a --batch-size of {fits_averaged} should fit, {by}"),
+        (replace(made, batch_size=4), shared, "try a smaller --model"),
     ):
-        options = ["--device", "cuda", "--dtype", "bfloat16", "--model", "resnext29_32x4d", "--batch-size", str(size)]
-        assert faults.out_of_memory(error, config.parser().parse_args(options)) == (
-            "out of memory on cuda (Out of memory allocating 512 bytes (allocated so far: 2 bytes); 2.00 of the GPU's "
-            f"3.00 GiB are taken): {advice}"
+        with (
+            pytest.raises(faults.TrainingError) as told,
+            faults.memory_for(settings, lambda c=settings, r=ranks: faults.smaller_step(c, r)),
+        ):
+            raise error
+        assert str(told.value) == (
+            "out of memory on cuda:1 (Out of memory allocating 512 bytes (allocated so far: 2 bytes); 2.00 of the "
+            f"GPU's 3.00 GiB are taken): {advice}"
         )
+    total = 2**20
+    assert faults.smaller_step(made) == "try a smaller --model, of which one image fits"
 
 
 @pytest.mark.parametrize(("capability", "model"), [(90, "resnext29_8x64d"), (75, "resnext29_32x4d")])
