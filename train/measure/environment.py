@@ -14,14 +14,13 @@ import numpy as np
 
 import minigrad
 from minigrad import registry
-from minigrad.backend import cupy
+from minigrad.backend import cupy, device_index
 
 
 def hardware(args: argparse.Namespace) -> str:
     """The processor's or the GPU's name, and how many cores or threads are used."""
     if args.device != "cpu":
-        device = cupy().cuda.Device(0).id
-        return cupy().cuda.runtime.getDeviceProperties(device)["name"].decode()
+        return cupy().cuda.runtime.getDeviceProperties(device_index(args.device))["name"].decode()
     name = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -124,10 +124,10 @@ class Torch:
 
     def wait(self) -> None:
         if self.device != "cpu":
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(self.device)
 
     def peak_memory(self) -> int:
-        return peak_memory() if self.device == "cpu" else torch.cuda.max_memory_reserved()
+        return peak_memory() if self.device == "cpu" else torch.cuda.max_memory_reserved(self.device)
 
     def describe(self) -> dict[str, Any]:
         return {"torch": torch.__version__}

@@ -4,14 +4,15 @@ import io
 import json
 import subprocess
 import sys
+from importlib import import_module
 from importlib.util import find_spec
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import ClassVar
 
 import pytest
 
 from train import bench, options
-from train.measure import rounds, workers
+from train.measure import environment, rounds, workers
 
 SMALL = ["--model", "resnext11_4x4d_w16", "--batch-size", "2", "--rounds", "2", "--threads", "1"]
 
@@ -156,6 +157,40 @@ def test_what_cannot_be_measured_is_refused_in_one_sentence(capsys, words, sente
     assert bench.main(words) == bench.USAGE
     printed = capsys.readouterr()
     assert (printed.out, printed.err.count("\n")) == ("", 1) and sentence in printed.err
+
+
+@pytest.mark.parametrize(("device", "index"), [("cuda", 0), ("cuda:1", 1)])
+def test_the_gpu_that_is_asked_for_is_named(monkeypatch, device, index):
+    runtime = SimpleNamespace(getDeviceProperties=lambda i: {"name": f"GPU {i}".encode()})
+    gpu = SimpleNamespace(cuda=SimpleNamespace(runtime=runtime))
+    monkeypatch.setattr(environment, "cupy", lambda: gpu)
+    assert environment.hardware(bench.parser().parse_args(["--device", device])) == f"GPU {index}"
+
+
+def test_pytorch_is_waited_for_on_the_gpu_that_is_asked_for(monkeypatch):
+    """With a stand-in for PyTorch, whose current GPU is the first one, whatever tensors lie on another."""
+    asked = []
+
+    def of_device(answer):
+        return lambda device="cuda:0": asked.append(device) or answer
+
+    torch = ModuleType("torch")
+    torch.Tensor = object
+    torch.cuda = SimpleNamespace(synchronize=of_device(None), max_memory_reserved=of_device(3 << 30))
+    torch.nn = SimpleNamespace(Module=object, functional=SimpleNamespace())
+    torch._inductor = SimpleNamespace(config=SimpleNamespace())
+    parts = {"torch.nn": torch.nn, "torch.nn.functional": torch.nn.functional}
+    parts |= {"torch._inductor": torch._inductor, "torch._inductor.config": torch._inductor.config}
+    for name, part in {"torch": torch, **parts}.items():
+        monkeypatch.setitem(sys.modules, name, part)
+    monkeypatch.delitem(sys.modules, "train.measure.torch_model", raising=False)
+    side = import_module("train.measure.torch_model").Torch
+    monkeypatch.delitem(sys.modules, "train.measure.torch_model")
+    network = side.__new__(side)
+    network.device = "cuda:1"
+    network.wait()
+    assert network.peak_memory() == 3 << 30
+    assert asked == ["cuda:1", "cuda:1"]
 
 
 @pytest.mark.parametrize(("capability", "dtype"), [("75", "float32"), ("80", "bfloat16"), ("90", "bfloat16")])
