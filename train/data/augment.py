@@ -199,7 +199,7 @@ def random_resized_crop(
 
     The images of `batch` (N, C, H, W) may have been squeezed into one shape: `aspects` (N,) says how wide each one was
     for its height, and parts are drawn from it as it was (`draw_boxes`). y_n = R_n x_n C_n^T with the matrices of
-    `resampling` for rows and columns. `flips` is that of `crop_and_flip`. Raises ValueError for a size below 1 or a
+    `resampling` for rows and columns. `flips` is that of `draw`. Raises ValueError for a size below 1 or a
     `least` outside (0, 1].
     """
     check_batch(batch)

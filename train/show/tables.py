@@ -49,6 +49,3 @@ def write_results(path: Path, title: str, command: str, results: Sequence[tuple[
         "The best epoch is\nchosen on the test images, so its error flatters."
     )
     write_table(path, title, command, header, rows, note)
-
-
-# ---- for a terminal: the figures of train.bench ----------------------------------------------------------------------
