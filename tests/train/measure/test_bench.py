@@ -188,7 +188,7 @@ def test_pytorch_is_waited_for_on_the_gpu_that_is_asked_for(monkeypatch):
     monkeypatch.delitem(sys.modules, "train.measure.torch_model")
     network = side.__new__(side)
     network.device = "cuda:1"
-    network.wait()
+    side.wait(network)
     assert network.peak_memory() == 3 << 30
     assert asked == ["cuda:1", "cuda:1"]
 
