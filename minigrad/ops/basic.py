@@ -77,7 +77,7 @@ class Divide(Broadcasting):
 
 
 class Power(Broadcasting):
-    """y = aᵖ,  da = dy p aᵖ⁻¹ (0 where p = 0),  dp = dy y log a (0 where a = 0)."""
+    """y = aᵖ,  da = dy p aᵖ⁻¹ (0 where p = 0),  dp = dy y log a (0 where a = 0 and p ≥ 0)."""
 
     def forward(self, a: Array, p: Array) -> Array:
         self.a, self.p = a, p
@@ -90,8 +90,8 @@ class Power(Broadcasting):
         one = a.dtype.type(1)
         # CuPy's `where` turns bfloat16 into float32.
         da = dy * p * a ** xp.where(p == 0, one, p - 1).astype(a.dtype, copy=False) if self.needs[0] else None
-        dp = dy * self.y * xp.log(xp.where(a == 0, one, a).astype(a.dtype, copy=False)) if self.needs[1] else None
-        return da, dp
+        log_a = xp.log(xp.where((a == 0) & (p >= 0), one, a).astype(a.dtype, copy=False)) if self.needs[1] else None
+        return da, dy * self.y * log_a if self.needs[1] else None
 
 
 class Negate(Function):
