@@ -19,7 +19,7 @@ from . import cublas, gpu, tiles
 from .arrays import VECTOR_BYTES, i32, suffix, supported, to_nchw, to_nhwc
 from .norm import Sums
 
-SIDE = 16  # filters, and channels, of the piece of weights that a block packs: SIDE in conv3x3.cu
+SIDE = 16  # filters, and channels, of the piece of weights that a block packs: SIDE in filters.cu
 COLUMN_BYTES = 64 << 20  # columns built at a time: more fill the GPU, fewer stay in its cache. Not measured yet
 
 
@@ -135,7 +135,7 @@ class TensorCores(_Conv2d):
         turned = xp.empty((p.packs, p.CI, 9, p.CO), self.dtype) if self.needs[0] else None
         blocks = p.packs * (p.CO // SIDE) * (p.CI // SIDE)
         arguments = [xp.ascontiguousarray(self.w), packed, turned, *map(i32, (p.CO, p.CI, p.o, p.c))]
-        gpu.launch("conv3x3.cu", f"conv3x3_pack_{suffix(self.w)}", (blocks,), (256,), arguments)
+        gpu.launch("filters.cu", f"conv3x3_pack_{suffix(self.w)}", (blocks,), (256,), arguments)
         return packed, turned
 
     @staticmethod

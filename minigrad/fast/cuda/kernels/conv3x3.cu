@@ -6,10 +6,10 @@
 //   wgrad     dw[o, t, i] = sum over pixels p of           dy[p, o] * x[p + t, i]
 //
 // Groups narrower than 64 channels are packed: 64 / c neighbouring groups form one "pack" whose weights stand
-// block-diagonally in a 64 x 64 matrix per tap, zeros elsewhere. A tensor core multiplies 16 channels by 8 filters at a
-// time, so of the zeros only those in blocks of 16 x 16 or 32 x 32 around the diagonal need be multiplied: DIAGONAL is
-// the side of these blocks, 64 where everything is. Wider groups (multiples of 64) are a pack of their own. CI and CO
-// are a pack's input and output channels.
+// block-diagonally in a 64 x 64 matrix per tap, zeros elsewhere; filters.cu lays them so. A tensor core multiplies 16
+// channels by 8 filters at a time, so of the zeros only those in blocks of 16 x 16 or 32 x 32 around the diagonal need
+// be multiplied: DIAGONAL is the side of these blocks, 64 where everything is. Wider groups (multiples of 64) are a
+// pack of their own. CI and CO are a pack's input and output channels.
 //
 // Tile, forward and dgrad: 256, 128 or 64 pixels (TI images x TH rows x TW columns) by 64 or 128 filters of one pack, a
 // warp for each 64 x 64. Input channels go by 64 at a time: the patch of pixels that the tile's taps touch is loaded
@@ -370,41 +370,3 @@ CONV3X3_WGRAD(128_d32, 128, 32)
 CONV3X3_WGRAD(64_d32, 64, 32)
 CONV3X3_WGRAD(128_d16, 128, 16)
 CONV3X3_WGRAD(64_d16, 64, 16)
-
-// w (G o, c, 3, 3), in float32 or bfloat16 -> packed (packs, CO, 9, CI), the groups of a pack along the diagonal and zeros
-// beside them, and, unless it is null, turned (packs, CI, 9, CO) for the input gradient: filter and channel change places,
-// and so do the ends of each tap. A block turns 16 filters x 16 channels of a pack in shared memory, so that all sides
-// are read and written along their rows; its 256 threads have nine taps each, and all their loads on the way at once.
-template <typename W>
-__device__ void pack(const W* w, bf16* packed, bf16* turned, int CO, int CI, int o, int c) {
-    constexpr int SIDE = 16, TAPS = 9, THREADS = SIDE * SIDE;
-    __shared__ bf16 tile[SIDE][SIDE * TAPS + 2];  // the two spread the rows over the banks
-    const int i0 = blockIdx.x % (CI / SIDE) * SIDE, f0 = blockIdx.x / (CI / SIDE) % (CO / SIDE) * SIDE;
-    const int pack = blockIdx.x / (CI / SIDE) / (CO / SIDE);
-#pragma unroll
-    for (int n = threadIdx.x; n < THREADS * TAPS; n += THREADS) {
-        const int f = n / (SIDE * TAPS), rest = n % (SIDE * TAPS), i = i0 + rest / TAPS;
-        const bool same_group = (f0 + f) / o == i / c;
-        const long long from = ((pack * CO + f0 + f) * static_cast<long long>(c) + i % c) * TAPS + rest % TAPS;
-        tile[f][rest] = from_float<bf16>(same_group ? to_float(w[from]) : 0.0f);
-    }
-    __syncthreads();
-    const int column = threadIdx.x % SIDE, row = threadIdx.x / SIDE;
-#pragma unroll
-    for (int t = 0; t < TAPS; ++t) {
-        packed[((pack * CO + f0 + row) * static_cast<long long>(TAPS) + t) * CI + i0 + column] =
-            tile[row][column * TAPS + t];
-        if (turned)
-            turned[((pack * CI + i0 + row) * static_cast<long long>(TAPS) + t) * CO + f0 + column] =
-                tile[column][row * TAPS + TAPS - 1 - t];
-    }
-}
-
-extern "C" __global__ void __launch_bounds__(256)
-    conv3x3_pack_float32(const float* w, bf16* packed, bf16* turned, int CO, int CI, int o, int c) {
-    pack(w, packed, turned, CO, CI, o, c);
-}
-extern "C" __global__ void __launch_bounds__(256)
-    conv3x3_pack_bfloat16(const bf16* w, bf16* packed, bf16* turned, int CO, int CI, int o, int c) {
-    pack(w, packed, turned, CO, CI, o, c);
-}

@@ -7,9 +7,10 @@ import re
 import numpy as np
 import pytest
 from support.cuda_shim import SHIM, compile_text, compiler, kernel_names
-from test_cuda_shim import CONVOLUTIONS, check_conv3x3, run_batch_norm
+from test_cuda_shim import CONVOLUTIONS, check_conv3x3, pack, run_batch_norm
 
 from minigrad.fast.cuda.gpu import kernel_source
+from minigrad.fast.cuda.tiles import Packing
 
 ml_dtypes = pytest.importorskip("ml_dtypes", reason="the kernels' bfloat16 arrays need ml_dtypes")
 pytestmark = pytest.mark.skipif(compiler() is None, reason="the host shim needs a C++ compiler (g++ or c++)")
@@ -121,6 +122,10 @@ def exercise_conv3x3(module):
         check_conv3x3(module, CONVOLUTIONS[name])
 
 
+def exercise_filters(module):
+    pack(module, np.ones((64, 8, 3, 3), F32), Packing.of(64, 64, 8))
+
+
 # How to run a file's kernels, and which of its barriers, counted from 0, only guards against changes to come: after
 # conv3x3's last step no copy is left to wait for.
 EXERCISES = {
@@ -128,6 +133,7 @@ EXERCISES = {
     "loss.cu": (exercise_loss, set()),
     "pool.cu": (exercise_pool, set()),
     "conv3x3.cu": (exercise_conv3x3, {3}),
+    "filters.cu": (exercise_filters, set()),
 }
 
 

@@ -9,7 +9,7 @@ from minigrad.fast.cuda.tiles import inverse
 
 
 def test_the_cases_take_every_tile():
-    taken = {"conv3x3_pack_float32", "conv3x3_pack_bfloat16"}
+    taken = set()
     for case in CONVOLUTIONS.values():
         forward, wgrad, dgrad = plan_of(case)
         taken |= {forward.kernel(), wgrad.wgrad_kernel(), dgrad.kernel()}
