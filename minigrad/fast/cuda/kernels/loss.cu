@@ -39,16 +39,14 @@ extern "C" __global__ void __launch_bounds__(1024)
         float exponentials = 0.0f, sum = 0.0f;
         for (int k = lane; k < K; k += 32) {
             exponentials += expf(row[k] - most);
-            sum += row[k] - most;
+            if (smoothing > 0.0f) sum += row[k] - most;  // without, 0 * sum must not be NaN for a masked class, of -inf
         }
         const float log_sum = logf(sum_of_warp(exponentials));
         sum = sum_of_warp(sum);
         const bool known = label >= 0 && label < K;
-        // -sum q log p = log_sum - (1 - s) * (logit of the label) - s / K * (sum of logits), logits less their largest;
-        // without smoothing a masked class, whose logit is -inf, costs nothing: 0 * -inf would be NaN
+        // -sum q log p = log_sum - (1 - s) * (logit of the label) - s / K * (sum of logits), logits less their largest
         const float of_label = known ? row[label] - most : not_a_number();
-        const float of_all = smoothing > 0.0f ? smoothing / K * sum : 0.0f;
-        total += log_sum - (1.0f - smoothing) * of_label - of_all;
+        total += log_sum - (1.0f - smoothing) * of_label - smoothing / K * sum;
         for (int k = lane; k < K; k += 32) {
             const float q = (k == label ? 1.0f - smoothing : 0.0f) + smoothing / K;
             gradient[static_cast<long long>(n) * K + k] = (expf(row[k] - most - log_sum) - q) / N;
