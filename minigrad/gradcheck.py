@@ -101,10 +101,10 @@ def gradcheck(
         tensors = [None if a is None else Tensor(a, requires_grad=n) for a, n in zip(arrays, needs, strict=True)]
         alone = _compare(lambda *ts, c=cls, o=options: c.apply(*ts, **o), tensors, eps, rtol, atol, seed, limit)
         if alone is not None:
-            shapes = ", ".join("None" if a is None else str(a.shape) for a in arrays)
+            again = f": its gradient of input {alone}" if len(calls) > 1 else ""  # else the numbers are the message's
             raise GradcheckError(
-                f"{message} {cls.__name__}.backward is wrong when it is checked alone, on inputs of shape {shapes}: "
-                f"its gradient of input {alone}."
+                f"{message} {cls.__name__}.backward is wrong when it is checked alone, on inputs of shape "
+                f"{', '.join('None' if a is None else str(a.shape) for a in arrays)}{again}."
             )
     raise GradcheckError(f"{message} {one} operation passes alone: does a value bypass the tape (.data)?")
 
