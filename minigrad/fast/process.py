@@ -29,6 +29,7 @@ BUFFER = 512  # numbers; NumPy's own is 8,192
 
 _libraries: list[Any] | None = None
 _blas_threads: list[tuple[Callable[[], int], Callable[[int], Any]]] | None = None
+_outside: tuple[float, list[int]] | None = None  # while a section runs: the switch interval and BLAS's threads before
 
 
 def prepare() -> list[str]:
@@ -130,6 +131,7 @@ def parallel_section(work: Callable[[], None]) -> None:
     another takes it again and again may be overlooked until the interval is over. Buffer: the rows of a slice are not
     one run of memory; where they are shorter than NumPy's buffer, it copies them there, computes, and copies back.
     """
+    global _outside
     setters = [setter for _, setter in blas_threads()]
     counts = [count() for count, _ in blas_threads()]
     interval = sys.getswitchinterval()
@@ -140,6 +142,7 @@ def parallel_section(work: Callable[[], None]) -> None:
         work()
 
     try:
+        _outside = interval, counts
         list(map(operator.call, setters, [1] * len(counts)))
         try:
             sys.setswitchinterval(SWITCH_INTERVAL)
@@ -148,3 +151,14 @@ def parallel_section(work: Callable[[], None]) -> None:
             sys.setswitchinterval(interval)
     finally:
         list(put_back)
+        _outside = None
+
+
+def put_back_after_fork() -> None:
+    """In a child that was forked while another thread was in a section: put back what that thread cannot."""
+    global _outside
+    if _outside is not None:
+        interval, counts = _outside
+        sys.setswitchinterval(interval)
+        list(map(operator.call, [setter for _, setter in blas_threads()], counts))
+        _outside = None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from math import prod
 
 import numpy as np
@@ -21,3 +23,16 @@ def scratch(name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     if buffer is None or buffer.nbytes < size:
         buffer = buffers[name] = np.empty(size, np.uint8)
     return buffer[:size].view(dtype).reshape(shape)
+
+
+@contextmanager
+def other_scratch() -> Iterator[None]:
+    """Inside, this thread's scratch is other memory: a signal's handler must not write into what it has interrupted."""
+    buffers: dict[str, np.ndarray] = _local.__dict__
+    own = buffers.copy()
+    buffers.clear()
+    try:
+        yield
+    finally:
+        buffers.clear()
+        buffers.update(own)

@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from ..process import parallel_section
+from ..process import parallel_section, put_back_after_fork
+from .memory import other_scratch
 
 Span = tuple[int, int]
 
@@ -60,44 +61,71 @@ class ThreadPool:
 
     def __init__(self, size: int):
         self.size = size
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()  # a signal's handler may come back to a pool that its own thread holds
+        self.busy = False
         self.inboxes: list[SimpleQueue] = []
 
     def run(self, work: Callable[..., None], parts: list[Any]) -> None:
         """Call work(part) for every part, at most `size` of them, each on its own thread; return when all are done.
 
-        An exception in one part is raised here after the others have finished, because they share arrays.
+        An exception in one part is raised here after the others have finished, because they share arrays; so is one
+        that a signal raises, such as Ctrl-C. Where the system starts no more threads, this one takes their parts.
         """
-        done: SimpleQueue = SimpleQueue()
-        errors: list[BaseException | None] = []
+        failure: BaseException | None = None
+        done: SimpleQueue = SimpleQueue()  # wakes this thread up
+        finished: list[BaseException | None] = []  # by the other threads
+        handed: list[None] = []  # to them: one single call of C hands a part over and counts it
 
         def section() -> None:
-            for i in range(len(self.inboxes), len(parts) - 1):
-                self._start(i)
-            for inbox, part in zip(self.inboxes, parts[1:], strict=False):
-                # NumPy keeps `errstate` in the context, and a context can be entered by one thread only.
-                inbox.put((contextvars.copy_context(), work, part, done))
+            nonlocal failure
             try:
-                work(parts[0])
+                self._start(len(parts) - 1)
+                # NumPy keeps `errstate` in the context, and a context can be entered by one thread only.
+                others = parts[1 : len(self.inboxes) + 1]
+                jobs = [(contextvars.copy_context(), work, part, finished, done) for part in others]
+                handed.extend(map(SimpleQueue.put, self.inboxes, jobs))
+                for part in (parts[0], *parts[len(jobs) + 1 :]):
+                    work(part)
             except BaseException as error:
-                errors.append(error)
-            errors.extend([done.get() for _ in parts[1:]])
+                failure = error
+            waiting = True
+            while waiting:
+                try:
+                    while len(finished) < len(handed):
+                        done.get()
+                    waiting = False
+                except BaseException as error:  # of a signal: the others still write
+                    failure = error
 
         with self.lock:
-            parallel_section(section)
-        for failure in errors:
-            if failure is not None:
-                raise failure
+            if self.busy:  # this is a signal's handler, and what it interrupted goes on afterwards
+                with other_scratch():
+                    for part in parts:
+                        work(part)
+                return
+            self.busy = True
+            try:
+                parallel_section(section)
+            finally:
+                self.busy = False
+        for error in (failure, *finished):
+            if error is not None:
+                raise error
 
-    def _start(self, index: int) -> None:
-        self.inboxes.append(SimpleQueue())
-        threading.Thread(
-            target=self._serve, args=(self.inboxes[index],), name=f"minigrad-{index + 1}", daemon=True
-        ).start()
+    def _start(self, count: int) -> None:
+        """Have `count` threads, or as many as the system starts: a container may have a limit of its own."""
+        while len(self.inboxes) < count:
+            inbox: SimpleQueue = SimpleQueue()
+            name = f"minigrad-{len(self.inboxes) + 1}"
+            try:
+                threading.Thread(target=self._serve, args=(inbox,), name=name, daemon=True).start()
+            except RuntimeError:
+                return
+            self.inboxes.append(inbox)
 
     def _serve(self, inbox: SimpleQueue) -> None:
         while (job := inbox.get()) is not None:
-            context, work, part, done = job
+            context, work, part, finished, done = job
             failure: BaseException | None = None
             try:
                 context.run(work, part)
@@ -105,8 +133,9 @@ class ThreadPool:
                 failure = error
             # The arrays of this job must not live on until the next one comes.
             del job, context, work, part
-            done.put(failure)
-            del done, failure
+            finished.append(failure)
+            done.put(None)
+            del finished, done, failure
 
     def stop(self) -> None:
         """Let the threads end; the pool can be used again and starts new ones."""
@@ -145,8 +174,9 @@ def set_threads(count: int) -> None:
 
 
 def _after_fork() -> None:
-    """Threads do not survive a fork: the child starts its own."""
+    """Threads do not survive a fork: the child starts its own, and nobody is left to end a section of the parent's."""
     global _pool
+    put_back_after_fork()
     if _pool is not None:
         _pool = ThreadPool(_pool.size)
 

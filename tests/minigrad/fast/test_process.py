@@ -63,8 +63,9 @@ def settings():
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs a timer of this process")
-def test_all_is_put_back_after_a_signal_at_any_point():
-    """A handler that raises, as Ctrl-C's does, every few microseconds of a loop of sections."""
+@pytest.mark.parametrize("threads", [1, 2])
+def test_all_is_put_back_after_a_signal_at_any_point(threads):
+    """A handler that raises, as Ctrl-C's does, every few microseconds of a loop of sections; and nobody is at work."""
 
     class Interrupt(Exception):
         pass
@@ -72,12 +73,17 @@ def test_all_is_put_back_after_a_signal_at_any_point():
     def handler(*_):
         raise Interrupt
 
-    before, caught = settings(), 0
+    def work(part):
+        at_work.append(part)
+        at_work.remove(part)
+
+    before, caught, at_work, parts = settings(), 0, [], list(range(threads))
     gc.disable()  # an exception in a callback of the collector is ignored, and no second signal would come
     old = signal.signal(signal.SIGALRM, handler)
     try:
-        with thread_count(1):
+        with thread_count(threads):
             own, end = thread_pool(), time.monotonic() + 1
+            own.run(work, parts)  # Python's own start of a thread is not made for signals that raise
             delays = np.random.default_rng(0).uniform(1e-6, 2e-4, 100_000)
             for delay in delays:
                 if time.monotonic() > end:
@@ -85,11 +91,12 @@ def test_all_is_put_back_after_a_signal_at_any_point():
                 try:
                     signal.setitimer(signal.ITIMER_REAL, delay)
                     while time.monotonic() < end:
-                        own.run(lambda part: None, [0])
+                        own.run(work, parts)
                     signal.setitimer(signal.ITIMER_REAL, 0)
                 except Interrupt:
                     caught += 1
-                    assert settings() == before
+                    assert settings() == before and 1 not in at_work
+                    at_work.clear()
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, old)

@@ -1,9 +1,12 @@
 """The CPU's threads, and what concerns the whole process."""
 
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
+import weakref
 from itertools import pairwise
 
 import numpy as np
@@ -13,6 +16,7 @@ from hypothesis import strategies as st
 from support.engine import block, block_arrays, both, results, thread_count
 
 from minigrad.fast import cpu, process
+from minigrad.fast.cpu.memory import scratch
 from minigrad.fast.cpu.threads import ThreadPool, spans, steps, thread_pool
 
 
@@ -60,6 +64,88 @@ def test_an_exception_reaches_the_caller_and_the_pool_goes_on():
     done = []
     own.run(done.append, [0, 1, 2])
     assert sorted(done) == [0, 1, 2]
+    own.stop()
+
+
+def test_the_calling_thread_takes_the_parts_of_threads_that_do_not_start(monkeypatch):
+    """As in a container with a limit on processes; and whoever can start later is used."""
+    own, limit, done = ThreadPool(3), [1], []
+    start = threading.Thread.start
+
+    def limited(thread):
+        if not limit[0]:
+            raise RuntimeError("can't start new thread")
+        limit[0] -= 1
+        start(thread)
+
+    def work(part):
+        done.append((part, threading.current_thread().name))
+        barrier.wait(10)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    barrier, here = threading.Barrier(1), threading.current_thread().name
+    own.run(work, [0, 1, 2])
+    assert sorted(done) == [(0, here), (1, "minigrad-1"), (2, here)]
+    monkeypatch.undo()
+    barrier = threading.Barrier(3)
+    own.run(work, [0, 1, 2])
+    assert sorted(done[3:]) == [(0, here), (1, "minigrad-1"), (2, "minigrad-2")]
+    own.stop()
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="needs signals to a thread")
+def test_ctrl_c_waits_for_the_other_threads():
+    """The second and the third too: the others write to arrays that the caller may throw away."""
+    own, main, finished = ThreadPool(2), threading.get_ident(), []
+
+    def work(part):
+        if part == 1:
+            for _ in range(3):
+                signal.pthread_kill(main, signal.SIGINT)
+                time.sleep(0.02)
+            finished.append(part)
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            own.run(work, [0, 1])
+        assert finished.pop() == 1
+    own.stop()
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="needs a signal for users")
+def test_a_signals_handler_may_compute_in_the_middle_of_a_section():
+    """On the same pool and the same thread; what it interrupted finds its scratch memory as it was."""
+    own, seen, same = ThreadPool(2), [], []
+
+    def in_handler(part):
+        scratch("image", (4,), np.dtype(float)).fill(-1)
+        seen.append(part)
+
+    def work(part):
+        buffer = scratch("image", (4,), np.dtype(float))
+        buffer.fill(part)
+        if part == 0:
+            signal.raise_signal(signal.SIGUSR1)
+        same.append((buffer == part).all())
+
+    old = signal.signal(signal.SIGUSR1, lambda *_: own.run(in_handler, [5, 6]))
+    try:
+        own.run(work, [0, 1])
+    finally:
+        signal.signal(signal.SIGUSR1, old)
+    assert seen == [5, 6] and same == [True, True]
+    own.stop()
+
+
+def test_a_thread_that_waits_keeps_nothing_alive():
+    class Arrays:
+        pass
+
+    own, arrays = ThreadPool(2), Arrays()
+    gone = weakref.ref(arrays)
+    own.run(lambda part, arrays=arrays: None, [0, 1])
+    del arrays
+    assert gone() is None
     own.stop()
 
 
@@ -180,6 +266,28 @@ def test_threads_survive_a_fork():
         "F.conv2d(x, w, padding=1)\n"
         "if pid: raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))\n"
         "os._exit(0)\n"
+    )
+    environment = {**os.environ, "MINIGRAD_FAST": "1"}
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=60, env=environment)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_child_forked_in_the_middle_of_a_section_of_another_thread_has_the_settings_of_before():
+    code = (
+        "import os, sys, threading\n"
+        "from minigrad.fast import process\n"
+        "from minigrad.fast.cpu.threads import ThreadPool, thread_pool\n"
+        "def settings(): return round(sys.getswitchinterval(), 6), [count() for count, _ in process.blas_threads()]\n"
+        "for _, setter in process.blas_threads(): setter(2)\n"
+        "before, inside, end = settings(), threading.Event(), threading.Event()\n"
+        "def work(part): inside.set(); end.wait()\n"
+        "other = threading.Thread(target=thread_pool().run, args=(work, [0]))\n"
+        "other.start(); inside.wait()\n"
+        "pid = os.fork()\n"
+        "if not pid: os._exit(settings() != before)\n"
+        "code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])\n"
+        "end.set(); other.join()\n"
+        "raise SystemExit(code or settings() != before)\n"
     )
     environment = {**os.environ, "MINIGRAD_FAST": "1"}
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=60, env=environment)
