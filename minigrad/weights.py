@@ -50,9 +50,8 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{path} is not a complete safetensors file: {error}") from None
     header = content[8 : 8 + int.from_bytes(content[:8], "little")]
     arrays: dict[str, np.ndarray] = {}
-    for name, _ in json.loads(header, object_pairs_hook=list):  # pairs, because a dict would hide a name given twice
-        if name == "__metadata__":
-            continue
+    pairs = json.loads(header, object_pairs_hook=list)  # pairs, because a dict would hide a name given twice
+    for name in (name for name, _ in pairs if name != "__metadata__"):
         if name in arrays:
             raise ValueError(f"{path} has two arrays of the name {name}")
         dtype, shape, data = (entries[name][key] for key in ("dtype", "shape", "data"))
@@ -87,8 +86,9 @@ def write_atomically(path: Path, content: bytes) -> None:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    if os.name == "posix":  # makes the new name durable; Windows opens no folders
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

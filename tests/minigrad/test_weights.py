@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -231,3 +232,12 @@ def test_the_new_file_is_flushed_before_it_takes_the_old_ones_place(tmp_path, mo
         monkeypatch.setattr(os, name, lambda *a, n=name, f=original: (events.append(n), f(*a))[1])
     save_weights(nn.Linear(2, 3), tmp_path / "net.safetensors")
     assert events == ["fsync", "replace", "fsync"]  # the file, the name, the folder
+
+
+def test_windows_opens_no_folders(tmp_path, monkeypatch):
+    def opened(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(minigrad.weights, "os", SimpleNamespace(**vars(os) | {"name": "nt", "open": opened}))
+    save_weights(nn.Linear(2, 3), tmp_path / "net.safetensors")
+    load_weights(nn.Linear(2, 3), tmp_path / "net.safetensors")
