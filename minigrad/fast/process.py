@@ -93,7 +93,7 @@ def keep_heap() -> list[str]:
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):  # not glibc
+    except (OSError, AttributeError, TypeError):  # not glibc; Windows has no library without a name
         return []
     M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
     mallopt(M_MMAP_MAX, 0)

@@ -58,6 +58,14 @@ def test_an_import_and_a_step_leave_the_process_as_it_was():
         assert "glibc's heap to keep freed memory" in done.stdout  # what the commands of train do, and say
 
 
+def test_the_heap_is_left_alone_where_there_is_no_glibc(monkeypatch):
+    """Windows has no library without a name, musl's has no mallopt."""
+    monkeypatch.setattr(process.ctypes, "CDLL", lambda name: name + 1)
+    assert process.keep_heap() == []
+    monkeypatch.setattr(process.ctypes, "CDLL", lambda name: object())
+    assert process.keep_heap() == []
+
+
 def settings():
     return round(sys.getswitchinterval(), 6), np.getbufsize(), [count() for count, _ in process.blas_threads()]
 
