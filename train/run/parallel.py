@@ -226,7 +226,8 @@ class MPIRanks(Ranks):
     def threads(self) -> int | None:
         """The cores of this machine that its ranks may use, divided among them."""
         mine = np.zeros(1 << 16, np.uint8)  # more cores than any machine has
-        mine[list(os.sched_getaffinity(0))] = 1
+        cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+        mine[list(cores)] = 1
         some = np.empty_like(mine)  # of the ranks; no allgather, which would wait where no signal is noticed
         self._complete(self.local.Iallreduce(mine, some, self.MPI.MAX), patience=PATIENCE)
         return max(1, int(some.sum()) // self.local_size)

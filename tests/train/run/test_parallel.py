@@ -98,6 +98,17 @@ def test_rank_0_has_patience_with_ranks_that_have_stopped_while_it_read_the_data
         ranks.in_turn(lambda: "the images")
 
 
+def test_where_the_system_has_no_affinity_the_ranks_divide_all_cores(monkeypatch):
+    """As macOS."""
+    ranks = object.__new__(parallel.MPIRanks)
+    ranks.local, ranks.local_size, ranks.MPI = SimpleNamespace(), 2, SimpleNamespace(MAX=None)
+    ranks.local.Iallreduce = lambda mine, some, op: np.copyto(some, mine)
+    monkeypatch.setattr(ranks, "_complete", lambda request, patience: None)
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 10)
+    assert ranks.threads() == 5
+
+
 # ---- the model of many GPUs -----------------------------------------------------------------------------------------
 
 
