@@ -37,7 +37,7 @@ class MaxPool2d(Function):
         for k in range(kernel[0] * kernel[1]):
             rows, cols = tap(*divmod(k, kernel[1]), positions, stride, (1, 1))
             value = padded[:, :, rows, cols]
-            # NaN compares false with everything: counting it as larger lets it through instead of hiding it.
+            # `maximum` lets NaN through, which compares false with everything; counted as larger, it has the gradient.
             larger = (value > y) | (value != value)
             self.winner = xp.where(larger, np.int32(k), self.winner)
             y = xp.maximum(y, value)

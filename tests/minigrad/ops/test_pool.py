@@ -9,6 +9,7 @@ from support.strategies import distinct, pool_cases
 
 import minigrad.functional as F
 from minigrad import Tensor, gradcheck
+from minigrad.backend import to_numpy
 
 
 @pytest.mark.parametrize("name", ["max_pool2d", "avg_pool2d"])
@@ -73,9 +74,14 @@ def test_padding_never_wins_and_counts_as_zero_in_the_average():
 
 
 def test_nan_is_not_hidden(device):
-    x = np.zeros((1, 1, 2, 4))
-    x[0, 0, 1, 0] = np.nan
-    assert_array_equal(F.max_pool2d(Tensor(x, device=device), 2).numpy(), [[[[np.nan, 0.0]]]])
+    """It is the largest number of its window, and takes the gradient; of several, the last."""
+    pixels = np.zeros((1, 1, 2, 6))
+    pixels[0, 0, 1, 0] = pixels[0, 0, 0, 2] = pixels[0, 0, 1, 2] = np.nan
+    x = Tensor(pixels, requires_grad=True, device=device)
+    y = F.max_pool2d(x, 2)
+    assert_array_equal(y.numpy(), [[[[np.nan, np.nan, 0.0]]]])
+    y.backward(np.ones(y.shape))
+    assert_array_equal(to_numpy(x.grad), [[[[0, 0, 0, 0, 1, 0], [1, 0, 1, 0, 0, 0]]]])
 
 
 @given(pool_cases())
