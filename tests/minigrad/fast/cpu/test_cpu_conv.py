@@ -318,7 +318,8 @@ METHODS = pytest.mark.parametrize(
 def test_nan_and_infinity_come_out_where_the_formulas_let_them(shape, weights, options, where, bad, around):
     """In every output and gradient, with their sign: 0 times infinity and differences of infinities are NaN.
 
-    Merged groups multiply zeros, Winograd's transforms take differences, windows of dy meet zeros beyond the edge.
+    Merged groups multiply zeros, Winograd's transforms take differences, windows of dy meet zeros beyond the edge. So
+    the number stands in a corner of one image, and inside another, where windows of several outputs see it.
     """
     results = []
     for rooms in ([cpu.register], []):
@@ -326,6 +327,8 @@ def test_nan_and_infinity_come_out_where_the_formulas_let_them(shape, weights, o
             arrays = {"x": normal(0, *shape), "w": normal(1, *weights)}
             if where in arrays:
                 arrays[where][1, 0, 0, 0] = bad
+            if where == "x":
+                arrays["x"][0, 1, 2, 3] = bad
             x, w = (Tensor(a, requires_grad=True) for a in arrays.values())
             C, O = shape[1], weights[0]
             # In evaluation, so that no mean spreads what is not finite to its whole channel.
@@ -333,7 +336,8 @@ def test_nan_and_infinity_come_out_where_the_formulas_let_them(shape, weights, o
             a = batch_norm_relu(x, *own) if around == "norm" else x
             y = F.conv2d(a, w, Tensor(np.ones(O)) if around == "bias" else None, **options)
             dy = normal(2, *y.shape)
-            dy[1, 2, 0, 0] = bad if where == "dy" else 1.0
+            if where == "dy":
+                dy[1, 2, 0, 0] = dy[0, 1, 1, 2] = bad
             y.backward(dy)
             with no_grad():
                 results.append((y.data, F.relu(F.conv2d(x, w, **options)).data, x.grad, w.grad))
