@@ -48,6 +48,19 @@ def test_a_leaf_that_shares_the_array_gets_its_own_gradient():
     np.testing.assert_allclose(leaf.grad, np.einsum("nohw,oc->nchw", dy, w[:, :, 0, 0]), atol=1e-12)
 
 
+def test_an_output_that_was_taken_off_the_tape_gets_its_own_gradient():
+    """It still has the note, but the batch norm that would mask the gradient is not behind it any more."""
+    y = relu_input(Tensor(normal(0, 2, 4, 6, 6), requires_grad=True), 4)
+    y.node, y.requires_grad = None, True
+    w = normal(1, 5, 4, 3, 3)
+    z = F.conv2d(y, Tensor(w))
+    dy = normal(2, *z.shape)
+    z.backward(dy)
+    leaf = Tensor(y.data, requires_grad=True)
+    F.conv2d(leaf, Tensor(w)).backward(dy)
+    np.testing.assert_allclose(y.grad, leaf.grad, atol=1e-12)
+
+
 def test_an_edit_between_a_convolution_and_its_batch_norm():
     """The sums that the convolution told are those of other values: the mean was 4.4 in place of 0."""
     x, w = Tensor(normal(0, 2, 8, 6, 6), requires_grad=True), Tensor(normal(1, 8, 8, 3, 3), requires_grad=True)

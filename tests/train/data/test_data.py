@@ -220,6 +220,9 @@ def link(name: str, kind: bytes, target: str) -> tuple[tarfile.TarInfo, bytes]:
 
 FOLDER = TINY10.folder
 FIRST = f"{FOLDER}/data_batch_1.bin"
+# A file whose header promises more bytes than the archive holds: 147 at the start of 1 TB.
+SPARSE = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": str(10**12)}
+SPARSE_MAP = b"1\n0\n147\n".ljust(512, b"\0")
 HOSTILE: dict[str, tuple[Callable[[list], list], str]] = {
     "traversal": (lambda m: [member("../evil", b"x"), *m], r"outside its own folder, '../evil'"),
     "traversal inside": (lambda m: [member(f"{FOLDER}/../../evil", b"x"), *m], "outside its own folder"),
@@ -229,6 +232,10 @@ HOSTILE: dict[str, tuple[Callable[[list], list], str]] = {
     "hard link": (lambda m: [link(FIRST, tarfile.LNKTYPE, "/etc/passwd"), *m], "no regular file"),
     "device": (lambda m: [link("x", tarfile.CHRTYPE, ""), *m], "no regular file"),
     "fifo": (lambda m: [link(FIRST, tarfile.FIFOTYPE, ""), *m], "no regular file"),
+    "sparse": (
+        lambda m: [*m[:2], member(FIRST, SPARSE_MAP + bytes(147), pax_headers=SPARSE), *m[3:]],
+        "no regular file",
+    ),
     "twice": (lambda m: [*m, m[2]], f"the member '{FIRST}' twice"),
     "short": (lambda m: [*m[:2], member(FIRST, bytes(146)), *m[3:]], f"{FIRST} has 146 bytes where 147 are expected"),
     "long": (lambda m: [*m[:2], member(FIRST, bytes(148)), *m[3:]], f"{FIRST} has 148 bytes where 147 are expected"),

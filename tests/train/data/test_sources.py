@@ -301,3 +301,19 @@ def test_half_a_kept_form_is_not_believed(tiny: tuple, tmp_path: Path) -> None:
     (tmp_path / "root" / "cifar-10-batches-bin" / "test_batch.bin").unlink()
     with pytest.raises(DataError, match=r"test_batch.bin is missing"):
         load("cifar10", tmp_path / "root")
+
+
+def test_a_kept_form_that_was_half_replaced_has_no_sums(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sums of before would say of the new files that they are damaged."""
+    said: list[str] = []
+    assert sources.keep({"a.bin": b"1", "b.bin": b"2"}, tmp_path, said.append)
+    write = sources.write_atomically
+
+    def full(path: Path, content: bytes) -> None:
+        if path.name == "b.bin":
+            raise OSError(28, "No space left on device")
+        write(path, content)
+
+    monkeypatch.setattr(sources, "write_atomically", full)
+    assert not sources.keep({"a.bin": b"3", "b.bin": b"4"}, tmp_path, said.append) and len(said) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.bin", "b.bin"]

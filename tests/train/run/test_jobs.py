@@ -71,6 +71,11 @@ def test_two_runs_are_at_work_at_once_each_with_one_thread(series):
         assert "--resume" in arguments.split() and arguments.endswith(" --threads 1")
 
 
+def test_every_run_has_a_session_of_its_own(series):
+    """Ctrl-C goes to a terminal's whole session: the second signal, after the one that is handed on, loses a state."""
+    assert series("import os; os.getsid(0) == os.getpid() or sys.exit('in the session of the series')")[0] == 0
+
+
 def test_no_more_runs_are_at_work_than_asked_for(series):
     alone = "len(list(root.glob('*/begun'))) == 1 or sys.exit('not alone')"
     assert series(f"{alone}; (here / 'begun').unlink()", 1)[0] == 0
