@@ -5,7 +5,6 @@ The protocol is JSON over HTTP (https://www.w3.org/TR/webdriver2/), so the stand
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import json
 import os
@@ -101,11 +100,6 @@ class Browser:
     def errors(self) -> list[str]:
         """What the page has written to the console as errors."""
         return [entry["message"] for entry in self.call("POST", "/se/log", type="browser")]
-
-    def screenshot(self, path: Path) -> None:
-        """Save a picture of the whole page."""
-        picture = self.cdp("Page.captureScreenshot", captureBeyondViewport=True)["data"]
-        path.write_bytes(base64.b64decode(picture))
 
 
 @contextlib.contextmanager
