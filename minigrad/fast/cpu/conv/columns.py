@@ -132,7 +132,10 @@ class Columns(FastConv2d):
     ) -> None:
         reach = (s.dilation[0] * (s.KH - 1) - s.padding[0], s.dilation[1] * (s.KW - 1) - s.padding[1])
         smaller = grad is not None or s.CO <= s.CI  # the columns of dy, or dx needs them
-        if s.stride == (1, 1) and min(reach) >= 0 and smaller:
+        # Taps further apart than the image is long may all lie beside it: such a window's dy is in no column, but dw
+        # has its product with zeros, which is NaN where dy is not finite.
+        within = s.dilation[0] <= s.H and s.dilation[1] <= s.W
+        if s.stride == (1, 1) and min(reach) >= 0 and smaller and within:
             self.backward_from_dy(s, x, w, dy, grad, dw, reach)
         else:
             self.backward_from_x(s, x, w, dy, grad, dw)

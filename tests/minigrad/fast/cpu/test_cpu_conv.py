@@ -345,6 +345,33 @@ def test_nan_and_infinity_come_out_where_the_formulas_let_them(shape, weights, o
         np.testing.assert_allclose(fast, book, rtol=0, atol=1e-11)
 
 
+@pytest.mark.parametrize(
+    ("shape", "weights", "options"),
+    [
+        ((1, 4, 4, 1), (4, 1, 4, 3), {"padding": (5, 8), "dilation": (3, 4), "groups": 4}),
+        ((1, 4, 2, 5), (4, 4, 2, 2), {"padding": (2, 1), "dilation": (3, 1)}),
+        ((1, 4, 3, 3), (4, 4, 1, 1), {"padding": 1}),
+        ((1, 16, 4, 4), (16, 16, 3, 3), {"padding": 3, "stride": 2}),
+    ],
+    ids=["taps on both sides", "rows", "pointwise", "stride 2"],
+)
+def test_a_gradient_whose_window_sees_no_pixel(shape, weights, options):
+    """The weights' gradient has its product with the zeros of the border: NaN, wherever it stands."""
+    x, w = Tensor(normal(0, *shape), requires_grad=True), Tensor(normal(1, *weights), requires_grad=True)
+    size = F.conv2d(x, w, **options).shape
+    for place in np.ndindex(*size[2:]):
+        dy = normal(2, *size)
+        dy[0, 1, *place] = np.nan
+        nans = []
+        for rooms in ([cpu.register], []):
+            with only(*rooms):
+                x.grad = w.grad = None
+                F.conv2d(x, w, **options).backward(dy)
+                nans.append((np.isnan(x.grad), np.isnan(w.grad)))
+        for fast, book in zip(*nans, strict=True):
+            np.testing.assert_array_equal(fast, book)
+
+
 def test_zero_times_infinity_in_a_product_of_one_row():
     """A gradient of 0 meets an infinite pixel: NumPy's `dot` skips a factor of 0 where the other side has one row."""
     x, w = Tensor(np.full((1, 2, 1, 1), np.inf)), Tensor(np.ones((1, 2, 1, 1)), requires_grad=True)
