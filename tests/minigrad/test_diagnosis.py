@@ -75,7 +75,7 @@ def test_a_compilers_pages_become_one_line():
     assert diagnosis.in_words(ValueError()) == "ValueError"
 
 
-def test_the_exceptions_of_a_gpu_are_cupys():
-    pytest.importorskip("cupy", reason="needs CuPy: pip install cupy-cuda13x")
+@pytest.mark.parametrize("device", [pytest.param("cuda", marks=pytest.mark.cuda)], indirect=True)
+def test_the_exceptions_of_a_gpu_are_cupys(device):
     names = {error.__name__ for error in diagnosis.errors()}
     assert {"GPUError", "CUDARuntimeError", "CUDADriverError", "CUBLASError", "CompileException"} <= names

@@ -94,10 +94,8 @@ def test_there_is_no_cuda_interface_on_the_cpu():
     assert not hasattr(Tensor(1.0), "__cuda_array_interface__")
 
 
-@pytest.mark.cuda
+@pytest.mark.parametrize("device", [pytest.param("cuda", marks=pytest.mark.cuda)], indirect=True)
 def test_interfaces_on_the_gpu(device):
-    if device == "cpu":
-        pytest.skip("the interfaces of the CPU have their own tests")
     t = Tensor(np.array([1.0, 2.0]), device=device)
     assert t.__cuda_array_interface__["shape"] == (2,)
     assert from_dlpack(t).device == device

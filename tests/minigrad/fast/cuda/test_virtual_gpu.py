@@ -396,7 +396,8 @@ def test_the_gpus_tests_pass():
     environment = {**os.environ, "MINIGRAD_VIRTUAL_GPU": "1", "OPENBLAS_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pytest", "-m", "cuda", "-k", "not stage and not captured_step"]
     elsewhere = (__file__, Path(__file__).with_name("test_check_on_gpu.py"))  # these start processes of their own
-    command += ["tests/minigrad/fast", "tests/train/run/test_buckets.py", *(f"--ignore={path}" for path in elsewhere)]
+    others = ("minigrad/test_diagnosis", "minigrad/test_tensor", "train/data/test_augment", "train/run/test_buckets")
+    command += ["tests/minigrad/fast", *(f"tests/{f}.py" for f in others), *(f"--ignore={f}" for f in elsewhere)]
     result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=900)
     assert result.returncode == 0, result.stdout + result.stderr
     assert " passed" in result.stdout and "skipped" not in result.stdout
