@@ -140,6 +140,8 @@ class ThreadPool:
     def stop(self) -> None:
         """Let the threads end; the pool can be used again and starts new ones."""
         with self.lock:
+            if self.busy:  # this is a signal's handler: the threads still have parts, and so they stay
+                return
             for inbox in self.inboxes:
                 inbox.put(None)
             self.inboxes = []

@@ -128,7 +128,12 @@ def test_a_signals_handler_may_compute_in_the_middle_of_a_section():
             signal.raise_signal(signal.SIGUSR1)
         same.append((buffer == part).all())
 
-    old = signal.signal(signal.SIGUSR1, lambda *_: own.run(in_handler, [5, 6]))
+    def handler(*_):
+        own.run(in_handler, [5, 6])
+        own.stop()  # as `set_threads` does; the section still needs the threads
+        assert len(own.inboxes) == 1
+
+    old = signal.signal(signal.SIGUSR1, handler)
     try:
         own.run(work, [0, 1])
     finally:
