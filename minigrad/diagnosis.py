@@ -69,17 +69,16 @@ def not_here(cupy: ModuleType, index: int) -> str | None:
 
 def errors() -> tuple[type[Exception], ...]:
     """Return the exceptions that say: the GPU, its driver, a library on it or the compiler of its kernels failed."""
-    if "cupy" not in sys.modules:
-        return (GPUError,)
-    from cupy.cuda.compiler import CompileException
-    from cupy_backends.cuda.api.driver import CUDADriverError
-    from cupy_backends.cuda.api.runtime import CUDARuntimeError
-    from cupy_backends.cuda.libs.cublas import CUBLASError
-    from cupy_backends.cuda.libs.nvrtc import NVRTCError
-
-    found = GPUError, CUDARuntimeError, CUDADriverError, CUBLASError, NVRTCError, CompileException
-    nccl = sys.modules.get("cupy_backends.cuda.libs.nccl")  # there only where several GPUs train together
-    return found if nccl is None else (*found, nccl.NcclError)
+    # A module that is not loaded has raised nothing, and cannot be loaded everywhere: CuPy comes without its libraries.
+    places = {
+        "cupy.cuda.compiler": "CompileException",
+        "cupy_backends.cuda.api.driver": "CUDADriverError",
+        "cupy_backends.cuda.api.runtime": "CUDARuntimeError",
+        "cupy_backends.cuda.libs.cublas": "CUBLASError",
+        "cupy_backends.cuda.libs.nccl": "NcclError",
+        "cupy_backends.cuda.libs.nvrtc": "NVRTCError",
+    }
+    return GPUError, *(getattr(sys.modules[place], name) for place, name in places.items() if place in sys.modules)
 
 
 def in_words(error: Exception) -> str:

@@ -1,5 +1,7 @@
 """A GPU that cannot be used says why in one sentence: CuPy, driver, device and errors are stand-ins."""
 
+import importlib
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -77,5 +79,20 @@ def test_a_compilers_pages_become_one_line():
 
 @pytest.mark.parametrize("device", [pytest.param("cuda", marks=pytest.mark.cuda)], indirect=True)
 def test_the_exceptions_of_a_gpu_are_cupys(device):
+    for module in ("cupy.cuda.compiler", "cupy_backends.cuda.libs.cublas", "cupy_backends.cuda.libs.nvrtc"):
+        importlib.import_module(module)
     names = {error.__name__ for error in diagnosis.errors()}
-    assert {"GPUError", "CUDARuntimeError", "CUDADriverError", "CUBLASError", "CompileException"} <= names
+    assert names >= {
+        "GPUError", "CUDARuntimeError", "CUDADriverError", "CUBLASError", "NVRTCError", "CompileException",
+    }  # fmt: skip
+
+
+def test_a_cupy_without_its_libraries_has_the_exceptions_of_those_that_are_there(monkeypatch):
+    """Where cuBLAS is not installed, asking for its exception ended in an ImportError in place of what went wrong."""
+    for name in [name for name in sys.modules if name.split(".")[0] in ("cupy", "cupy_backends")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace())
+    assert diagnosis.errors() == (diagnosis.GPUError,)
+    driver = SimpleNamespace(CUDADriverError=KeyError)
+    monkeypatch.setitem(sys.modules, "cupy_backends.cuda.api.driver", driver)
+    assert diagnosis.errors() == (diagnosis.GPUError, KeyError)
