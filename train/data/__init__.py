@@ -14,7 +14,7 @@ from train.data import shapes
 from train.data.archives import read_archive, read_folder
 from train.data.dataset import Dataset, channel_statistics
 from train.data.download import DataError
-from train.data.folders import check_options, holds_classes, load_class_folder
+from train.data.folders import TRAIN_FOLDERS, check_options, find_split, holds_classes, load_class_folder
 from train.data.formats import CIFAR10, CIFAR100, FORMATS, BinaryFormat, decode
 from train.data.images import SUFFIXES, read_image
 from train.data.sources import find_official
@@ -82,7 +82,7 @@ def load(
         train = decode(contents, format.train_files, format, limit_train, where)
         return train, decode(contents, format.test_files, format, limit_test, where)
 
-    if (path / "train").is_dir() or holds_classes(path):
+    if path.is_dir() and (find_split(path, TRAIN_FOLDERS) or holds_classes(path)):
         return load_class_folder(
             path,
             root,

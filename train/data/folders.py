@@ -1,7 +1,7 @@
 """Class folders: one folder of images for each class, with more folders in it or not.
 
 flowers/train/daisy/0001.jpg        or, for `validate`,     flowers/daisy/0001.jpg
-flowers/test/daisy/0001.jpg         (or val/, valid/, validation/)
+flowers/test/daisy/0001.jpg         (or testing/, val/, valid/, validation/, training/ for train/; in any case)
 """
 
 import os
@@ -17,7 +17,8 @@ from train.data.download import DataError
 from train.data.fetch import note, silent
 from train.data.images import MAX_PIXELS, SUFFIXES
 
-TEST_FOLDERS = ("test", "val", "valid", "validation")
+TRAIN_FOLDERS = ("train", "training")
+TEST_FOLDERS = ("test", "testing", "val", "valid", "validation")
 JUNK = ("__macosx", "thumbs.db", "desktop.ini")  # what systems leave behind; hidden files are junk as well
 
 Classes = dict[str, list[Path]]  # the image files of each class, both sorted by name
@@ -30,8 +31,12 @@ def is_junk(name: str) -> bool:
 
 def files_below(folder: Path, passed: Counter[str]) -> Iterator[Path]:
     """Every image file in a folder and in the folders in it; what is passed over is counted by its kind."""
+
+    def refuse(error: OSError) -> None:
+        raise error  # os.walk would leave out a folder that cannot be read, and say nothing
+
     seen = set()
-    for place, folders, files in os.walk(folder, followlinks=True):
+    for place, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
         identity = os.path.realpath(place)
         if identity in seen:  # a link that leads back
             folders.clear()
@@ -78,6 +83,16 @@ def holds_classes(folder: Path) -> bool:
         return False
 
 
+def find_split(folder: Path, names: tuple[str, ...]) -> Path | None:
+    """The first folder of these names, in upper or lower case, that has folders in it: else it is a class, or no split.
+
+    (`train` is also a class, and an unlabelled `test` holds images without classes.)
+    """
+    found = {f.name.lower(): f for f in sorted(folder.iterdir(), reverse=True) if f.is_dir()}
+    splits = (found[name] for name in names if name in found)
+    return next((s for s in splits if any(f.is_dir() and not is_junk(f.name) for f in s.iterdir())), None)
+
+
 def split_off(classes: Classes, share: float, seed: int) -> tuple[Classes, Classes]:
     """Keep `share` of each class's files back, drawn by `seed`: (the rest, what is kept back), both sorted.
 
@@ -96,24 +111,25 @@ def split_off(classes: Classes, share: float, seed: int) -> tuple[Classes, Class
 
 def find_splits(folder: Path, validate: float | None, seed: int, passed: Counter[str]) -> tuple[Classes, Classes]:
     """The files of the training and of the test set, by class. Raises DataError where the classes differ."""
-    train_folder = folder / "train" if (folder / "train").is_dir() else folder
-    found = [folder / name for name in TEST_FOLDERS if (folder / name).is_dir()] if train_folder != folder else []
-    if found and validate:
-        raise DataError(f"{found[0]} is there: --validate is for folders without one")
-    if not found and not validate:
-        there = "has train/ but no" if train_folder != folder else "has class folders but neither train/ nor"
+    train_folder, test_folder = find_split(folder, TRAIN_FOLDERS), find_split(folder, TEST_FOLDERS)
+    if test_folder and validate and train_folder:
+        raise DataError(f"{test_folder} is there: --validate is for folders without one")
+    if test_folder and not train_folder:
+        raise DataError(f"{folder} has {test_folder.name}/ but no train/ beside it")
+    if not test_folder and not validate:
+        there = f"has {train_folder.name}/ but no" if train_folder else "has class folders but neither train/ nor"
         raise DataError(
-            f"{folder} {there} test/, val/, valid/ or validation/ beside it; --validate 0.2 keeps a fifth of the "
-            "images back for testing"
+            f"{folder} {there} test/, val/, valid/ or validation/ with class folders beside it; --validate 0.2 keeps "
+            "a fifth of the images back for testing"
         )
-    train = class_folders(train_folder, passed)
-    if not found:
+    train = class_folders(train_folder or folder, passed)
+    if not test_folder:
         return split_off(train, validate or 0.0, seed)
-    test = class_folders(found[0], passed)
+    test = class_folders(test_folder, passed)
     if list(train) != list(test):
         odd = sorted(set(train) ^ set(test))
         raise DataError(
-            f"{folder}: train/ has {len(train)} classes and {found[0].name}/ has {len(test)}, "
+            f"{folder}: train/ has {len(train)} classes and {test_folder.name}/ has {len(test)}, "
             f"and {odd[0]!r} is only in one of them"
         )
     return train, test

@@ -31,9 +31,12 @@ def usual_places() -> Iterator[Path]:
 
 
 def find_folder(folder: Path, format: BinaryFormat) -> Path | None:
-    """Where official files lie, `folder` itself or their own folder below it; None where there is not one of them."""
+    """Where official files lie, `folder` itself or their own folder below it: two of them, one may be somebody else's.
+
+    (CIFAR-100's are called train.bin and test.bin, and so are files of other programs.)
+    """
     for place in (folder, folder / format.folder):
-        if any((place / name).is_file() for name in format.file_bytes):
+        if sum((place / name).is_file() for name in format.file_bytes) >= 2:
             return place
     return None
 
@@ -74,16 +77,25 @@ def has_official_bytes(folder: Path, format: BinaryFormat) -> bool:
 
 
 def keep(contents: Contents, folder: Path, say: Callable[[str], None]) -> bool:
-    """Write the binary files, then their SHA-256; return whether there was room for them."""
+    """Write the binary files, then their SHA-256; return whether there was room for them.
+
+    What ends it, a full disk or Ctrl-C, leaves none of them, so that the next start reads the archive again.
+    """
+    begun: list[Path] = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / SUMS).unlink(missing_ok=True)
         for name, content in contents.items():
+            begun.append(folder / name)
             write_atomically(folder / name, content)
         lines = (f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in contents.items())
         write_atomically(folder / SUMS, "".join(lines).encode())
         return True
-    except OSError as error:
+    except BaseException as error:
+        for path in begun:
+            path.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
         say(f"the images are not kept in {folder}, and will be unpacked again next time: {error.strerror or error}")
         return False
 
@@ -153,13 +165,12 @@ def by_name(
 
 def here(format: BinaryFormat, root: Path, progress: bool, say: Callable[[str], None]) -> tuple[Contents, Path] | None:
     """What lies in the data folder itself, in any form; an archive is unpacked for the next time."""
-    place = find_folder(root, format)
-    if place:
+    place, packed = find_folder(root, format), find_archive(root, format)
+    if place and (packed is None or all((place / name).is_file() for name in format.file_bytes)):
         contents = read_folder(place, format)
         check_sums(contents, place)
         return contents, place
-    packed = find_archive(root, format)
-    if packed:
+    if packed:  # also where some of its files were unpacked, and the process was killed
         verify(packed[0], packed[1].remote)
         contents = unpack(packed[0], format, packed[1], progress)
         keep(contents, root / format.folder, say)

@@ -25,6 +25,53 @@ def write_images(root: Path, train: str = "train", test: str = "test", size: tup
     return np.stack(pixels).transpose(0, 3, 1, 2)
 
 
+def test_the_two_sets_are_found_in_any_case(tmp_path: Path) -> None:
+    """Else a network is trained to tell "Train" from "Test"."""
+    for train, test in (("Train", "Test"), ("training", "TESTING"), ("train", "Val")):
+        root = tmp_path / train
+        write_images(root, train, test)
+        assert [d.classes for d in load(str(root), tmp_path)] == [["cat", "dog"]] * 2
+        with pytest.raises(DataError, match=f"{test} is there: --validate is for folders without one"):
+            load(str(root), tmp_path, validate=0.5, image_size=16)
+    write_images(tmp_path / "other", "pictures", "Test")
+    with pytest.raises(DataError, match="has Test/ but no train/ beside it"):
+        load(str(tmp_path / "other"), tmp_path, validate=0.5, image_size=16)
+
+
+def test_a_test_set_without_classes_is_none(tmp_path: Path) -> None:
+    """Competitions give out test images without labels."""
+    write_images(tmp_path, test="elsewhere")
+    (tmp_path / "test").mkdir()
+    (tmp_path / "elsewhere" / "cat" / "x.png").rename(tmp_path / "test" / "1.png")
+    with pytest.raises(DataError, match=r"has train/ but no test/, .* with class folders beside it; --validate 0.2"):
+        load(str(tmp_path), tmp_path)
+    train_set, test_set = load(str(tmp_path), tmp_path, validate=0.5, image_size=16)
+    assert train_set.classes == ["cat", "dog"] and len(train_set) + len(test_set) == 5
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    write_images(tmp_path / "vehicles", "a", "b")
+    for old, new in (("cat", "bus"), ("dog", "train")):
+        (tmp_path / "vehicles" / "a" / old).rename(tmp_path / "vehicles" / "a" / new)
+    train_set, _ = load(str(tmp_path / "vehicles" / "a"), tmp_path, validate=0.5, image_size=16)
+    assert train_set.classes == ["bus", "train"]
+
+
+def test_a_folder_that_cannot_be_read_is_not_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_images(tmp_path)
+    (tmp_path / "train" / "cat" / "more").mkdir()
+    scandir = os.scandir
+
+    def broken(path: str) -> object:
+        if str(path).endswith("more"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", broken)
+    with pytest.raises(DataError, match=r"cannot read .*more: Permission denied"):
+        load(str(tmp_path), tmp_path)
+
+
 @pytest.mark.parametrize("test", ["test", "val"])
 def test_reads_class_folders_taking_classes_in_turn(tmp_path: Path, test: str) -> None:
     pixels = write_images(tmp_path, test=test)

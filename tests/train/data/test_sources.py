@@ -1,5 +1,6 @@
 """CIFAR in all its forms, and in all the places where it may lie; what came in is kept in one form."""
 
+import contextlib
 import hashlib
 import io
 import os
@@ -296,6 +297,36 @@ def test_no_room_for_the_kept_form_is_no_reason_to_stop(
     assert len(server.requests) == 1
 
 
+@pytest.mark.parametrize("fault", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=repr)
+def test_what_ends_the_keeping_half_way_leaves_the_archive_to_the_next_start(
+    tiny: tuple, tmp_path: Path, fault: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk, or Ctrl-C, at the third file; and a kill, after which nobody cleans up."""
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "cifar-10-binary.tar.gz").write_bytes(packed(TINY10)[1]["cifar-10-binary.tar.gz"])
+    with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        written: list[Path] = []
+
+        def third(path: Path, content: bytes) -> None:
+            written.append(path)
+            if len(written) == 3:
+                raise fault
+            path.write_bytes(content)
+
+        patch.setattr(sources, "write_atomically", third)
+        check(load("cifar10", root), tiny[0])
+    assert not list((root / "cifar-10-batches-bin").glob("*.bin"))
+    write_files(root / "cifar-10-batches-bin", tiny[0])
+    (root / "cifar-10-batches-bin" / "test_batch.bin").unlink()
+    check(load("cifar10", root), tiny[0])
+
+
+def test_a_file_of_another_program_is_not_taken_for_cifar_100(tiny: tuple, tmp_path: Path) -> None:
+    (tmp_path / "train.bin").write_bytes(b"nanoGPT")
+    assert sources.find_official(str(tmp_path), tmp_path, (), False) is None
+
+
 def test_half_a_kept_form_is_not_believed(tiny: tuple, tmp_path: Path) -> None:
     write_files(tmp_path / "root" / "cifar-10-batches-bin", tiny[0])
     (tmp_path / "root" / "cifar-10-batches-bin" / "test_batch.bin").unlink()
@@ -303,7 +334,7 @@ def test_half_a_kept_form_is_not_believed(tiny: tuple, tmp_path: Path) -> None:
         load("cifar10", tmp_path / "root")
 
 
-def test_a_kept_form_that_was_half_replaced_has_no_sums(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kept_form_that_was_half_replaced_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The sums of before would say of the new files that they are damaged."""
     said: list[str] = []
     assert sources.keep({"a.bin": b"1", "b.bin": b"2"}, tmp_path, said.append)
@@ -316,4 +347,4 @@ def test_a_kept_form_that_was_half_replaced_has_no_sums(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(sources, "write_atomically", full)
     assert not sources.keep({"a.bin": b"3", "b.bin": b"4"}, tmp_path, said.append) and len(said) == 1
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.bin", "b.bin"]
+    assert not list(tmp_path.iterdir())
