@@ -95,6 +95,12 @@ def test_class_names_from_a_file(folder, tmp_path, capsys):
     command = [str(path / "0.png"), "--checkpoint", str(path / "run.safetensors"), "--classes", str(names)]
     assert main(command) == 0
     assert lines(capsys)[1].endswith(f"thing {probabilities[0].argmax()}")
+    names.write_bytes(b"\xef\xbb\xbf" + "".join(f"ding {k}\n" for k in "äbcdefghij").encode())  # with a byte order mark
+    assert main([*command, "--top", "10"]) == 0
+    assert {line.split()[-1] for line in lines(capsys)[1:]} == set("äbcdefghij")
+    names.write_bytes("ä\n".encode("latin-1"))
+    assert main(command) == 2
+    assert f"{names} is no text in UTF-8" in capsys.readouterr().err
     names.write_text("one\ntwo\n")
     assert main(command) == 2
     assert "has 2 lines, the network has 10 classes" in capsys.readouterr().err

@@ -102,6 +102,8 @@ def in_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit grey
         grey = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255).astype(np.uint8)
         return Image.fromarray(grey).convert("RGB")
+    if image.mode == "F":  # of TIFF; nothing says whether white is 1, 255 or 65,535
+        raise ValueError("its pixels are floating-point numbers, of which nothing says what white is: save it as PNG")
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")

@@ -90,7 +90,10 @@ def load_predictor(path: Path, name: str | None, classes_file: Path | None, devi
         if not classes_file.is_file():
             what = f"{classes_file} is a folder" if classes_file.is_dir() else f"there is no file {classes_file}"
             raise UsageError(what)
-        classes = classes_file.read_text().splitlines()
+        try:
+            classes = classes_file.read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise UsageError(f"{classes_file} is no text in UTF-8: {error}") from None
         if len(classes) != len(head):
             raise UsageError(f"{classes_file} has {len(classes)} lines, the network has {len(head)} classes")
     elif len(state.get("classes", ())) == len(head):

@@ -63,17 +63,20 @@ def draw_curves(series: Sequence[tuple[str, Sequence[Sequence[dict]]]], path: Pa
                 low, high = ([mean + sign * error for mean, error in values] for sign in (-1, 1))
                 axes.fill_between(epochs, low, high, color=colour, alpha=0.2, linewidth=0)
         finals.append((epochs[-1], ends))
+    # One epoch stands in the middle of an axis of its own.
+    left, right, gap = (1 - 0.04 * last, last, 0.01 * last) if last > 1 else (0.5, 1.5, 0.01)
     floor = 0.0 if lowest < 0.4 * highest else lowest - 0.2 * (highest - lowest)  # curves far from 0 get the height
     places = spread([ends["test_error"][0] for _, ends in finals], 0.1 * (highest - floor))
     lift = max(0.0, floor + 0.05 * (highest - floor) - min(places))  # no label below the axis
     for (name, _), (epoch, ends), y, (colour, _) in zip(series, finals, places, STYLES, strict=False):
         text = f"{shortened(name, 40)}\ntest {in_words(ends['test_error'])} %, train {in_words(ends['train_error'])} %"
-        axes.text(1.04 * last, y + lift, text, color=colour, va="center", fontsize=9)
-        axes.plot((epoch, 1.03 * last), (ends["test_error"][0], y + lift), color=colour, linewidth=0.6, clip_on=False)
+        axes.text(right + 4 * gap, y + lift, text, color=colour, va="center", fontsize=9)
+        xs, ys = (epoch, right + 3 * gap), (ends["test_error"][0], y + lift)
+        axes.plot(xs, ys, color=colour, linewidth=0.6, clip_on=False)
     axes.plot([], [], color="black", linewidth=1.8, label="test")
     axes.plot([], [], color="black", linewidth=1.0, linestyle=(0, (4, 2)), label="training (augmented images)")
     axes.legend(frameon=False, loc="upper right")
-    axes.set(xlabel="epoch", ylabel="error (%)", xlim=(1 - 0.04 * last, last), ylim=(floor, None))
+    axes.set(xlabel="epoch", ylabel="error (%)", xlim=(left, right), ylim=(floor, None))
     entitle(figure, title)
     axes.xaxis.set_major_locator(MultipleLocator(1) if last <= 16 else MaxNLocator(integer=True))
     axes.grid(axis="y", color="0.9")

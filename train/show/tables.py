@@ -21,7 +21,8 @@ def write_table(
     path: Path, title: str, command: str, header: Sequence[str], rows: Sequence[Sequence[str]], note: str = ""
 ) -> None:
     """Write a Markdown table, numbers flush right, under its title and the command that makes it again."""
-    lines = ["| " + " | ".join(row) + " |" for row in (header, ["---", *["---:"] * (len(header) - 1)], *rows)]
+    whole = (header, ["---", *["---:"] * (len(header) - 1)], *rows)
+    lines = ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in whole]
     text = f"# {title}\n\n```\n{command}\n```\n\n" + "\n".join(lines) + "\n" + (f"\n{note}\n" if note else "")
     write_atomically(path, text.encode())
 

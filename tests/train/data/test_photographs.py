@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from train.data import DataError, cache, folders, load, read_image
-from train.data.images import MARGIN, TURNS, centre_crop, photograph
+from train.data.images import MARGIN, TURNS, centre_crop, open_image, photograph
 
 EXIF_SUFFIXES = ("jpg", "png", "webp", "tif")
 UNDO = {  # what a camera does to the picture before it stores it with this orientation
@@ -79,6 +79,8 @@ def test_large_photographs_are_decoded_smaller_and_look_the_same(tmp_path: Path)
     assert abs(photograph(tmp_path / "x.jpg", (32, 32), MARGIN) - expected).mean() < 2
     with pytest.raises(DataError, match=r"would unpack to .* 1,048,576 are accepted; --image-size scales larger ones"):
         read_image(tmp_path / "x.jpg")
+    with open_image(tmp_path / "x.jpg", 32) as image:
+        assert image.size == (240, 160)  # an eighth, the smallest that a JPEG decoder makes by itself
 
 
 @pytest.mark.parametrize("kind", ["webp", "bmp", "gif", "tiff", "mpo", "png"])
@@ -87,6 +89,13 @@ def test_every_format_is_read_and_of_several_frames_the_first(kind: str, tmp_pat
     options: dict = {} if kind == "bmp" else {"save_all": True, "append_images": frames[1:]}
     frames[0].save(path, kind, **options)
     assert abs(read_image(path).astype(float) - np.asarray(scene())).mean() < 4
+
+
+def test_floating_point_pixels_are_refused(tmp_path: Path) -> None:
+    """A ramp from 0 to 1 would become black."""
+    Image.fromarray(np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)).save(tmp_path / "x.tiff")
+    with pytest.raises(DataError, match=r"x\.tiff is no readable image .its pixels are floating-point numbers"):
+        read_image(tmp_path / "x.tiff")
 
 
 def test_only_these_formats_are_opened_whatever_a_file_is_called(tmp_path: Path) -> None:

@@ -110,11 +110,13 @@ def test_a_signal_ends_the_other_commands_with_a_sentence_too(tmp_path, command,
 def test_a_signal_ends_a_download_which_later_goes_on(tmp_path):
     """The server promises the archive, sends a part of it and then nothing more."""
     name, size = data.CIFAR10.remote.name, data.CIFAR10.remote.size
-    part = tmp_path / f"{name}.part"
+    root, home = tmp_path / "root", str(tmp_path / "home")  # where nobody keeps CIFAR-10
+    part = root / f"{name}.part"
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(60)
         mirror = f"http://127.0.0.1:{server.getsockname()[1]}"
-        process = tiny.start("--data", "cifar10", "--data-root", tmp_path, "--data-mirror", mirror)
+        homes = dict.fromkeys(("HOME", "TORCH_HOME", "KERAS_HOME", "XDG_CACHE_HOME"), home)
+        process = tiny.start("--data", "cifar10", "--data-root", root, "--data-mirror", mirror, env=homes)
         with server.accept()[0] as connection:
             connection.recv(4096)
             connection.sendall(f"HTTP/1.1 200 OK\r\nContent-Length: {size}\r\n\r\n".encode() + bytes(100_000))
@@ -123,7 +125,7 @@ def test_a_signal_ends_a_download_which_later_goes_on(tmp_path):
             _, error = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
     assert error.splitlines() == [f"{name} from {mirror[7:]}", "python -m train.cifar: stopped by SIGTERM"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".cifar10.lock", part.name]
+    assert sorted(path.name for path in root.iterdir()) == [".cifar10.lock", part.name]
     assert 50_000 < part.stat().st_size <= 100_000
 
 

@@ -109,6 +109,17 @@ def test_curves_overlay_runs(tmp_path, monkeypatch):
     assert {"epoch", "error (%)"} <= set(seen[0])
 
 
+def test_a_run_of_one_epoch_stands_in_the_middle(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, "save", lambda figure, path: drawn.append(figure))
+    write_run(tmp_path / "a|b", [60.0])
+    assert main(["curves", str(tmp_path / "a|b"), "--figure", str(tmp_path / "curves.png")]) == 0
+    (axes,) = drawn[0].axes
+    drawn[0].draw_without_rendering()  # which warned that there was no room for the axes
+    assert axes.get_xlim() == (0.5, 1.5) and axes.get_window_extent().width > 300
+    assert r"| a\|b | 1 | 1 |" in (tmp_path / "curves.md").read_text()
+
+
 def test_runs_of_one_name_are_one_curve_with_a_band(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(figures, "save", lambda figure, path: drawn.append(figure))
