@@ -363,7 +363,8 @@ def test_the_same_command_with_resume_goes_on_with_what_quick_adapted(tmp_path, 
 
 def test_damaged_data_is_a_failure(tmp_path, capsys):
     (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "data_batch_1.bin").write_bytes(b"short")
+    for k in (1, 2):
+        (tmp_path / "data" / f"data_batch_{k}.bin").write_bytes(b"short")
     assert tiny.train(tmp_path / "out", "--data", str(tmp_path / "data")) == cifar.FAILED
     assert "data_batch_1.bin has 5 bytes" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

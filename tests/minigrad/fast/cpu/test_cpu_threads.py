@@ -97,6 +97,7 @@ def test_the_calling_thread_takes_the_parts_of_threads_that_do_not_start(monkeyp
 def test_ctrl_c_waits_for_the_other_threads():
     """The second and the third too: the others write to arrays that the caller may throw away."""
     own, main, finished = ThreadPool(2), threading.get_ident(), []
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets commands behind & ignore it
 
     def work(part):
         if part == 1:
@@ -105,10 +106,13 @@ def test_ctrl_c_waits_for_the_other_threads():
                 time.sleep(0.02)
             finished.append(part)
 
-    for _ in range(2):
-        with pytest.raises(KeyboardInterrupt):
-            own.run(work, [0, 1])
-        assert finished.pop() == 1
+    try:
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                own.run(work, [0, 1])
+            assert finished.pop() == 1
+    finally:
+        signal.signal(signal.SIGINT, before)
     own.stop()
 
 
