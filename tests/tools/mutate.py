@@ -62,7 +62,6 @@ EQUIVALENT = {
     "dy = dy": CAST,
     "return (dx, dweight, dbias)": CAST,
     "for i, (parent, dx) in enumerate(zip(self.parents, dxs, strict=True)):": "for mypy: a freed node is never asked",
-    "one = a.dtype.type(2)": "the exponent where the factor p is 0",
     "return (matmul(dy, self.b.swapaxes(-2, -1)) if self.needs[0] else None, "
     "matmul(self.a.swapaxes(-1, -2), dy) if self.needs[1] else None)": "the same two axes",
     "return (matmul(dy, self.b.swapaxes(-1, -2)) if self.needs[0] else None, "
