@@ -43,15 +43,21 @@ TURNS = {
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Inside, Pillow neither warns nor logs: errors say what matters. For all threads, so enter it in one."""
+    """Inside, Pillow neither warns nor logs: errors say what matters. For all threads, so enter it in one.
+
+    Nor does it refuse large images when it has read no more than their size: `open_image` does, after a JPEG file's has
+    become an eighth.
+    """
     log = logging.getLogger("PIL")
-    before = log.level
+    before, limit = log.level, Image.MAX_IMAGE_PIXELS
     log.setLevel(logging.CRITICAL + 1)
+    Image.MAX_IMAGE_PIXELS = None
     try:
         with warnings.catch_warnings(action="ignore"):
             yield
     finally:
         log.setLevel(before)
+        Image.MAX_IMAGE_PIXELS = limit
 
 
 def open_image(path: Path, side: int | None = None) -> Image.Image:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from train.data import DataError, cache, folders, load, read_image
-from train.data.images import MARGIN, TURNS, centre_crop, open_image, photograph
+from train.data.images import MARGIN, TURNS, centre_crop, open_image, photograph, quiet
 
 EXIF_SUFFIXES = ("jpg", "png", "webp", "tif")
 UNDO = {  # what a camera does to the picture before it stores it with this orientation
@@ -89,6 +89,15 @@ def test_every_format_is_read_and_of_several_frames_the_first(kind: str, tmp_pat
     options: dict = {} if kind == "bmp" else {"save_all": True, "append_images": frames[1:]}
     frames[0].save(path, kind, **options)
     assert abs(read_image(path).astype(float) - np.asarray(scene())).mean() < 4
+
+
+def test_a_telephones_largest_photographs_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """200 megapixels are more than twice Pillow's limit, but an eighth of each side is decoded; 2.4 stand for them."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000_000)
+    store(tmp_path / "x.jpg", scene(1920, 1280), 1)
+    with quiet():
+        assert photograph(tmp_path / "x.jpg", (32, 32), MARGIN).shape == (32, 32, 3)
+    assert Image.MAX_IMAGE_PIXELS == 1_000_000
 
 
 def test_floating_point_pixels_are_refused(tmp_path: Path) -> None:

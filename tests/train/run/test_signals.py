@@ -116,7 +116,7 @@ def test_a_signal_ends_a_download_which_later_goes_on(tmp_path):
         server.settimeout(60)
         mirror = f"http://127.0.0.1:{server.getsockname()[1]}"
         homes = dict.fromkeys(("HOME", "TORCH_HOME", "KERAS_HOME", "XDG_CACHE_HOME"), home)
-        process = tiny.start("--data", "cifar10", "--data-root", root, "--data-mirror", mirror, env=homes)
+        process = tiny.start("--data", "cifar10", "--data-root", root, "--data-mirror", mirror, env=homes, cwd=tmp_path)
         with server.accept()[0] as connection:
             connection.recv(4096)
             connection.sendall(f"HTTP/1.1 200 OK\r\nContent-Length: {size}\r\n\r\n".encode() + bytes(100_000))
