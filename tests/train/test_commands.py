@@ -1,5 +1,10 @@
 """Every command refuses in one line, whatever the names in it hold (train/options.py)."""
 
+import os
+import signal
+import subprocess
+import sys
+
 import pytest
 
 from minigrad import check, explore
@@ -62,3 +67,15 @@ def test_a_number_that_no_machine_holds_is_refused(capsys):
     for option in ("--epochs", "--batch-size", "--limit-train", "--limit-test", "--cutout"):
         assert cifar.main(["--data", "shapes", option, huge]) == 2
     assert capsys.readouterr().err.count("below 2^31") == 7
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGPIPE"), reason="needs SIGPIPE")
+@pytest.mark.parametrize("command", ["memory --model resnext11_1x4d", f"scaling --model resnext11_1x4d {SCALING}"])
+def test_a_reader_that_has_seen_enough_is_no_error(command):
+    name, *words = command.split()
+    reader, writer = os.pipe()
+    os.close(reader)  # as `| head` does
+    line = [sys.executable, "-m", f"train.{name}", *words]
+    done = subprocess.run(line, stdout=writer, stderr=subprocess.PIPE, timeout=60)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (-signal.SIGPIPE, b"")

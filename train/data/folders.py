@@ -114,8 +114,9 @@ def find_splits(folder: Path, validate: float | None, seed: int, passed: Counter
     train_folder, test_folder = find_split(folder, TRAIN_FOLDERS), find_split(folder, TEST_FOLDERS)
     if test_folder and validate and train_folder:
         raise DataError(f"{test_folder} is there: --validate is for folders without one")
-    if test_folder and not train_folder:
-        raise DataError(f"{folder} has {test_folder.name}/ but no train/ beside it")
+    tests = sorted(f.name for f in folder.iterdir() if f.name.lower() in TEST_FOLDERS and f.is_dir())
+    if tests and not train_folder:  # else a network would be trained to tell "test" from "train", or from the classes
+        raise DataError(f"{folder} has {tests[0]}/ but no train/ with class folders beside it")
     if not test_folder and not validate:
         there = f"has {train_folder.name}/ but no" if train_folder else "has class folders but neither train/ nor"
         raise DataError(
@@ -129,8 +130,8 @@ def find_splits(folder: Path, validate: float | None, seed: int, passed: Counter
     if list(train) != list(test):
         odd = sorted(set(train) ^ set(test))
         raise DataError(
-            f"{folder}: train/ has {len(train)} classes and {test_folder.name}/ has {len(test)}, "
-            f"and {odd[0]!r} is only in one of them"
+            f"{folder}: {(train_folder or folder).name}/ has {len(train)} classes and {test_folder.name}/ has "
+            f"{len(test)}, and {odd[0]!r} is only in one of them"
         )
     return train, test
 

@@ -34,8 +34,12 @@ def test_the_two_sets_are_found_in_any_case(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=f"{test} is there: --validate is for folders without one"):
             load(str(root), tmp_path, validate=0.5, image_size=16)
     write_images(tmp_path / "other", "pictures", "Test")
-    with pytest.raises(DataError, match="has Test/ but no train/ beside it"):
-        load(str(tmp_path / "other"), tmp_path, validate=0.5, image_size=16)
+    for name in ("train", "Test"):  # images without class folders
+        (tmp_path / "flat" / name).mkdir(parents=True)
+        (tmp_path / "flat" / name / "1.png").hardlink_to(tmp_path / "other" / "Test" / "dog" / "y.png")
+    for root in (tmp_path / "other", tmp_path / "flat"):
+        with pytest.raises(DataError, match="has Test/ but no train/ with class folders beside it"):
+            load(str(root), tmp_path, validate=0.5, image_size=16)
 
 
 def test_a_test_set_without_classes_is_none(tmp_path: Path) -> None:

@@ -276,6 +276,11 @@ def test_threads_survive_a_fork():
         "if pid: raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))\n"
         "os._exit(0)\n"
     )
+    run_alone(code)
+
+
+def run_alone(code):
+    """Run a program with the engine room in a process of its own, which must end well."""
     environment = {**os.environ, "MINIGRAD_FAST": "1"}
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=60, env=environment)
 
@@ -298,5 +303,4 @@ def test_a_child_forked_in_the_middle_of_a_section_of_another_thread_has_the_set
         "end.set(); other.join()\n"
         "raise SystemExit(code or settings() != before)\n"
     )
-    environment = {**os.environ, "MINIGRAD_FAST": "1"}
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=60, env=environment)
+    run_alone(code)
