@@ -182,11 +182,11 @@ class Function:
     def check_unchanged(self) -> None:
         """Raise ValueError where an array that the node keeps for its backward pass was changed in place since."""
         changed = [memory.array for memory, before in self.versions if memory.changes != before]
-        if not changed:
-            return
-        kept = list(vars(self).values())
-        for v in kept:  # grows on the way by what lists, tuples and dicts hold
-            kept.extend(v.values() if isinstance(v, dict) else v if isinstance(v, tuple | list) else ())
+        kept, met = list(vars(self).values()) if changed else [], set[int]()
+        for v in kept:  # grows on the way by what lists, tuples and dicts hold, once each: a list may hold itself
+            inside = v.values() if isinstance(v, dict) else v if isinstance(v, tuple | list) else ()
+            kept += [w for w in inside if id(w) not in met]
+            met.update(map(id, inside))
         if any(is_array(v) and share_memory(v, array) for v in kept for array in changed):
             raise ValueError(
                 f"{book_of(type(self)).__name__} needs an array for its backward pass that was changed in place after "

@@ -92,6 +92,26 @@ def test_an_operation_may_keep_its_arrays_in_lists_and_dicts(kept):
     assert_array_equal(x.grad, [6.0, 8.0])
 
 
+@pytest.mark.parametrize("through", ["a list", "a dict"])
+def test_what_an_operation_keeps_may_hold_itself(through):
+    """The search for changed arrays ends there, too."""
+
+    class Square(Function):
+        def forward(self, x):
+            self.cycle = [x] if through == "a list" else {"x": x}
+            self.cycle.append([self.cycle]) if through == "a list" else self.cycle.update(again=[self.cycle])
+            return x * x
+
+        def backward(self, dy):
+            return 2 * dy
+
+    x, other = leaf(3.0, 4.0), leaf(5.0, 6.0)
+    y = (Square.apply(x) + Square.apply(other)).sum()
+    x.data *= 10
+    with pytest.raises(ValueError, match=f"Square {CHANGED}"):
+        y.backward()
+
+
 def test_what_no_backward_pass_needs_may_change():
     w, b = parameter(), parameter()
     y = (w + b) - 3.0

@@ -7,6 +7,7 @@ changed, added or removed makes another name, and the folder may be deleted at a
 
 import hashlib
 import os
+import time
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -116,6 +117,11 @@ def checksum(*arrays: np.ndarray) -> str:
     return str(crc)
 
 
+def left_behind(folder: Path) -> list[Path]:
+    """What decoders that were killed had begun to write: parts that nobody has written to for an hour."""
+    return [part for part in folder.glob("*.part") if part.stat().st_mtime < time.time() - 3600]
+
+
 def keep(path: Path, found: Decoded, progress: bool) -> None:
     """Write what was decoded, whole or not at all; the oldest files make room. A full disk is no reason to stop."""
     part = path.with_suffix(f".{os.getpid()}.part")
@@ -124,8 +130,8 @@ def keep(path: Path, found: Decoded, progress: bool) -> None:
         save_file({"images": found[0], "aspects": found[1]}, part, metadata={"crc32": checksum(*found)})
         os.replace(part, path)
         newest = sorted(path.parent.glob("*.safetensors"), key=lambda p: p.stat().st_mtime_ns, reverse=True)
-        for old in newest[KEPT:]:
-            old.unlink()
+        for old in (*newest[KEPT:], *left_behind(path.parent)):
+            old.unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
         (note if progress else silent)(f"the decoded images are not kept in {path.parent}: {error}")
     finally:

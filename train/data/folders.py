@@ -83,14 +83,15 @@ def holds_classes(folder: Path) -> bool:
         return False
 
 
-def find_split(folder: Path, names: tuple[str, ...]) -> Path | None:
-    """The first folder of these names, in upper or lower case, that has folders in it: else it is a class, or no split.
+def find_split(folder: Path, names: tuple[str, ...], least: int = 1) -> Path | None:
+    """The first folder of these names, in upper or lower case, with at least `least` folders in it.
 
-    (`train` is also a class, and an unlabelled `test` holds images without classes.)
+    Any other is a class, or no split: `train` is also a thing that can be photographed, and an unlabelled `test` holds
+    images without classes, or a single folder of them.
     """
     found = {f.name.lower(): f for f in sorted(folder.iterdir(), reverse=True) if f.is_dir()}
     splits = (found[name] for name in names if name in found)
-    return next((s for s in splits if any(f.is_dir() and not is_junk(f.name) for f in s.iterdir())), None)
+    return next((s for s in splits if sum(f.is_dir() and not is_junk(f.name) for f in s.iterdir()) >= least), None)
 
 
 def split_off(classes: Classes, share: float, seed: int) -> tuple[Classes, Classes]:
@@ -111,7 +112,7 @@ def split_off(classes: Classes, share: float, seed: int) -> tuple[Classes, Class
 
 def find_splits(folder: Path, validate: float | None, seed: int, passed: Counter[str]) -> tuple[Classes, Classes]:
     """The files of the training and of the test set, by class. Raises DataError where the classes differ."""
-    train_folder, test_folder = find_split(folder, TRAIN_FOLDERS), find_split(folder, TEST_FOLDERS)
+    train_folder, test_folder = find_split(folder, TRAIN_FOLDERS), find_split(folder, TEST_FOLDERS, least=2)
     if test_folder and validate and train_folder:
         raise DataError(f"{test_folder} is there: --validate is for folders without one")
     tests = sorted(f.name for f in folder.iterdir() if f.name.lower() in TEST_FOLDERS and f.is_dir())
@@ -120,8 +121,8 @@ def find_splits(folder: Path, validate: float | None, seed: int, passed: Counter
     if not test_folder and not validate:
         there = f"has {train_folder.name}/ but no" if train_folder else "has class folders but neither train/ nor"
         raise DataError(
-            f"{folder} {there} test/, val/, valid/ or validation/ with class folders beside it; --validate 0.2 keeps "
-            "a fifth of the images back for testing"
+            f"{folder} {there} test/, val/, valid/ or validation/ with two class folders or more beside it; "
+            "--validate 0.2 keeps a fifth of the images back for testing"
         )
     train = class_folders(train_folder or folder, passed)
     if not test_folder:

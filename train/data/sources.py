@@ -79,15 +79,17 @@ def has_official_bytes(folder: Path, format: BinaryFormat) -> bool:
 def keep(contents: Contents, folder: Path, say: Callable[[str], None]) -> bool:
     """Write the binary files, then their SHA-256; return whether there was room for them.
 
-    What ends it, a full disk or Ctrl-C, leaves none of them, so that the next start reads the archive again.
+    What ends it, a full disk or Ctrl-C, leaves none that it wrote, so that the next start reads the archive again. A
+    file that was there already, and has the right bytes, is the user's and stays.
     """
     begun: list[Path] = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / SUMS).unlink(missing_ok=True)
         for name, content in contents.items():
-            begun.append(folder / name)
-            write_atomically(folder / name, content)
+            if not holds(folder / name, content):
+                begun.append(folder / name)
+                write_atomically(folder / name, content)
         lines = (f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in contents.items())
         write_atomically(folder / SUMS, "".join(lines).encode())
         return True
@@ -97,6 +99,14 @@ def keep(contents: Contents, folder: Path, say: Callable[[str], None]) -> bool:
         if not isinstance(error, OSError):
             raise
         say(f"the images are not kept in {folder}, and will be unpacked again next time: {error.strerror or error}")
+        return False
+
+
+def holds(path: Path, content: bytes) -> bool:
+    """Whether a file is there and has exactly these bytes."""
+    try:
+        return path.read_bytes() == content
+    except OSError:
         return False
 
 
@@ -163,8 +173,10 @@ def by_name(
     return found
 
 
-def here(format: BinaryFormat, root: Path, progress: bool, say: Callable[[str], None]) -> tuple[Contents, Path] | None:
-    """What lies in the data folder itself, in any form; an archive is unpacked for the next time."""
+def here(
+    format: BinaryFormat, root: Path, progress: bool, say: Callable[[str], None], for_next_time: bool = True
+) -> tuple[Contents, Path] | None:
+    """What lies in a folder itself, in any form; what an archive holds is kept there `for_next_time`."""
     place, packed = find_folder(root, format), find_archive(root, format)
     if place and (packed is None or all((place / name).is_file() for name in format.file_bytes)):
         contents = read_folder(place, format)
@@ -173,7 +185,8 @@ def here(format: BinaryFormat, root: Path, progress: bool, say: Callable[[str], 
     if packed:  # also where some of its files were unpacked, and the process was killed
         verify(packed[0], packed[1].remote)
         contents = unpack(packed[0], format, packed[1], progress)
-        keep(contents, root / format.folder, say)
+        if for_next_time:
+            keep(contents, root / format.folder, say)
         return contents, packed[0]
     python = find_python(root, format)
     if python:
@@ -189,20 +202,18 @@ def read_python(folder: Path, format: BinaryFormat, say: Callable[[str], None]) 
 
 
 def by_path(path: Path, progress: bool, say: Callable[[str], None]) -> tuple[Contents, Path, BinaryFormat] | None:
-    """The same for a path: a folder with official files, or an official archive; None for anything else."""
+    """The same for a path: an official archive, or a folder with official files or archives; None for anything else.
+
+    Nothing is written there: it is the user's folder.
+    """
     for format in FORMATS:
         for archive in format.archives:
             if path.is_file() and (path.name == archive.remote.name or path.stat().st_size == archive.remote.size):
                 verify(path, archive.remote)
                 return unpack(path, format, archive, progress), path, format
-        place = find_folder(path, format)
-        if place:
-            contents = read_folder(place, format)
-            check_sums(contents, place)
-            return contents, place, format
-        python = find_python(path, format)
-        if python:
-            return read_python(python, format, say), python, format
+        found = here(format, path, progress, say, for_next_time=False)
+        if found:
+            return *found, format
     return None
 
 

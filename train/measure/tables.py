@@ -16,14 +16,14 @@ def speed_table(result: dict[str, Any]) -> str:
         f"{result['model']}, batch {result['batch_size']}, images of {result['image_size']} pixels, {result['dtype']}",
         f"{result['hardware']}; {versions}",
         "",
-        f"{'images/s, median (lowest to highest)':42}{'training':>26}{'forward':>26}{'peak memory':>14}",
     ]
     versus = result.get("versus", {})
-    rows = {MINIGRAD: result} | {mode: row for mode, row in versus.items() if isinstance(row, dict)}
-    for mode, row in rows.items():
-        cells = [in_range(row["train_rounds"]), in_range(row["forward_rounds"])]
-        memory = f"{row['peak_memory_bytes'] / 2**20:,.0f} MiB"
-        lines.append(f"{mode:42}{cells[0]:>26}{cells[1]:>26}{memory:>14}")
+    rows: list[tuple[str, ...]] = [("images/s, median (lowest to highest)", "training", "forward", "peak memory")]
+    for mode, row in {MINIGRAD: result, **versus}.items():
+        if isinstance(row, dict):
+            memory = f"{row['peak_memory_bytes'] / 2**20:,.0f} MiB"
+            rows.append((mode, in_range(row["train_rounds"]), in_range(row["forward_rounds"]), memory))
+    lines += aligned(rows)
     if result.get("kept_heap"):
         lines.append("PyTorch's processes kept freed memory, as minigrad's do by themselves (--keep-heap)")
     for name, what in (("ratio", "training"), ("forward_ratio", "forward")):
@@ -31,13 +31,18 @@ def speed_table(result: dict[str, Any]) -> str:
             low, high = versus[f"{name}_spread"]
             against = versus[f"{name}_against"]
             lines.append(f"{what}: {versus[name]:.2f} times {against} ({low:.2f} to {high:.2f} in the rounds)")
-    width = max(38, *map(len, result["layers"]))
-    lines += ["", f"{'one training step by kind of layer':{width}}{'ms':>10}{'share':>8}"]
+    rows = [("one training step by kind of layer", "ms", "share")]
     total = sum(result["layers"].values())
     for kind, seconds in sorted(result["layers"].items(), key=lambda item: -item[1]):
         if seconds >= total / 200:
-            lines.append(f"{kind:{width}}{seconds * 1e3:10.1f}{seconds / total:8.1%}")
-    return "\n".join(lines)
+            rows.append((kind, f"{seconds * 1e3:.1f}", f"{seconds / total:.1%}"))
+    return "\n".join([*lines, "", *aligned(rows)])
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of cells as lines: the first column flush left, the others flush right, three spaces between them."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["   ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
 
 
 def in_range(values: Sequence[float]) -> str:
@@ -47,9 +52,8 @@ def in_range(values: Sequence[float]) -> str:
 
 def sweep_table(result: dict[str, Any]) -> str:
     """A line for each size."""
-    lines = [f"{result['model']}, {result['hardware']}; images/s, median (lowest to highest)"]
-    lines.append(f"{'batch':>6}{'image':>7}{'training':>26}{'forward':>26}")
+    rows = [("batch", "image", "training", "forward")]
     for row in result["sweep"]:
-        cells = f"{in_range(row['train_rounds']):>26}{in_range(row['forward_rounds']):>26}"
-        lines.append(f"{row['batch_size']:6}{row['image_size']:7}{cells}")
-    return "\n".join(lines)
+        sizes = (f"{row['batch_size']}", f"{row['image_size']}")
+        rows.append((*sizes, in_range(row["train_rounds"]), in_range(row["forward_rounds"])))
+    return "\n".join([f"{result['model']}, {result['hardware']}; images/s, median (lowest to highest)", *aligned(rows)])

@@ -1,6 +1,7 @@
 """Class folders: what is read, what is refused, and that each refusal names the file and the numbers."""
 
 import os
+import shutil
 import struct
 import zlib
 from collections.abc import Callable
@@ -47,7 +48,20 @@ def test_a_test_set_without_classes_is_none(tmp_path: Path) -> None:
     write_images(tmp_path, test="elsewhere")
     (tmp_path / "test").mkdir()
     (tmp_path / "elsewhere" / "cat" / "x.png").rename(tmp_path / "test" / "1.png")
-    with pytest.raises(DataError, match=r"has train/ but no test/, .* with class folders beside it; --validate 0.2"):
+    with pytest.raises(
+        DataError, match=r"has train/ but no test/, .* with two class folders or more beside it; --validate 0.2"
+    ):
+        load(str(tmp_path), tmp_path)
+    train_set, test_set = load(str(tmp_path), tmp_path, validate=0.5, image_size=16)
+    assert train_set.classes == ["cat", "dog"] and len(train_set) + len(test_set) == 5
+
+
+def test_a_single_folder_of_test_images_is_no_test_set(tmp_path: Path) -> None:
+    """Other competitions put the unlabelled images into one folder: test/unknown/0001.jpg."""
+    write_images(tmp_path, test="test")
+    shutil.rmtree(tmp_path / "test" / "dog")
+    (tmp_path / "test" / "cat").rename(tmp_path / "test" / "unknown")
+    with pytest.raises(DataError, match=r"no test/, .* with two class folders or more beside it; --validate 0.2"):
         load(str(tmp_path), tmp_path)
     train_set, test_set = load(str(tmp_path), tmp_path, validate=0.5, image_size=16)
     assert train_set.classes == ["cat", "dog"] and len(train_set) + len(test_set) == 5
@@ -150,7 +164,7 @@ FOLDER_FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         spoil("test/dog", lambda p: p.rename(p.with_name("owl"))),
         "has 2, and 'dog' is only in one of them",
     ),
-    "one class": (spoil("test/dog", remove_folder), "test needs at least two class folders with images, found 1"),
+    "one class": (spoil("test/dog", remove_folder), "no test/, .* with two class folders or more beside it"),
     "no test": (
         spoil("test", lambda p: p.rename(p.with_name("tests"))),
         "has train/ but no test/, val/, .* beside it; --validate 0.2 keeps a fifth",

@@ -2,6 +2,7 @@
 
 import io
 import os
+import time
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -274,6 +275,18 @@ def test_old_results_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     for size in (8, 9, 10, 11):
         load(str(tmp_path / "p"), tmp_path / "root", image_size=size, validate=0.5, progress=False)
     assert len(list((tmp_path / "root" / "decoded").rglob("*.safetensors"))) == 3
+
+
+def test_what_killed_decoders_left_behind_makes_room_too(tmp_path: Path) -> None:
+    fill(tmp_path / "p", {"a": 2, "b": 2})
+    load(str(tmp_path / "p"), tmp_path / "root", image_size=8, validate=0.5, progress=False)
+    folder = next((tmp_path / "root" / "decoded").rglob("*.safetensors")).parent
+    for name, hours in (("old", 2), ("another.decoder.writes.now", 0)):
+        (folder / f"{name}.part").write_bytes(b"half")
+        then = time.time() - 3600 * hours
+        os.utime(folder / f"{name}.part", (then, then))
+    load(str(tmp_path / "p"), tmp_path / "root", image_size=9, validate=0.5, progress=False)
+    assert [path.name for path in folder.glob("*.part")] == ["another.decoder.writes.now.part"]
 
 
 def test_a_folder_that_cannot_be_written_is_no_reason_to_stop(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

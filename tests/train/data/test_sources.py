@@ -204,6 +204,20 @@ def test_a_path_may_be_what_torchvision_keeps(tiny: tuple, tmp_path: Path, which
     assert not (tmp_path / "root").exists()
 
 
+@pytest.mark.parametrize("some", [False, True], ids=["alone", "beside some of its files"])
+def test_a_folder_with_an_archive_is_read_and_nothing_is_written_there(tiny: tuple, tmp_path: Path, some: bool) -> None:
+    """Somebody downloaded it, and began to unpack it."""
+    folder = tmp_path / "downloads"
+    folder.mkdir()
+    if some:
+        write_files(folder / "cifar-10-batches-bin", tiny[0])
+        (folder / "cifar-10-batches-bin" / "test_batch.bin").unlink()
+    (folder / "cifar-10-binary.tar.gz").write_bytes(packed(TINY10)[1]["cifar-10-binary.tar.gz"])
+    before = sorted(folder.rglob("*"))
+    check(load(str(folder), tmp_path / "root"), tiny[0])
+    assert sorted(folder.rglob("*")) == before and not (tmp_path / "root").exists()
+
+
 PLACES = (
     "data/{}", "HOME/data/{}", "TORCH_HOME/{}", "TORCH_HOME/datasets/{}",
     "KERAS_HOME/datasets/{}", "KERAS_HOME/datasets/{}-target/{}",
@@ -348,3 +362,19 @@ def test_a_kept_form_that_was_half_replaced_leaves_nothing(tmp_path: Path, monke
     monkeypatch.setattr(sources, "write_atomically", full)
     assert not sources.keep({"a.bin": b"3", "b.bin": b"4"}, tmp_path, said.append) and len(said) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_of_the_users_own_stays_where_the_others_find_no_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.bin").write_bytes(b"1")
+    write = sources.write_atomically
+
+    def full(path: Path, content: bytes) -> None:
+        if path.name == "c.bin":
+            raise OSError(28, "No space left on device")
+        write(path, content)
+
+    monkeypatch.setattr(sources, "write_atomically", full)
+    assert not sources.keep({"a.bin": b"1", "b.bin": b"2", "c.bin": b"3"}, tmp_path, print)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.bin"]

@@ -13,6 +13,7 @@ import pytest
 
 from train import bench, options
 from train.measure import environment, rounds, workers
+from train.measure.tables import speed_table
 
 SMALL = ["--model", "resnext11_4x4d_w16", "--batch-size", "2", "--rounds", "2", "--threads", "1"]
 
@@ -34,6 +35,20 @@ def test_the_figures_of_a_network(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert printed.startswith("resnext11_4x4d_w16, batch 2, images of 16 pixels, float32\n")
     assert "one training step by kind of layer" in printed
+
+
+def test_columns_stand_apart_whatever_they_hold():
+    """A fast network fills its cells, and the name of a mode may be long."""
+    rounds = {"train_rounds": [1234.56, 12345.67], "forward_rounds": [123456.78, 234567.89], "peak_memory_bytes": 1}
+    graphs = "torch compile, CUDA graphs, channels_last bfloat16"
+    result = {"model": "m", "batch_size": 1, "image_size": 1, "dtype": "d", "hardware": "h", "versions": {}, **rounds}
+    printed = speed_table(result | {"layers": {"a": 1.0}, "versus": {graphs: rounds}}).splitlines()
+    head, here, there = printed[3:6]
+    for line in (here, there):
+        for cell in ("6790.12 (1234.56 to 12345.67)", "179012.34 (123456.78 to 234567.89)", "0 MiB"):
+            assert f"   {cell}" in line
+    assert there.startswith(f"{graphs}   ") and here.startswith("minigrad   ")
+    assert [line.index(")") for line in (here, there)] == [head.index("training") + 7] * 2
 
 
 def test_the_process_that_measures_holds_nothing_but_what_it_measures():
