@@ -39,13 +39,13 @@ def test_the_figures_of_a_network(tmp_path, capsys):
 
 def test_columns_stand_apart_whatever_they_hold():
     """A fast network fills its cells, and the name of a mode may be long."""
-    rounds = {"train_rounds": [1234.56, 12345.67], "forward_rounds": [123456.78, 234567.89], "peak_memory_bytes": 1}
+    rounds = {"train_rounds": [1234.5, 12345.7], "forward_rounds": [123456.8, 234567.8], "peak_memory_bytes": 1}
     graphs = "torch compile, CUDA graphs, channels_last bfloat16"
     result = {"model": "m", "batch_size": 1, "image_size": 1, "dtype": "d", "hardware": "h", "versions": {}, **rounds}
     printed = speed_table(result | {"layers": {"a": 1.0}, "versus": {graphs: rounds}}).splitlines()
     head, here, there = printed[3:6]
     for line in (here, there):
-        for cell in ("6790.12 (1234.56 to 12345.67)", "179012.34 (123456.78 to 234567.89)", "0 MiB"):
+        for cell in ("6790.10 (1234.50 to 12345.70)", "179012.30 (123456.80 to 234567.80)", "0 MiB"):
             assert f"   {cell}" in line
     assert there.startswith(f"{graphs}   ") and here.startswith("minigrad   ")
     assert [line.index(")") for line in (here, there)] == [head.index("training") + 7] * 2
