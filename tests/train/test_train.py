@@ -216,6 +216,14 @@ def test_what_is_trained_by_default():
     assert configured("--data", "cifar10", "--recipe", "short", "--no-nesterov").recipe.nesterov is False
 
 
+@pytest.mark.parametrize("schedule", ["multi-step", "constant", "linear", "cosine"])
+def test_every_schedule_warms_up(schedule):
+    lr = configured("--schedule", schedule, "--epochs", "10", "--lr", "0.2", "--warmup", "0.2").schedule()
+    assert_allclose([lr(t) for t in (0, 0.5, 1, 2)], [0, 0.05, 0.1, 0.2])
+    later = {"multi-step": [0.2, 0.02, 0.002], "constant": [0.2] * 3}.get(schedule)
+    assert later is None or [lr(t) for t in (4.9, 5, 7.5)] == pytest.approx(later)
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [

@@ -44,12 +44,12 @@ class Config:
     def schedule(self) -> optim.Schedule:
         """The learning rate as a function of the time in epochs."""
         r = self.recipe
-        if r.schedule == "constant":
-            return optim.multi_step(r.lr, ())
-        if r.schedule == "multi-step":
-            return optim.multi_step(r.lr, (0.5 * r.epochs, 0.75 * r.epochs))
-        decay = optim.cosine if r.schedule == "cosine" else optim.linear
-        return decay(r.lr, r.epochs, r.warmup * r.epochs)
+        warmup = r.warmup * r.epochs
+        if r.schedule in ("linear", "cosine"):
+            decay = optim.cosine if r.schedule == "cosine" else optim.linear
+            return decay(r.lr, r.epochs, warmup)
+        steps = optim.multi_step(r.lr, () if r.schedule == "constant" else (0.5 * r.epochs, 0.75 * r.epochs))
+        return lambda t: steps(t) * t / warmup if t < warmup else steps(t)
 
     def agrees(self, other: Config, done: float) -> bool:
         """Whether another configuration has had the same learning rates in the first `done` epochs."""
