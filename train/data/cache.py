@@ -20,6 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
+import minigrad
+from minigrad import registry
 from train.data.download import DataError
 from train.data.fetch import note, silent
 from train.data.images import MARGIN, photograph, quiet, read_image, whole_photograph
@@ -51,16 +53,16 @@ class Decoding:
 AS_IT_IS = Decoding("as it is")
 
 
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def threads() -> int:
+    """As many as the fast operations use: what `--threads` says, else the cores that this process or container has."""
+    return minigrad.fast.cpu.threads() if registry.fast("cpu") else os.cpu_count() or 1
 
 
 def decode(paths: Sequence[Path], how: Decoding, title: str, progress: bool) -> Decoded:
-    """Decode image files, as many at once as there are cores. Raises DataError, which names the file."""
+    """Decode image files, one on each thread. Raises DataError, which names the file."""
     images, aspects = np.empty((0, 3, 0, 0), np.uint8), np.ones(len(paths))
     bar = tqdm(total=len(paths), desc=title, unit=" images", leave=False, disable=None if progress else True)
-    with quiet(), bar, ThreadPoolExecutor(cores()) as pool:
+    with quiet(), bar, ThreadPoolExecutor(threads()) as pool:
         for i, (pixels, aspect) in enumerate(pool.map(how.read, paths)):
             if i == 0:
                 images = np.empty((len(paths), 3, *pixels.shape[:2]), np.uint8)

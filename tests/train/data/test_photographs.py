@@ -5,12 +5,15 @@ import os
 import time
 import warnings
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+import minigrad
+from minigrad import registry
 from train.data import DataError, cache, folders, load, read_image
 from train.data.images import MARGIN, TURNS, centre_crop, open_image, photograph, quiet
 
@@ -232,6 +235,26 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
     monkeypatch.setattr(cache.Decoding, "read", counting)
     return counts
+
+
+@pytest.mark.skipif(not registry.fast("cpu"), reason="the formulas have no threads of their own")
+def test_as_many_threads_decode_as_compute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--threads 1`, and a container's quota, hold for decoding as well."""
+    fill(tmp_path, {"a": 2, "b": 2})
+    pools: list[int] = []
+
+    def pool(size: int) -> ThreadPoolExecutor:
+        pools.append(size)
+        return ThreadPoolExecutor(size)
+
+    monkeypatch.setattr(cache, "ThreadPoolExecutor", pool)
+    before = minigrad.fast.cpu.threads()
+    minigrad.fast.cpu.set_threads(3)
+    try:
+        load(str(tmp_path), tmp_path / "root", image_size=8, validate=0.5, progress=False)
+    finally:
+        minigrad.fast.cpu.set_threads(before)
+    assert pools == [3, 3], "for the training and the test images"
 
 
 def test_what_was_decoded_is_kept_until_a_file_changes(tmp_path: Path, reads: Counter[str]) -> None:
