@@ -18,6 +18,7 @@ when one of them fails.
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import pickle
@@ -221,6 +222,10 @@ class MPIRanks(Ranks):
             nccl = load_nccl()
             identity = self.broadcast(nccl.get_unique_id() if self.rank == 0 else None)
             self.nccl = nccl.NcclCommunicator(self.size, identity, self.rank)
+            # Where CuPy frees a communicator, NCCL waits for the end of its sums, which never comes where another rank
+            # has failed, and of all graphs that hold one, which Python frees later: the run would never end. So it is
+            # left to the system.
+            never_free(self.nccl)
             self.stream = cupy().cuda.Stream(non_blocking=True)
 
     def threads(self) -> int | None:
@@ -263,6 +268,11 @@ def load_nccl() -> ModuleType:
         package = f"nvidia-nccl-cu{built}"
         raise ValueError(f"several GPUs add their gradients through NCCL, which is missing: pip install -U {package}")
     return nccl
+
+
+def never_free(value: Any) -> None:
+    """Keep an object until the process is gone, even when Python ends and frees all others."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(value))
 
 
 def use_threads(count: int | None) -> None:

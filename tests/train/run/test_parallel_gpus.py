@@ -1,6 +1,7 @@
 """Several GPUs (train/run/parallel.py) without one: CuPy, NCCL and the other ranks are stand-ins."""
 
 import warnings
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -130,6 +131,21 @@ def test_what_several_gpus_lack_is_said_before_anything_is_done(monkeypatch, mac
     with pytest.raises((ValueError, DeviceError), match=sentence):
         ranks.device(name)
     assert machine.used == []
+
+
+def test_a_communicator_is_never_freed(monkeypatch):
+    """NCCL would wait for ever: for graphs that hold its sums, and for ranks that have failed."""
+
+    class Communicator:
+        pass
+
+    machine = Machine(A, B)
+    machine.nccl.NcclCommunicator = lambda *arguments: Communicator()
+    ranks = started(monkeypatch, machine, 0, [[A, B]] * 2)
+    ranks.connect("cuda")
+    communicator = weakref.ref(ranks.nccl)
+    ranks.nccl = None
+    assert communicator() is not None
 
 
 def test_one_rank_needs_no_nccl(monkeypatch):
