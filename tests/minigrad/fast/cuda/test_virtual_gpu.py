@@ -5,7 +5,6 @@ A process has it from the start or not at all, so what needs CuPy runs in proces
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from functools import cache
@@ -14,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import virtual_gpu
-from safetensors.numpy import load_file
+from support import two_ranks
 from virtual_gpu import traffic
 from virtual_gpu.count import train
 
@@ -22,7 +21,6 @@ ROOT = Path(__file__).resolve().parents[4]
 NO_COMPILER, MISSING = virtual_gpu.no_compiler(), virtual_gpu.missing()
 needs_compiler = pytest.mark.skipif(NO_COMPILER is not None, reason=str(NO_COMPILER))
 needs_cupy = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
-BESIDE = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])  # where pip puts mpiexec
 if os.environ.get("MINIGRAD_VIRTUAL_GPU") == "1":
     pytest.skip("this process has the virtual GPU already", allow_module_level=True)
 
@@ -300,49 +298,16 @@ def test_what_cuda_refuses_is_refused():
     assert result.stdout.split() == [driver, driver, runtime, runtime, "0", "0", "1", runtime]
 
 
-RANKS = """
-import os
-import sys
-
-from tests.virtual_gpu import install
-
-install()
-import train.cifar
-from minigrad.fast.cuda import graph
-from train.run import buckets, loop
-
-folder, way, rank = sys.argv[1], sys.argv[2], os.environ["PMI_RANK"]
-calls, update = [], loop.update
-loop.update = lambda *arguments: calls.append(1) or update(*arguments)
-if way == "eager":
-    graph.avoid()
-buckets.BUCKET_BYTES = 4000  # many, for a small network
-# Steps of 3 and 2 images, and at the end of an epoch one of 2 and 2: for rank 1 alone it looks like all others.
-options = "--data shapes --model resnext11_2x2d_w4 --limit-train 34 --limit-test 8 --batch-size 5 --epochs 2 --lr 0.02"
-code = train.cifar.main([*options.split(), "--device", "cuda", "--dtype", "float32", "--out", folder])
-print(f"rank {rank}: {len(calls)} steps in Python", flush=True)
-sys.exit(code)
-"""
-
-
 @needs_cupy
-@pytest.mark.skipif(shutil.which("mpiexec", path=BESIDE) is None, reason="mpiexec is missing: pip install mpi4py mpich")
+@pytest.mark.skipif(two_ranks.MISSING, reason="mpi4py or mpiexec is missing: pip install mpi4py mpich")
 def test_two_gpus_replay_their_step_together(tmp_path):
     """The sum over the ranks is in the graph (the stand-in for NCCL refuses one that is there on one rank alone)."""
-    weights = {}
-    for way, in_python in (("eager", 14), ("graph", 7)):  # three eager, two captures, two smaller batches; 7 replays
-        (tmp_path / "ranks.py").write_text(RANKS)
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1", "MINIGRAD_CHECK": "0"}
-        command = [shutil.which("mpiexec", path=BESIDE), "-n", "2", sys.executable, "-m", "mpi4py"]
-        command += [str(tmp_path / "ranks.py"), str(tmp_path / way), way]
-        result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=300)
-        assert result.returncode == 0, result.stdout + result.stderr
-        for rank in (0, 1):
-            assert f"rank {rank}: {in_python} steps in Python" in result.stdout
-        saved = load_file(tmp_path / way / "last.safetensors")
-        weights[way] = {name: a for name, a in saved.items() if not name.endswith("num_batches_tracked")}
-    for name, a in weights["eager"].items():  # counts stand still in replays
-        np.testing.assert_array_equal(a, weights["graph"][name])
+    eager_steps, eager = two_ranks.trained(tmp_path, "eager", "virtual")
+    graph_steps, graph = two_ranks.trained(tmp_path, "graph", "virtual")
+    assert eager_steps == [14, 14]
+    assert graph_steps == [7, 7]  # three eager, two captures, two smaller batches; 7 replays
+    for name, a in eager.items():
+        np.testing.assert_array_equal(a, graph[name])
 
 
 @needs_cupy
