@@ -18,7 +18,7 @@ import queue
 import subprocess
 import sys
 import threading
-import time
+import timeit
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -86,14 +86,13 @@ def difference(computed: np.ndarray, expected: np.ndarray) -> float:
 
 def seconds(function: Callable[[], object], device: str) -> float:
     """The shortest of three runs."""
-    times = []
-    for _ in range(3):
-        synchronize(device)
-        start = time.perf_counter()
+
+    def run() -> None:
         function()
         synchronize(device)
-        times.append(time.perf_counter() - start)
-    return min(times)
+
+    synchronize(device)
+    return min(timeit.repeat(run, number=1, repeat=3))
 
 
 # ---- in the process that asks ---------------------------------------------------------------------------------------
@@ -161,10 +160,7 @@ def machine(device: str) -> dict[str, str]:
     cp, index = cupy(), device_index(device)
     from cupy_backends.cuda.libs import nvrtc
 
-    sources = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.rglob("*")):
-        if path.suffix in (".py", ".cu", ".cuh"):
-            sources.update(path.read_bytes())
+    files = (path for path in sorted(Path(__file__).parent.rglob("*")) if path.suffix in (".py", ".cu", ".cuh"))
     return {
         "gpu": cp.cuda.runtime.getDeviceProperties(index)["name"].decode(),
         "capability": cp.cuda.Device(index).compute_capability,
@@ -172,7 +168,7 @@ def machine(device: str) -> dict[str, str]:
         "runtime": str(cp.cuda.runtime.runtimeGetVersion()),
         "nvrtc": ".".join(map(str, nvrtc.getVersion())),
         "cupy": cp.__version__,
-        "sources": sources.hexdigest(),
+        "sources": hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest(),
     }
 
 

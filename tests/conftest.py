@@ -44,6 +44,13 @@ def pytest_cmdline_main(config):
     workers.use_all_cores(config)
 
 
+@pytest.hookimpl(tryfirst=True)  # --hypothesis-profile, which hypothesis reads after this, has the last word
+def pytest_configure(config):
+    """Let `--hypothesis-seed` count, which "ci" would ignore."""
+    if config.getoption("--hypothesis-seed", None) is not None and "HYPOTHESIS_PROFILE" not in os.environ:
+        settings.load_profile("dev")
+
+
 @pytest.fixture(scope="session", params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 def device(request):
     """Every device: the same test runs on the CPU and, where there is one, on a GPU."""

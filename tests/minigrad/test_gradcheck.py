@@ -153,7 +153,7 @@ def test_the_culprit_is_named_where_its_apply_was_given_another_name():
 
 
 def test_a_value_that_bypasses_the_tape_is_explained():
-    with pytest.raises(GradcheckError, match=r"Each operation passes alone: does a value bypass the tape \(.data\)\?"):
+    with pytest.raises(GradcheckError, match=r"Each operation passes alone: does a value bypass the tape \(.data,"):
         gradcheck(lambda x: x * Tensor(x.data) + x, [X])
     with pytest.raises(GradcheckError, match=r"Multiply\)\. The operation passes alone: does a value bypass the tape"):
         gradcheck(lambda x: Tensor(x.data * 2) * x, [X])
@@ -231,7 +231,9 @@ def test_a_gradient_that_is_wrong_where_nobody_else_wants_one_is_caught():
             return (da if self.needs[1] else 0 * da), db
 
     a, b = Tensor(X, requires_grad=True), Tensor(Y, requires_grad=True)
-    with pytest.raises(GradcheckError, match=r"input 0 is right beside the others.*`needs` mixed up in one of Product"):
+    with pytest.raises(
+        GradcheckError, match=r"input 0 is right at first and wrong.*`needs` mixed up, in one of Product"
+    ):
         gradcheck(Product.apply, (a, b))
     assert gradcheck(lambda b: Product.apply(Tensor(X), b), b), "the other input's gradient is right, alone too"
 
@@ -272,9 +274,9 @@ def test_what_cannot_be_checked_is_refused(fn, inputs, sentence):
     ("options", "sentence"),
     [
         ({"eps": 0}, "needs a step eps above 0, got 0"),
-        ({"rtol": 1.0}, "needs a relative tolerance below 1, got rtol 1.0"),
-        ({"rtol": -1}, "needs tolerances of at least 0, got rtol -1.0 and atol 1e-07"),
-        ({"atol": np.nan}, "needs tolerances of at least 0, got rtol 1e-05 and atol nan"),
+        ({"rtol": 1.0}, "the relative one below 1, got rtol 1.0"),
+        ({"rtol": -1}, "needs tolerances of at least 0, .*, got rtol -1.0 and atol 1e-07"),
+        ({"atol": np.nan}, "needs tolerances of at least 0, .*, got rtol 1e-05 and atol nan"),
         ({"max_entries": 0}, "gradcheck's max_entries must be a positive integer, got 0"),
     ],
 )

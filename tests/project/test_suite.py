@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -50,6 +51,19 @@ def test_without_xdist_nothing_changes():
     options = SimpleNamespace(markexpr="")
     use_all_cores(SimpleNamespace(args=["tests"], option=options))
     assert options == SimpleNamespace(markexpr="")
+
+
+def test_a_seed_of_hypothesis_is_not_ignored(request, monkeypatch):
+    """The profile "ci" draws the same examples with every seed."""
+    conftest = request.config.pluginmanager.get_plugin(str(Path(__file__).parents[1] / "conftest.py"))
+    loaded = []
+    monkeypatch.setattr(conftest, "settings", SimpleNamespace(load_profile=loaded.append))
+    for profile in ("thorough", None):
+        monkeypatch.setenv("HYPOTHESIS_PROFILE", profile) if profile else monkeypatch.delenv("HYPOTHESIS_PROFILE")
+        for seed in (None, "7"):
+            options = {"--hypothesis-seed": seed}
+            conftest.pytest_configure(SimpleNamespace(getoption=lambda name, _, options=options: options[name]))
+    assert loaded == ["dev"]
 
 
 @pytest.mark.skipif(not registry.fast("cpu"), reason="the book alone switches nothing")
