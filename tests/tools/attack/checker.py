@@ -44,10 +44,12 @@ class Own(Function):
             dx = np.roll(flat, 1).reshape(dx.shape) + 0.5 * dx
         elif self.mistake == "not a number":
             flat[at] = np.nan
+        elif self.mistake == "infinite":
+            flat[at] = np.inf
         return dx
 
 
-MISTAKES = ("sign", "zero", "factor", "term", "one entry", "a neighbour's", "not a number")
+MISTAKES = ("sign", "zero", "factor", "term", "one entry", "a neighbour's", "not a number", "infinite")
 AROUND = {
     "alone": lambda y: y,
     "exp": lambda y: (y * 0.1).exp(),
