@@ -93,7 +93,7 @@ if can cifar10; then
     $dry_run || cp "$scratch/run/metrics.jsonl" "$out/cifar10.jsonl" 2>/dev/null
 fi
 if can tests; then
-    step suite 35 "$python" -m pytest -m cuda -p no:cacheprovider tests --ignore tests/minigrad/fast
+    step suite 35 "$python" -m pytest -m "cuda and not slow" -p no:cacheprovider tests --ignore tests/minigrad/fast
 fi
 # Under the sanitizer a kernel runs a hundred times slower: small arrays, each in an allocation of its own.
 if can sanitizer; then

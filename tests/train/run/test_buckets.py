@@ -166,7 +166,11 @@ def test_a_bucket_is_scaled_in_one_launch_and_sums_run_beside(monkeypatch):
 
 @pytest.mark.cuda
 def test_a_step_whose_gradients_travel_is_captured_on_the_gpu():
-    """One rank's sum is what it has: eager and captured, the weights are those of a step that sends nothing."""
+    """One rank's sum is what it has: eager and captured, the weights are those of a step that sends nothing.
+
+    NCCL takes the calls and launches nothing for one rank (`ncclLaunchOneRank`): what it does for two is for
+    test_ranks_on_gpus.py.
+    """
     if os.environ.get("MINIGRAD_VIRTUAL_GPU") == "1":
         pytest.importorskip("mpi4py", reason="the virtual GPU adds through MPI")
     try:
