@@ -75,7 +75,7 @@ def gradcheck(
         )
     max_entries = None if max_entries is None else as_size(max_entries, "gradcheck's max_entries")
     with np.errstate(all="ignore"):  # what is not finite is told in words
-        inputs = list(inputs) if isinstance(inputs, list | tuple) else [inputs]
+        inputs = list(inputs) if isinstance(inputs, list | tuple | Iterator) else [inputs]
         chosen = any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
         arguments = [_prepare(x, chosen) for x in inputs]
         mismatch = _compare(fn, arguments, eps, rtol, atol, seed, max_entries)
@@ -102,7 +102,7 @@ def gradcheck(
                 )
         raise GradcheckError(
             f"{message} {one if len(calls) < 1000 else 'Each of the first 1,000 operations'} passes alone: does a "
-            "value bypass the tape (.data, detach()), or do two calls share an array?"
+            "value bypass the tape (.data, detach()), do two calls share an array, or is a slope infinite (sqrt at 0)?"
         )
 
 
@@ -189,7 +189,7 @@ def _compare(
                 if (y != other).any():
                     raise ValueError(
                         f"gradcheck: fn gave {y[y != other][0]} and then {other[y != other][0]} for the same input: "
-                        "fix its random seed"
+                        "fix its random seed, or what it keeps between calls"
                     )
 
     here = values()

@@ -53,6 +53,12 @@ def test_an_infinite_slope_passes_no_gradient(fn, x):
         gradcheck(fn, [np.array([x])])
 
 
+def test_an_infinite_slope_inside_a_function_is_thought_of():
+    """The length of a vector at 0: the gradient is 0 times infinity."""
+    with pytest.raises(GradcheckError, match=r"is nan by .* Each operation passes alone: .* slope infinite"):
+        gradcheck(lambda x: (x * x).sum().sqrt(), [np.zeros(3)])
+
+
 class Adds(Function):
     """Keeps a sum between calls, as a class of one's own may."""
 
@@ -134,6 +140,13 @@ def test_a_tensor_with_a_graph_of_its_own_may_be_brought_along():
     for inputs in ([X], [X, X + 1]):
         h = Tensor(X, requires_grad=True) * 2.0
         assert gradcheck(lambda *xs, h=h: sum(x * x * h for x in xs), inputs)
+
+
+def test_a_network_may_hand_over_its_parameters_as_they_come():
+    net, x = nn.Linear(3, 2).to(dtype="float64"), Tensor(X)
+    assert gradcheck(lambda *parameters: net(x).exp(), net.parameters())
+    with pytest.raises(GradcheckError, match="the gradient of input 0"):
+        gradcheck(lambda *parameters: wrong_cube(net(x)), net.parameters())
 
 
 def test_arrays_may_come_in_another_byte_order():
