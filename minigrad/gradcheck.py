@@ -235,20 +235,20 @@ def _compare(
     # The same must come out again, and where the other inputs want no gradient, for what is left out then must not be
     # the wanted one. This time dy is in column-major order.
     alone = [[k] for k, gradient in enumerate(gradients) if len(tensors) > 1 and gradient.any()]
-    for wanted in [list(range(len(tensors))), *alone]:
-        given = [x.detach() if any(x is t for k, t in enumerate(tensors) if k not in wanted) else x for x in arguments]
+    for ks in [list(range(len(tensors))), *alone]:
+        given = [x if not isinstance(x, Tensor) or any(x is tensors[k] for k in ks) else x.detach() for x in arguments]
         try:
             again = _by_tape(_outputs(fn(*given)), [np.array(v, order="F") for v in cotangents], tensors)
         except ValueError as error:
             if "already freed" not in str(error):
                 raise
             break  # a tensor that fn brings along has a graph of its own, which the first backward() has used up
-        for k in wanted:
+        for k in ks:
             off, largest = (np.abs(g).max(initial=0.0) for g in (again[k] - gradients[k], gradients[k]))
             if not off <= atol + rtol * largest:
                 where = (
                     "no other input wants one: is `needs` mixed up"
-                    if wanted in alone
+                    if ks in alone
                     else "it is asked for again: is something kept between calls, or a row-major dy taken for granted"
                 )
                 raise GradcheckError(

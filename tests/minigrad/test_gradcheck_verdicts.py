@@ -149,6 +149,11 @@ def test_a_network_may_hand_over_its_parameters_as_they_come():
         gradcheck(lambda *parameters: wrong_cube(net(x)), net.parameters())
 
 
+def test_one_tensor_may_be_two_inputs():
+    x = Tensor(X, requires_grad=True)
+    assert gradcheck(lambda a, b: a * b.exp(), [x, x])
+
+
 def test_arrays_may_come_in_another_byte_order():
     assert gradcheck(lambda x, y: x * y, [X.astype(">f8"), X.astype(">f4")])
     with pytest.raises(GradcheckError):
