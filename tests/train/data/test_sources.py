@@ -348,18 +348,23 @@ def test_half_a_kept_form_is_not_believed(tiny: tuple, tmp_path: Path) -> None:
         load("cifar10", tmp_path / "root")
 
 
-def test_a_kept_form_that_was_half_replaced_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The sums of before would say of the new files that they are damaged."""
-    said: list[str] = []
-    assert sources.keep({"a.bin": b"1", "b.bin": b"2"}, tmp_path, said.append)
+def leave_no_room_for(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the disk be full when a file of this name is kept."""
     write = sources.write_atomically
 
     def full(path: Path, content: bytes) -> None:
-        if path.name == "b.bin":
+        if path.name == name:
             raise OSError(28, "No space left on device")
         write(path, content)
 
     monkeypatch.setattr(sources, "write_atomically", full)
+
+
+def test_a_kept_form_that_was_half_replaced_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sums of before would say of the new files that they are damaged."""
+    said: list[str] = []
+    assert sources.keep({"a.bin": b"1", "b.bin": b"2"}, tmp_path, said.append)
+    leave_no_room_for("b.bin", monkeypatch)
     assert not sources.keep({"a.bin": b"3", "b.bin": b"4"}, tmp_path, said.append) and len(said) == 1
     assert not list(tmp_path.iterdir())
 
@@ -368,13 +373,6 @@ def test_a_file_of_the_users_own_stays_where_the_others_find_no_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "a.bin").write_bytes(b"1")
-    write = sources.write_atomically
-
-    def full(path: Path, content: bytes) -> None:
-        if path.name == "c.bin":
-            raise OSError(28, "No space left on device")
-        write(path, content)
-
-    monkeypatch.setattr(sources, "write_atomically", full)
+    leave_no_room_for("c.bin", monkeypatch)
     assert not sources.keep({"a.bin": b"1", "b.bin": b"2", "c.bin": b"3"}, tmp_path, print)
     assert [path.name for path in tmp_path.iterdir()] == ["a.bin"]
