@@ -1,4 +1,4 @@
-"""Decoding many image files, on all cores, and keeping the result for the next run.
+"""Decoding many image files, on several threads, and keeping the result for the next run.
 
 What was decoded is kept in `decoded/` below the data folder, in one safetensors file for each list of files. Its name
 is a hash of what it depends on: the files' paths, sizes and times, and how they were decoded. So a file that is
