@@ -10,7 +10,8 @@ from numpy.testing import assert_allclose
 from PIL import Image
 from safetensors.numpy import save_file
 
-from resnext import create
+from resnext import create, zoo
+from resnext.counts import multiply_adds
 from train import cifar
 from train import figures as command_line
 from train.figures import ROAD, main
@@ -213,9 +214,11 @@ def test_the_road_runs_from_hand_made_features_to_resnext(tmp_path, pretend, mon
     out = tmp_path / "road.png"
     assert main(["road", "--figure", str(out), "--runs", str(tmp_path), "--seeds", "2", *SMALL]) == 0
     assert [model for model, seed in pretend if seed == 0] == [system.model for system in ROAD]
-    assert "hog_linear" in pretend[0] and pretend[5][0].startswith("resnext")
-    millions = [float(row[2].removesuffix(" M")) for row in rows(out.with_suffix(".md"))][1:]
-    assert max(abs(m / millions[-1] - 1) for m in millions) < 0.05  # one budget
+    assert ROAD[0].model == "hog_linear"
+    assert [zoo.CIFAR_NAME.fullmatch(system.model)[2] for system in ROAD[-2:]] == ["1", "4"]
+    costs = [multiply_adds(create(system.model)) for system in ROAD]
+    assert all(abs(cost / costs[-1] - 1) < 0.05 for cost in costs[1:])  # one budget
+    assert [row[2] for row in rows(out.with_suffix(".md"))][1:] == [f"{cost / 1e6:.1f} M" for cost in costs[1:]]
     lr = {}
     for system in ROAD:
         lr[system.label] = json.loads((tmp_path / f"{system.model}-seed1" / "config.json").read_text())["recipe"]["lr"]
