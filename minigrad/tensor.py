@@ -45,7 +45,7 @@ _adding = threading.Lock()  # held while a leaf's gradient grows: other threads 
 
 def recording() -> bool:
     """True while operations are put on the tape, which is everywhere but inside `no_grad()`."""
-    return getattr(_thread, "recording", True)
+    return not getattr(_thread, "pauses", 0)
 
 
 def wants_gradient(value: Any) -> bool:
@@ -55,17 +55,16 @@ def wants_gradient(value: Any) -> bool:
 
 
 class no_grad(ContextDecorator):
-    """Compute without recording, as a context manager or a decorator: for evaluation and for updating weights."""
+    """Compute without recording, as a context manager or a decorator: for evaluation and for updating weights.
 
-    def __init__(self) -> None:
-        self.before: list[bool] = []  # one object may be entered again, inside itself too
+    What is counted is how often the thread has entered one: a decorator is one object for all threads and all calls.
+    """
 
     def __enter__(self) -> None:
-        self.before.append(recording())
-        _thread.recording = False
+        _thread.pauses = getattr(_thread, "pauses", 0) + 1
 
     def __exit__(self, *_: object) -> None:
-        _thread.recording = self.before.pop()
+        _thread.pauses -= 1
 
 
 class Function:
@@ -85,7 +84,7 @@ class Function:
 
     parents: tuple[Function | Tensor | None, ...] | None = None  # where each input's gradient goes; None once freed
     needs: tuple[bool, ...] = ()  # which inputs want a gradient
-    inputs: tuple[Array | None, ...] = ()  # shape and dtype of every input, to check its gradient against
+    inputs: tuple[tuple[tuple[int, ...], np.dtype] | None, ...] = ()  # every input's shape and dtype, for its gradient
     versions: tuple[tuple[Memory, int], ...] = ()  # the memory of inputs and output, and how often it had been changed
     pending: Any = None  # in a walk: the gradients so far, by where they go; the engine room may add to one
 
@@ -398,8 +397,8 @@ class Tensor:
         if gradient is None:
             if self.size != 1:
                 raise ValueError(f"backward() without a gradient needs a tensor with one value, not shape {self.shape}")
-            ready = getattr(self.node, "first_gradient", None)  # where an operation has made a 1 already
-            return array_module(self._array).ones_like(self._array) if ready is None else ready
+            one = getattr(self.node, "first_gradient", None)  # fast/cuda/loss.py makes it along with the loss
+            return array_module(self._array).ones_like(self._array) if one is None else one
         dy = Tensor(gradient, device=self.device, dtype=self.dtype).data
         if dy.shape != self.shape:
             raise ValueError(f"backward() got a gradient of shape {dy.shape} for a tensor of shape {self.shape}")

@@ -197,6 +197,31 @@ def test_no_grad_holds_in_its_own_thread_only():
     assert results == {"training": True, "evaluating": False}
 
 
+def test_threads_may_share_one_no_grad_object():
+    """A decorator is one object. Here the main thread enters it first and leaves it first."""
+    first, second, done = threading.Event(), threading.Event(), threading.Event()
+    results = {}
+
+    @no_grad()
+    def forward(entered, leave):
+        entered.set()
+        assert leave.wait(10)
+
+    def evaluate():
+        with no_grad():
+            assert first.wait(10)
+            forward(second, done)
+            results["evaluating"] = recording()
+
+    thread = threading.Thread(target=evaluate)
+    thread.start()
+    forward(first, second)
+    results["training"] = recording()
+    done.set()
+    thread.join(10)
+    assert results == {"training": True, "evaluating": False}
+
+
 def test_threads_can_each_walk_their_own_graph():
     results = [None] * 4
 
