@@ -28,7 +28,7 @@ LAYERS = [
     ("ops.arguments", {"numpy"}),
     ("ops.basic", {"numpy"}),
     ("ops.matmul", set()),
-    ("ops.activation", set()),
+    ("ops.activation", {"numpy"}),
     ("ops.operators", set()),
     ("ops.conv", {"numpy"}),
     ("ops.norm", set()),

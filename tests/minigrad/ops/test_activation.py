@@ -40,6 +40,17 @@ def test_relu_at_the_kink_and_beyond_has_gradient_zero():
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_small_probabilities_keep_their_digits(device, dtype):
+    x = np.array([-80.0, -40.0, -20.0, -5.0], dtype)
+    exact = [1 / (1 + math.exp(-v)) for v in x]
+    t = Tensor(x, device=device, requires_grad=True)
+    y = t.sigmoid()
+    y.sum().backward()
+    assert_allclose(y.numpy(), exact, rtol=8 * np.finfo(dtype).eps)
+    assert_allclose(minigrad.backend.to_numpy(t.grad), [p * (1 - p) for p in exact], rtol=8 * np.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_no_value_overflows(device, dtype):
     x = Tensor(np.array([-1e4, -100.0, 0.0, 100.0, 1e4], dtype), device=device)
     assert_allclose(x.sigmoid().numpy(), [0, 0, 0.5, 1, 1], atol=1e-7)
