@@ -204,9 +204,12 @@ def total(array: Array, axis: Any, keepdims: bool = False) -> Array:
     ones stops at 256 in bfloat16. In float64 n numbers x are added with an error of at most n 2⁻⁵³ Σ|x|, so that the
     result is the exact sum, rounded once, wherever it is not tiny against Σ|x|.
     """
-    if array.dtype.itemsize == 2:  # CuPy turns bfloat16 into float32 only
-        return total(array.astype(np.float32), axis, keepdims).astype(array.dtype)
-    return array.sum(axis=axis, keepdims=keepdims, dtype=np.float64).astype(array.dtype, copy=False)
+    return widened(array).sum(axis=axis, keepdims=keepdims, dtype=np.float64).astype(array.dtype, copy=False)
+
+
+def widened(array: Array) -> Array:
+    """Return the array, in float32 where it is in bfloat16, which CuPy turns into no other dtype."""
+    return array.astype(np.float32) if array.dtype.itemsize == 2 else array
 
 
 def unbroadcast(dx: Array, shape: tuple[int, ...]) -> Array:

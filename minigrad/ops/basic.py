@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import Array, array_module, device_of, float_dtype, to_device, total
+from ..backend import Array, array_module, device_of, float_dtype, to_device, total, widened
 from ..diagnosis import shown
 from ..tensor import Function, Tensor
 from .arguments import as_axes, as_pair, as_shape, check_broadcast, check_concat, check_tensors, filled_axes
@@ -28,8 +28,10 @@ class Broadcasting(Function):
 
     @classmethod
     def _check(cls, arrays: tuple[Array | None, ...]) -> str:
-        a, b = (x.shape for x in arrays)  # type: ignore[union-attr]
-        check_broadcast(cls.__name__, a, b, cls.inner)
+        shapes = [x.shape for x in arrays if x is not None]
+        if len(shapes) != 2:
+            raise TypeError(f"{cls.__name__} takes two tensors, got {len(shapes)}")
+        check_broadcast(cls.__name__, shapes[0], shapes[1], cls.inner)
         return super()._check(arrays)
 
 
@@ -89,7 +91,7 @@ class Power(Broadcasting):
         a, p, xp = self.a, self.p, array_module(dy)
         one = a.dtype.type(1)
         # CuPy's `where` turns bfloat16 into float32.
-        da = dy * p * a ** xp.where(p == 0, one, p - 1).astype(a.dtype, copy=False) if self.needs[0] else None
+        da = dy * p * a ** xp.where(p == 0, p, p - 1).astype(a.dtype, copy=False) if self.needs[0] else None
         log_a = xp.log(xp.where((a == 0) & (p >= 0), one, a).astype(a.dtype, copy=False)) if self.needs[1] else None
         return da, dy * self.y * log_a if self.needs[1] else None
 
@@ -165,10 +167,14 @@ class Max(Function):
         return dy.reshape(self.kept) * self.share
 
 
-class Reshape(Function):
-    """The same values in another shape; dx is dy in the old one."""
+class Moving(Function):
+    """An operation that computes no values, it only moves them: it takes integers and booleans too."""
 
     any_dtype = True
+
+
+class Reshape(Moving):
+    """The same values in another shape; dx is dy in the old one."""
 
     def forward(self, x: Array, *, shape: tuple[int, ...]) -> Array:
         self.shape = x.shape
@@ -178,10 +184,8 @@ class Reshape(Function):
         return dy.reshape(self.shape)
 
 
-class Transpose(Function):
+class Transpose(Moving):
     """Axis i of y is axis `axes[i]` of x; dx is dy with the axes put back."""
-
-    any_dtype = True
 
     def forward(self, x: Array, *, axes: tuple[int, ...]) -> Array:
         self.inverse = tuple(int(i) for i in np.argsort(axes))
@@ -191,10 +195,8 @@ class Transpose(Function):
         return dy.transpose(self.inverse)
 
 
-class Index(Function):
+class Index(Moving):
     """y = x[index],  dx = zeros with dy added at the same index: an element that was picked twice gets both."""
-
-    any_dtype = True
 
     def forward(self, x: Array, *, index: Any) -> Array:
         self.index, self.shape = deepcopy(index), x.shape  # the caller may go on to change an index array
@@ -202,13 +204,13 @@ class Index(Function):
 
     def backward(self, dy: Array) -> Array:
         xp = array_module(dy)
-        # Where many entries meet at one index their sum would be rounded at every step; CuPy adds no bfloat16 there.
+        # Where many entries meet at one index their sum would be rounded at every step.
         dx = xp.zeros(self.shape, np.float64)
-        xp.add.at(dx, self.index, dy.astype(np.float32, copy=False) if dy.dtype.itemsize == 2 else dy)
+        xp.add.at(dx, self.index, widened(dy))
         return dx.astype(dy.dtype, copy=False)
 
 
-class Concat(Function):
+class Concat(Moving):
     """Tensors joined along `axis`; each gets its slice of dy."""
 
     def forward(self, *xs: Array, axis: int) -> Array:
@@ -220,7 +222,7 @@ class Concat(Function):
         return tuple(array_module(dy).split(dy, self.ends, axis=self.axis))
 
 
-class Pad(Function):
+class Pad(Moving):
     """Zeros before and after every axis; dx is the part of dy between them."""
 
     def forward(self, x: Array, *, widths: tuple[tuple[int, int], ...]) -> Array:
@@ -231,10 +233,8 @@ class Pad(Function):
         return dy[self.inside]
 
 
-class To(Function):
+class To(Moving):
     """The same values on another device or in another precision; dx travels back."""
-
-    any_dtype = True
 
     def forward(self, x: Array, *, device: str, dtype: np.dtype) -> Array:
         self.device, self.dtype = device_of(x), x.dtype

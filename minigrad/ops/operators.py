@@ -39,6 +39,8 @@ def comparison(compare: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Tenso
     """A comparison of the values, element by element: a boolean tensor."""
 
     def compared(a: Any, b: Any) -> Tensor:
+        if a is None or b is None:  # left to Python, for which nothing but None equals None
+            return NotImplemented
         a, b = as_tensors(compare.__name__, a, b)
         check_broadcast(compare.__name__, a.shape, b.shape)
         return Tensor._of(compare(a.data, b.data))

@@ -10,7 +10,7 @@ from types import ModuleType
 
 import numpy as np
 
-from ..backend import Array, array_module
+from ..backend import Array, array_module, widened
 from ..tensor import Function, Tensor
 from .arguments import Pair, as_pair, check_images, check_window
 from .basic import mean
@@ -53,26 +53,29 @@ class MaxPool2d(Function):
 
 
 class AvgPool2d(Function):
-    """y = the mean of each window, padding zeros included;  dx = dy / (KH KW) at each of its places."""
+    """y = the mean of each window, padding zeros included;  dx = dy / (KH KW) at each of its places.
+
+    Both are added up in float64, as `total` does: in bfloat16 the sum of a 17x17 window of ones would stop at 256.
+    """
 
     def forward(self, x: Array, *, kernel: Pair, stride: Pair, padding: Pair) -> Array:
         self.shape, self.kernel, self.stride, self.padding = x.shape, kernel, stride, padding
         positions = output_size(x.shape[2:], kernel, stride, padding, (1, 1))
-        padded = pad_image(x, padding)
-        y = array_module(x).zeros((*x.shape[:2], *positions), x.dtype)
+        padded = pad_image(widened(x), padding)
+        y = array_module(x).zeros((*x.shape[:2], *positions), np.float64)
         for k in range(kernel[0] * kernel[1]):
             rows, cols = tap(*divmod(k, kernel[1]), positions, stride, (1, 1))
             y += padded[:, :, rows, cols]
-        return y / (kernel[0] * kernel[1])
+        return (y / (kernel[0] * kernel[1])).astype(x.dtype)
 
     def backward(self, dy: Array) -> Array:
         (N, C, H, W), (PH, PW) = self.shape, self.padding
-        dx = array_module(dy).zeros((N, C, H + 2 * PH, W + 2 * PW), dy.dtype)
-        share = dy / (self.kernel[0] * self.kernel[1])
+        dx = array_module(dy).zeros((N, C, H + 2 * PH, W + 2 * PW), np.float64)
+        share = widened(dy) / (self.kernel[0] * self.kernel[1])
         for k in range(self.kernel[0] * self.kernel[1]):
             rows, cols = tap(*divmod(k, self.kernel[1]), dy.shape[2:], self.stride, (1, 1))
             dx[:, :, rows, cols] += share
-        return dx[:, :, PH : PH + H, PW : PW + W]
+        return dx[:, :, PH : PH + H, PW : PW + W].astype(dy.dtype)
 
 
 def _pool(

@@ -175,6 +175,7 @@ OPERATIONS = {
             (lambda: F.concat([Tensor(1.0)]), ValueError, "axis 0 is out of range for a tensor with 0 axes"),
         ],
         {((2, 0), (2, 3)): (2, 3), ((0, 1), (0, 2)): (0, 3)},
+        integers=True,
     ),
     "pad": Operation(
         lambda x: F.pad(x, [(1, 2), (0, 1)]),
@@ -186,6 +187,7 @@ OPERATIONS = {
             (lambda: F.pad(T(2, 3), [(1.5, 1), (0, 0)]), TypeError, r"a pair of integers, got \(1.5, 1\)"),
         ],
         {((0, 3),): (3, 4)},
+        integers=True,
     ),
     "dropout": Operation(
         seeded(lambda x: F.dropout(x, 0.4)),

@@ -14,6 +14,7 @@ from support.strategies import axes_of, broadcastable, distinct, normal, positiv
 import minigrad.functional as F
 from minigrad import Tensor, gradcheck
 from minigrad.backend import to_numpy
+from minigrad.ops.basic import Multiply
 
 
 def leaf(array, device="cpu"):
@@ -73,6 +74,9 @@ def test_power_at_the_edges_of_its_domain():
     y.backward(np.ones(5))
     assert_array_equal(y.data, [1, 0, 0, 4, -8])
     assert_array_equal(x.grad, [0, 1, 0, -4, 12])
+    huge = leaf(np.array([np.inf, -np.inf, np.nan]))
+    (huge**0).backward(np.ones(3))
+    assert_array_equal(huge.grad, [0, 0, 0])  # its 0th power is 1 whatever it is
     base, exponent = leaf(np.array([0.0, 1.0, np.e])), leaf(np.array([2.0, 2.0, 2.0]))
     (base**exponent).backward(np.ones(3))
     assert_allclose(exponent.grad, [0, 0, np.e**2], rtol=1e-15)
@@ -249,6 +253,22 @@ def test_equality_is_element_by_element():
     assert (np.array([1.0, 3.0]) == t).numpy().tolist() == [True, False]
     assert (Tensor(np.array([1, 2])) == 2).numpy().tolist() == [False, True]
     assert not (t == t).requires_grad
+
+
+def test_nothing_but_none_equals_none():
+    t, other = Tensor(1.0), Tensor(2.0)
+    assert (t == None, t != None) == (False, True)  # noqa: E711
+    assert t in [None, t]  # Python asks None first, and None asks the tensor
+    assert other not in (None, t)
+    with pytest.raises(TypeError):
+        np.equal(t, None)
+
+
+def test_a_binary_operation_says_how_many_tensors_it_takes():
+    t = Tensor(1.0)
+    for tensors, sentence in (((t,), "got 1"), ((t, None), "got 1"), ((t, t, t), "got 3")):
+        with pytest.raises(TypeError, match=f"Multiply takes two tensors, {sentence}"):
+            Multiply.apply(*tensors)
 
 
 def test_division_by_zero_is_infinite_as_in_numpy():

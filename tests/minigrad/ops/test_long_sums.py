@@ -1,11 +1,13 @@
 """Long float32 sums are exact to one rounding (`backend.total`), on tall, wide and square arrays."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 
 import minigrad.functional as F
 from minigrad import Tensor
 from minigrad.backend import matmul, total
+from minigrad.ops.pool import AvgPool2d
 
 EPS = np.finfo(np.float32).eps  # the distance from 1 to the next float32: one rounding is half of it
 SHAPES = {"tall": (500_000, 2), "wide": (2, 500_000), "square": (1000, 1000), "deep": (40, 3, 100, 100)}
@@ -53,6 +55,19 @@ def test_gradients_of_a_linear_layer_and_a_long_inner_axis():
     assert np.abs(w.grad / (MANY * float(np.float32(0.1)) ** 2) - 1).max() <= 4096 * EPS / 2  # however many
     ones = np.ones((1, 1 << 25), np.float32)
     assert matmul(ones, ones.T).item() == 1 << 25
+
+
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+def test_average_pooling_of_large_windows(dtype):
+    """The mean of equal numbers is that number, and so is the gradient of a pixel that all windows see."""
+    tenth = np.array(0.1, dtype)
+    window = {"kernel": (20, 30), "stride": (1, 1), "padding": (0, 0)}
+    pool = AvgPool2d()
+    y = pool.forward(np.full((1, 2, 39, 59), tenth), **window)
+    dx = pool.backward(np.full_like(y, tenth))[:, :, 19, 29]
+    for values in (y, dx):
+        assert values.dtype == dtype
+        assert abs(values.astype(np.float64) / float(tenth) - 1).max() <= EPS
 
 
 def test_gradients_of_batch_norm_and_softmax():
