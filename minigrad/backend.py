@@ -166,8 +166,8 @@ def check_dtype(array: Array) -> Array:
 def check_array(value: Any) -> Array:
     """Return an array that a tensor may hold; TypeError for what is none.
 
-    What NumPy makes of a 0-d array times a number becomes an array again, which can be changed in place, and a subclass
-    a plain array: to a matrix, x * y is another product.
+    A 0-d array times a number is a scalar in NumPy: it becomes an array again, which can be changed in place. A
+    subclass becomes a plain array, because it may compute otherwise: to np.matrix, x * y is the matrix product.
     """
     if not is_array(value):
         raise TypeError(f"Tensor.data is an array of NumPy or CuPy, got {type(value).__name__}: Tensor(...) takes more")

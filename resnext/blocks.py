@@ -49,9 +49,10 @@ class Path(Module):
 class Bottleneck(Module):
     """A block with `cardinality` C paths of width d, as form "a", "b" or "c" of the figure above.
 
-    (N, in_channels, H, W) -> (N, out_channels, H/stride, W/stride). The stride sits in the 3x3. The shortcut is the
-    identity, or a 1x1 projection with batch norm where shapes change ("type B"); `residual=False` leaves it out, for
-    the paper's comparison in Section 5.1. With C = 1 this is the bottleneck of ResNet (He et al., CVPR 2016).
+    (N, in_channels, H, W) -> (N, out_channels, H/stride, W/stride), rounded up. The stride sits in the 3x3. The
+    shortcut is the identity, or a 1x1 projection with batch norm where shapes change ("type B"); `residual=False`
+    leaves it out, for the paper's comparison in Section 5.1. With C = 1 this is the bottleneck of ResNet (He et al.,
+    CVPR 2016).
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class Bottleneck(Module):
         stride = as_size(stride, "stride")
         self.form, self.cardinality, self.residual = form, cardinality, residual
         self.in_channels, self.out_channels, self.d, self.stride = in_channels, out_channels, d, stride
-        width = cardinality * d
+        width = cardinality * d  # of all paths together
         if form == "c":
             self.conv1 = Conv2d(in_channels, width, 1, bias=False)
             self.bn1 = BatchNorm2d(width)
