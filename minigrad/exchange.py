@@ -131,8 +131,12 @@ def state(t: Tensor) -> tuple[None, dict[str, Any]]:
         raise TypeError(
             f"a tensor that was computed, of shape {t.shape}, cannot be copied or pickled: detach() it first"
         )
-    kept = {name: getattr(t, name) for name in ("grad", "node", "requires_grad")}
-    return None, {"_array": t.data, "memory": Memory(), "_notes": None, **kept}
+    return None, {
+        **{name: getattr(t, name) for name in ("grad", "node", "requires_grad")},
+        "_array": t.data,
+        "memory": Memory(),
+        "_notes": None,
+    }
 
 
 def array(t: Tensor, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -169,5 +173,5 @@ def from_dlpack(source: Any) -> Tensor:
     """
     if not hasattr(source, "__dlpack_device__"):
         raise TypeError(f"from_dlpack needs an array that knows DLPack, got {type(source).__name__}: try Tensor(...)")
-    on_gpu = source.__dlpack_device__()[0] == 2  # kDLCUDA
-    return Tensor._of(check_dtype((cupy() if on_gpu else np).from_dlpack(source)))
+    # The device's kind is kDLCUDA, 2, for memory on a GPU.
+    return Tensor._of(check_dtype((cupy() if source.__dlpack_device__()[0] == 2 else np).from_dlpack(source)))

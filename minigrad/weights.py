@@ -32,11 +32,21 @@ def save_weights(module: Module, path: str | os.PathLike[str]) -> None:
 def load_weights(module: Module, path: str | os.PathLike[str], strict: bool = True) -> tuple[list[str], list[str]]:
     """Read parameters and buffers from a safetensors file; return (missing, unexpected) names.
 
-    Raises FileNotFoundError for a missing file, and ValueError for one that is damaged, whose shapes differ or (when
-    `strict`) whose names do; the module is unchanged then. Half-precision weights are converted.
+    A state that a run of train.cifar saved will do too. Raises FileNotFoundError for a missing file, and ValueError for
+    one that is damaged, whose shapes differ or (when `strict`) whose names do; the module is unchanged then.
+    Half-precision weights are converted.
     """
     check_kind(module, Module, "load_weights reads the weights of a module")
-    return module.load_state_dict(read_arrays(Path(path)), strict)
+    return module.load_state_dict(to_evaluate(read_arrays(Path(path))), strict)
+
+
+def to_evaluate(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The weights in a run's state, without its momentum: the averaged ones where it keeps an average.
+
+    The prefixes are those of train/run/checkpoint.py. Of plain weights these are all.
+    """
+    averaged = {n.removeprefix("average:"): a for n, a in arrays.items() if n.startswith("average:")}
+    return averaged or {n: a for n, a in arrays.items() if not n.startswith("velocity:")}
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -48,10 +58,10 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         entries = dict(deserialize(content))
     except SafetensorError as error:
         raise ValueError(f"{path} is not a complete safetensors file: {error}") from None
-    header = content[8 : 8 + int.from_bytes(content[:8], "little")]
     arrays: dict[str, np.ndarray] = {}
-    pairs = json.loads(header, object_pairs_hook=list)  # pairs, because a dict would hide a name given twice
-    for name in (name for name, _ in pairs if name != "__metadata__"):
+    header = content[8 : 8 + int.from_bytes(content[:8], "little")]
+    # As pairs, because a dict would hide a name given twice.
+    for name in (name for name, _ in json.loads(header, object_pairs_hook=list) if name != "__metadata__"):
         if name in arrays:
             raise ValueError(f"{path} has two arrays of the name {name}")
         dtype, shape, data = (entries[name][key] for key in ("dtype", "shape", "data"))

@@ -48,6 +48,23 @@ def test_what_is_saved_is_loaded_bit_for_bit(tmp_path):
         assert second.state_dict()[name].dtype == value.dtype
 
 
+def test_a_runs_state_is_read_without_its_momentum(tmp_path):
+    """Averaged weights, with which it was evaluated, go before the others; unknown names are still refused."""
+    trained = nn.Linear(2, 3)
+    arrays = trained.state_dict()
+    state = {**arrays, "velocity:weight": np.ones((3, 2), np.float32)}
+    path, layer = tmp_path / "last.safetensors", nn.Linear(2, 3)
+    safetensors.numpy.save_file(state, path)
+    assert load_weights(layer, path) == ([], [])
+    assert_array_equal(layer.weight.numpy(), trained.weight.numpy())
+    safetensors.numpy.save_file({**state, **{f"average:{name}": a + 1 for name, a in arrays.items()}}, path)
+    assert load_weights(layer, path) == ([], [])
+    assert_array_equal(layer.weight.numpy(), trained.weight.numpy() + 1)
+    safetensors.numpy.save_file({**state, "more": np.ones(1)}, path)
+    with pytest.raises(ValueError, match=r"unexpected: more$"):
+        load_weights(layer, path)
+
+
 def test_the_file_is_one_that_safetensors_itself_reads(tmp_path):
     net = network()
     save_weights(net, tmp_path / "net.safetensors")

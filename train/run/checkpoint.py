@@ -100,11 +100,6 @@ def select(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarra
     return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
 
-def weights(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The weights to evaluate: the averaged ones if the run keeps an average, else the plain ones."""
-    return select(arrays, AVERAGE) or {name: array for name, array in arrays.items() if ":" not in name}
-
-
 # ---- the form of a state --------------------------------------------------------------------------------------------
 
 

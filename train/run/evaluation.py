@@ -17,6 +17,7 @@ from minigrad import Tensor, no_grad, registry
 from minigrad import functional as F
 from minigrad.backend import Array, DeviceError, check_device, device_kind, float_dtype, to_device
 from minigrad.nn import Module
+from minigrad.weights import to_evaluate
 from resnext import create
 from resnext.counts import outlines
 
@@ -143,7 +144,7 @@ def evaluate_weights(
     train_set, test_set = ranks.in_turn(
         lambda: load_data(args, config, limit_train=1 if state else None, progress=ranks.rank == 0)
     )
-    weights = checkpoint.weights(arrays)
+    weights = to_evaluate(arrays)
     # A checkpoint from somewhere else may name a network that no memory can hold: no number in a network's name is
     # larger than its number of arrays and than all their axes.
     largest = max([len(weights), *(size for array in weights.values() for size in array.shape)])

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from minigrad.nn import Module
+from minigrad.weights import to_evaluate
 
 from ..data import CIFAR10
 from . import checkpoint
@@ -28,7 +29,7 @@ def read(path: str) -> tuple[dict[str, np.ndarray], checkpoint.State]:
         arrays, state = checkpoint.read(Path(path))
     except FileNotFoundError as error:
         raise ValueError(str(error)) from None  # the option names it
-    weights = checkpoint.weights(arrays)
+    weights = to_evaluate(arrays)
     if weights and all(name.startswith("module.") for name in weights):
         weights = {name.removeprefix("module."): a for name, a in weights.items()}
     return weights, state

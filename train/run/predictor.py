@@ -14,6 +14,7 @@ from minigrad import functional as F
 from minigrad.backend import to_device
 from minigrad.fold import fold
 from minigrad.nn import Module
+from minigrad.weights import to_evaluate
 from resnext import create
 from resnext.counts import outlines
 
@@ -74,7 +75,7 @@ class Predictor:
 def load_predictor(path: Path, name: str | None, classes_file: Path | None, device: str) -> Predictor:
     """Read a checkpoint or a file of weights. Raises UsageError for missing options and ValueError for bad files."""
     arrays, state = checkpoint.read(path)
-    weights = checkpoint.weights(arrays)
+    weights = to_evaluate(arrays)
     config = state.get("config", {})
     if math.prod(state.get("size", ())) > MAX_PIXELS:
         H, W = state["size"]

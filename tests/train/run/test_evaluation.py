@@ -12,6 +12,7 @@ from support import tiny
 
 from minigrad import Tensor, manual_seed, save_weights
 from minigrad import functional as F
+from minigrad.weights import to_evaluate
 from resnext import create
 from train import cifar, predict
 from train.data import Dataset, load
@@ -154,7 +155,7 @@ def test_a_gpus_results_are_read_when_the_next_batch_is_handed_over(run, monkeyp
 
     _, test_set = load("shapes", tmp_path, limit_train=1, limit_test=12)
     model = create("resnext11_2x4d_w8", num_classes=len(test_set.classes))
-    model.load_state_dict(checkpoint.weights(checkpoint.read(out / LAST)[0]))
+    model.load_state_dict(to_evaluate(checkpoint.read(out / LAST)[0]))
     config = configure(parser().parse_args([*tiny.OPTIONS]))
     monkeypatch.setattr(Dataset, "at_once", 5)
     arguments = model, test_set, test_set.mean, test_set.std, config
