@@ -6,6 +6,7 @@ weights, saved from torchvision's or timm's networks for example, needs `--model
 
 from __future__ import annotations
 
+import argparse
 import signal
 import sys
 from collections.abc import Sequence
@@ -21,14 +22,15 @@ import numpy as np
 from minigrad.backend import check_device
 
 from .options import DONE, FAILED, USAGE, Parser, UsageError, prepare_process, printable, refuse, say
-from .run.predictor import load_predictor
+from .run.predictor import Predictor, load_predictor
 
+PROGRAM = "python -m train.predict"
 MANY = 12  # photographs, from which on it is worth the time to fold a network's batch norms away
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit code."""
-    p = Parser(prog="python -m train.predict", description="Print the likeliest classes of images.")
+    """Run the command line; return the exit code: that of all images, FAILED where some had an answer and some none."""
+    p = Parser(prog=PROGRAM, description="Print the likeliest classes of images.")
     p.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files")
     p.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="a run's checkpoint, or weights")
     p.add_argument("--model", help="the network's name, for plain weights (`python -m resnext` lists them)")
@@ -47,14 +49,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         predictor = load_predictor(args.checkpoint, args.model, args.classes, args.device)
         if len(args.images) >= MANY:
             predictor = predictor.for_many(args.device)
-        for path in args.images:
-            probabilities = predictor.probabilities(path, args.device)
-            say(printable(str(path)))
-            for k in np.argsort(-probabilities, kind="stable")[: args.top]:
-                say(f"{100 * probabilities[k]:7.2f} %  {printable(predictor.classes[k])}")
+        codes = {classify(path, predictor, args) for path in args.images}
+        return codes.pop() if len(codes) == 1 else FAILED
     except (ValueError, OSError) as error:
-        return refuse(error, p.prog, USAGE if isinstance(error, UsageError | FileNotFoundError) else FAILED)
+        return complain(error)
+
+
+def classify(path: Path, predictor: Predictor, args: argparse.Namespace) -> int:
+    """Print the likeliest classes of one image; say what is wrong with it, which keeps no other from its answer."""
+    try:
+        probabilities = predictor.probabilities(path, args.device)
+    except (ValueError, OSError) as error:
+        return complain(error)
+    say(printable(str(path)))
+    for k in np.argsort(-probabilities, kind="stable")[: args.top]:
+        say(f"{100 * probabilities[k]:7.2f} %  {printable(predictor.classes[k])}")
     return DONE
+
+
+def complain(error: Exception) -> int:
+    """Print an error in one sentence; return the exit code."""
+    return refuse(error, PROGRAM, USAGE if isinstance(error, UsageError | FileNotFoundError) else FAILED)
 
 
 if __name__ == "__main__":

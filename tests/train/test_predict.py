@@ -12,7 +12,7 @@ from numpy.testing import assert_allclose
 from PIL import Image
 
 import minigrad
-from minigrad import Tensor, no_grad, save_weights
+from minigrad import Tensor, load_weights, no_grad, save_weights
 from minigrad import functional as F
 from resnext import create
 from train.data import CIFAR10, augment, load
@@ -74,6 +74,9 @@ def test_averaged_weights_are_the_ones_that_predict(folder, tmp_path):
     run.save(tmp_path / "run.safetensors")
     predictor = load_predictor(tmp_path / "run.safetensors", None, None, "cpu")
     assert (predictor.model.fc.bias.numpy() == 7).all()
+    network = create("resnext11_2x4d")  # the library reads a run's state as well
+    assert load_weights(network, tmp_path / "run.safetensors") == ([], [])
+    assert (network.fc.bias.numpy() == 7).all()
 
 
 def test_plain_weights_need_the_networks_name(folder, capsys):
@@ -173,6 +176,18 @@ def test_a_file_that_is_no_image_ends_with_one_sentence(what, folder, tmp_path, 
     assert main([str(image), "--checkpoint", str(path / "run.safetensors")]) == code
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and str(image) in error and "Traceback" not in error
+
+
+def test_an_image_that_cannot_be_read_keeps_no_other_from_its_answer(folder, tmp_path, capsys):
+    path, *_ = folder
+    (tmp_path / "text.png").write_text("not an image")
+    images = [tmp_path / "none.png", path / "0.png", tmp_path / "text.png", path / "1.png"]
+    command = ["--checkpoint", str(path / "run.safetensors"), "--top", "1"]
+    assert main([*map(str, images), *command]) == 1
+    printed = capsys.readouterr()
+    assert printed.out.splitlines()[::2] == [str(images[1]), str(images[3])]
+    assert [line.split(":")[1].split()[0] for line in printed.err.splitlines()] == ["there", str(images[2])]
+    assert main([str(tmp_path), str(images[0]), *command]) == 2
 
 
 def test_an_image_too_long_and_narrow_is_refused():
