@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from train.data.fetch import note, silent
 from train.data.images import MARGIN, photograph, quiet, read_image, whole_photograph
 
 VERSION = 1  # of the way in which images are decoded: another number makes all that is kept another's
+NAMED = 6  # files that cannot be read, after the first
 KEPT = 8  # lists of files of one folder that are kept, the latest
 ADVICE = "all images must have one size, or --image-size N scales them"
 
@@ -53,26 +55,51 @@ class Decoding:
 AS_IT_IS = Decoding("as it is")
 
 
+class Unreadable(DataError):
+    """Image files that cannot be read, and what is wrong with each: a person who repairs a folder wants all of them."""
+
+    def __init__(self, wrong: dict[Path, DataError]):
+        first, *others = wrong
+        names = ", ".join(str(path) for path in others[:NAMED]) + (", ..." if len(others) > NAMED else "")
+        super().__init__(f"{wrong[first]}" + (f"; {len(others):,} more cannot be read: {names}" if others else ""))
+        self.wrong = wrong
+
+
 def threads() -> int:
     """As many as the fast operations use: what `--threads` says, else the cores that this process or container has."""
     return minigrad.fast.cpu.threads() if registry.fast("cpu") else os.cpu_count() or 1
 
 
 def decode(paths: Sequence[Path], how: Decoding, title: str, progress: bool) -> Decoded:
-    """Decode image files, one on each thread. Raises DataError, which names the file."""
+    """Decode image files, one on each thread. Raises Unreadable, or DataError where one has another size."""
     images, aspects = np.empty((0, 3, 0, 0), np.uint8), np.ones(len(paths))
+    wrong: dict[Path, DataError] = {}
     bar = tqdm(total=len(paths), desc=title, unit=" images", leave=False, disable=None if progress else True)
     with quiet(), bar, ThreadPoolExecutor(threads()) as pool:
-        for i, (pixels, aspect) in enumerate(pool.map(how.read, paths)):
-            if i == 0:
+        for i, found in enumerate(pool.map(partial(attempt, how), paths)):
+            bar.update()
+            if isinstance(found, DataError):
+                wrong[paths[i]] = found
+                continue
+            pixels, aspect = found
+            if not images.size:
                 images = np.empty((len(paths), 3, *pixels.shape[:2]), np.uint8)
             if pixels.shape[:2] != images.shape[2:]:
                 H, W = images.shape[2:]
                 h, w = pixels.shape[:2]
                 raise DataError(f"{paths[i]} is {w} x {h} pixels where the others are {W} x {H}; {ADVICE}")
             images[i], aspects[i] = pixels.transpose(2, 0, 1), aspect
-            bar.update()
+    if wrong:
+        raise Unreadable(wrong)
     return images, aspects
+
+
+def attempt(how: Decoding, path: Path) -> tuple[np.ndarray, float] | DataError:
+    """What a file holds, or what is wrong with it."""
+    try:
+        return how.read(path)
+    except DataError as error:
+        return error
 
 
 def decoded(

@@ -190,14 +190,19 @@ def load_class_folder(
     if limit_train != 1:  # one image is asked for where a trained network is evaluated
         say(balance(name, train, test))
 
-    parts = []
+    parts, wrong = [], dict[Path, DataError]()
     for split, classes, limit in (("training", train, limit_train), ("test", test, limit_test)):
         files = list(take_turns(classes))[:limit]
         paths = [path for path, _ in files]
         labels = np.array([label for _, label in files], np.int64)
         kind = "squeezed" if split == "training" else "middle"
         how = cache.Decoding(kind, image_size) if image_size else cache.AS_IT_IS
-        parts.append((cache.decoded(paths, how, root / "decoded", folder, f"{split} images", progress), labels))
+        try:
+            parts.append((cache.decoded(paths, how, root / "decoded", folder, f"{split} images", progress), labels))
+        except cache.Unreadable as error:
+            wrong |= error.wrong
+    if wrong:
+        raise cache.Unreadable(wrong)
     (images, aspects), labels = parts[0]
     (test_images, _), test_labels = parts[1]
     if not image_size and images.shape[2:] != test_images.shape[2:]:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from train.data import DataError, channel_statistics, load, read_image
+from train.data import DataError, cache, channel_statistics, load, read_image
 
 
 def write_images(root: Path, train: str = "train", test: str = "test", size: tuple[int, int] = (6, 5)) -> np.ndarray:
@@ -180,6 +180,21 @@ def test_a_faulty_class_folder_is_refused(tmp_path: Path, kind: str) -> None:
     with pytest.raises(DataError, match=sentence) as caught:
         load(str(tmp_path), tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_all_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    """A person who repairs a folder is not sent back for each of them, nor for those of the test set."""
+    write_images(tmp_path)
+    bad = [tmp_path / name for name in ("train/cat/0.png", "train/dog/b.png", "test/dog/y.png")]
+    for path in bad:
+        path.write_text("hello")
+    with pytest.raises(DataError) as caught:
+        load(str(tmp_path), tmp_path)
+    reason = "is no readable image (PNG, JPEG, WEBP, BMP, GIF, TIFF)"
+    assert str(caught.value) == f"{bad[0]} {reason}; 2 more cannot be read: {bad[1]}, {bad[2]}"
+    assert str(cache.Unreadable(dict.fromkeys(map(Path, "abcdefghi"), DataError("a is bad")))) == (
+        "a is bad; 8 more cannot be read: b, c, d, e, f, g, ..."
+    )
 
 
 def test_images_in_no_class_folder_are_told_so(tmp_path: Path) -> None:
