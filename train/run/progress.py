@@ -164,8 +164,9 @@ def clock(seconds: float) -> str:
 
 
 def farewell(run: Run, page: Any) -> None:
-    """Say how the run ended and where to look."""
+    """Say how the run ended, and on which page to look; None where it could not be written."""
     best = min(run.history, key=lambda line: line["test_error"])
     total = duration(run.saved_seconds)
     tell(f"best test error {best['test_error']:.2f} % after epoch {best['epoch']}; {total} in all")
-    say(f"open {page}")
+    if page is not None:
+        say(f"open {page}")

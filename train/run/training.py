@@ -152,8 +152,11 @@ def train_command(args: argparse.Namespace, ranks: Ranks, signals: Signals) -> R
             )
             raise TrainingError(f"{error}; {kept}") from error
         if ranks.rank == 0:
+            page = None
             with run.decoration("the report"):
-                progress.farewell(run, write_report(args.out, args.data_root, sets))
+                page = write_report(args.out, args.data_root, sets)
+            with run.decoration("standard output"):
+                progress.farewell(run, page)
         return run
 
 
