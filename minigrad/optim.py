@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from .backend import Array, array_module, check_gradient, device_of, to_device
+from .nn import Parameter
 from .ops.arguments import as_amount, as_array, as_factor, as_list, as_number
 from .registry import choose
 from .tensor import Tensor
@@ -48,7 +49,8 @@ class SGD:
 
     `params` are parameters, or groups `{"params": [...], "weight_decay": 0.0}` with options of their own. The learning
     rate may be changed before every step: `optimizer.lr = x`. Raises ValueError for options out of range, a parameter
-    given twice and no parameters at all; TypeError for one that is no tensor with a gradient.
+    given twice and no parameters at all; TypeError for one that is no tensor with a gradient. A `Parameter` that is
+    frozen, with `requires_grad = False`, may be among them: it gets no gradient and stays as it is until it is thawed.
     """
 
     def __init__(
@@ -75,7 +77,7 @@ class SGD:
         if not every:
             raise ValueError("SGD got no parameters")
         for i, p in enumerate(every):
-            if not isinstance(p, Tensor) or not p.requires_grad or p.node:
+            if not isinstance(p, Tensor) or p.node or not (p.requires_grad or isinstance(p, Parameter)):
                 raise TypeError(
                     f"SGD updates leaf tensors with requires_grad=True, parameter {i} is none: {type(p).__name__}"
                 )
@@ -96,14 +98,14 @@ class SGD:
             if p.grad is not None:
                 check_gradient(p.grad, p.shape, f"parameter {i}")
         updates: dict[str, list[tuple]] = {}
-        every = ((p, group) for group in self.groups for p in group["params"])
-        for i, (p, group) in enumerate(every):
+        for i, (p, group) in enumerate((p, g) for g in self.groups for p in g["params"]):
             if p.grad is not None:
                 if self.velocities[i] is None:
                     self.velocities[i] = array_module(p.data).zeros_like(p.data)
-                options = group["momentum"], group["weight_decay"], group["nesterov"]
                 p.changed()
-                updates.setdefault(p.device, []).append((p.data, p.grad, self.velocities[i], *options))
+                updates.setdefault(p.device, []).append(
+                    (p.data, p.grad, self.velocities[i], group["momentum"], group["weight_decay"], group["nesterov"])
+                )
         for device, some in updates.items():
             update_all(device, some, self.lr)
 

@@ -415,7 +415,8 @@ class Tensor:
         def to(self, device: str | None = None, dtype: Any = None) -> Tensor: ...
 
         __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _with
-        __pow__ = __rpow__ = __matmul__ = __rmatmul__ = __getitem__ = __eq__ = __ne__ = _with  # type: ignore[assignment]
+        __pow__ = __rpow__ = __matmul__ = __rmatmul__ = __getitem__ = __lt__ = __le__ = __gt__ = __ge__ = _with
+        __eq__ = __ne__ = _with  # type: ignore[assignment]
         __neg__ = exp = log = sqrt = relu = sigmoid = tanh = _function
         sum = mean = max = _reduction
         reshape = transpose = _rearranged

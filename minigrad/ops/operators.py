@@ -61,8 +61,7 @@ OPERATORS: dict[str, Any] = {
     **{f"__r{name}__": lambda b, a, function=function: function(a, b) for name, function in TWO_SIDED.items()},
     "__neg__": lambda x: Negate.apply(x),
     "__getitem__": index,
-    "__eq__": comparison(operator.eq),
-    "__ne__": comparison(operator.ne),
+    **{f"__{name}__": comparison(getattr(operator, name)) for name in ("eq", "ne", "lt", "le", "gt", "ge")},
     "T": property(transpose),
     **{f.__name__: f for f in (exp, log, sqrt, relu, sigmoid, tanh, sum, mean, max, reshape, transpose, to)},
 }

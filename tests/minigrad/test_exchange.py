@@ -25,7 +25,10 @@ ARGUMENTS = {
 }
 
 
-@pytest.mark.parametrize("function", [f for f in CALLS if f not in (np.equal, np.not_equal)], ids=lambda f: f.__name__)
+COMPARISONS = (np.equal, np.not_equal, np.less, np.less_equal, np.greater, np.greater_equal)
+
+
+@pytest.mark.parametrize("function", [f for f in CALLS if f not in COMPARISONS], ids=lambda f: f.__name__)
 def test_numpys_functions_keep_the_gradient(function):
     def call(x):
         return function((x, x), 1) if function is np.concatenate else function(x, *ARGUMENTS.get(function, ()))
@@ -43,6 +46,20 @@ def test_an_array_on_the_left_leaves_the_operation_to_the_tensor():
         assert isinstance(y, Tensor)
         assert y.requires_grad
     assert_array_equal((x == B).data, [True, True, True])
+
+
+@pytest.mark.parametrize("compare", COMPARISONS, ids=lambda f: f.__name__)
+def test_comparisons_are_those_of_the_values(compare):
+    """Tensors of truth values, whichever side an array or a number stands on; they choose what is counted."""
+    x = Tensor(B, requires_grad=True)
+    for a, b in ((x, 2.0), (2.0, x), (x, B[::-1]), (B[::-1].copy(), x), (x, x)):
+        y = compare(a, b)
+        assert type(y) is Tensor and not y.requires_grad
+        assert_array_equal(y.data, compare(np.asarray(a), np.asarray(b)))
+    x[compare(x, 2.0)].sum().backward()
+    assert_array_equal(x.grad, compare(B, 2.0).astype(float))
+    assert (x > 2.0).data.tolist() == [v > 2.0 for v in B]
+    assert max(x.sum(), x.mean()).item() == B.sum()
 
 
 def test_options_are_those_of_the_operations():

@@ -99,6 +99,25 @@ def test_parameters_without_a_gradient_stay_and_gradients_are_not_changed():
     assert first.item() == before
 
 
+def test_frozen_parameters_stay_until_they_are_thawed():
+    """`SGD(network.parameters(), ...)` after freezing a part of the network, as in PyTorch."""
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    for p in net[0].parameters():
+        p.requires_grad = False
+    optimizer, begin = SGD(net.parameters(), 0.1, momentum=0.9, weight_decay=0.1), net.state_dict()
+
+    def step():
+        net(Tensor([[1.0, 2.0]])).sum().backward()
+        optimizer.step()
+        return [name for name, value in net.state_dict().items() if np.array_equal(value, begin[name])]
+
+    assert step() == ["0.weight", "0.bias"]
+    assert [v is None for v in optimizer.state_dict()["velocities"]] == [True, True, False, False]
+    for p in net[0].parameters():
+        p.requires_grad = True
+    assert step() == []
+
+
 def test_a_step_keeps_the_precision(device):
     p = leaf([1.0, 2.0], device, np.float32)
     optimizer = SGD([p], lr=0.1, momentum=0.9, weight_decay=1e-4, nesterov=True)

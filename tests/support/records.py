@@ -71,6 +71,23 @@ def binary(call, values=positive, name="", error=2.0):
     )
 
 
+def comparison(call):
+    """A comparison with broadcasting, which has truth values and no gradient."""
+    return Operation(
+        call,
+        lambda: [normal(0, 2, 3), normal(1, 3)],
+        [
+            (lambda: call(T(2), T(3)), ValueError, r"cannot broadcast shapes \(2,\) and \(3,\)"),
+            (lambda: call(T(2), "2"), TypeError, "not <U1"),
+        ],
+        {((0, 3), (3,)): (0, 3)},
+        gradient=False,
+        integers=True,
+        same_dtype=False,
+        mixes=True,
+    )
+
+
 def reversed_binary(name, combine, error=2.0):
     """An operator whose left side is an array or a number; the tensor stands on the right."""
     left = positive(7, 2, 3)
