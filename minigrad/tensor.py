@@ -173,8 +173,10 @@ class Function:
                 returned = f"returned a gradient of shape {dx.shape} and dtype {dx.dtype}"
                 wanted = f"for input {i}, which has shape {shape} and dtype {dtype}"
                 raise ValueError(f"{type(self).__name__}.backward {returned} {wanted}")
-            if isinstance(parent, Tensor) and (dx is dy or dx.base is not None or any(dx is d for _, d in checked)):
-                dx = dx.copy()  # a leaf keeps its gradient, so it must not share memory with another one
+            if isinstance(parent, Tensor) and (
+                dx.base is not None or any(dx is a for a in (dy, *vars(self).values(), *(d for _, d in checked)))
+            ):
+                dx = dx.copy()  # a leaf keeps its gradient, so it must not share memory with another array
             checked.append((parent, dx))
         return checked
 

@@ -106,6 +106,25 @@ def test_gradients_of_leaves_share_memory_with_nothing():
             assert not np.shares_memory(first, second)
 
 
+def test_a_gradient_that_an_operation_keeps_is_copied():
+    """The gradient of a·b may be b itself. Whoever then scales a.grad in place, to clip it, must not change b."""
+
+    class Dot(Function):
+        def forward(self, a, b):
+            self.a, self.b = a, b
+            return np.asarray((a * b).sum())
+
+        def backward(self, dy):
+            return (self.b, self.a) if dy == 1 else (dy * self.b, dy * self.a)
+
+    a, b = leaf(1.0, 2.0), leaf(3.0, 4.0)
+    Dot.apply(a, b).backward()
+    a.grad *= 0.5
+    b.grad *= 0.5
+    assert_array_equal([a.data, b.data], [[1, 2], [3, 4]])
+    assert_array_equal([a.grad, b.grad], [[1.5, 2], [0.5, 1]])
+
+
 def test_leaves_that_get_one_and_the_same_gradient_get_an_array_each():
     a, b, c = leaf(1.0), leaf(2.0), leaf(3.0)
     (c + (a + b)).backward()  # dy goes to c, and through the inner sum to a and b
