@@ -182,6 +182,8 @@ def set_up(
         run = Run.start(config, train_set, test_set, ranks, resumed=found is not None)
         if config.weights and found is None and ranks.rank == 0:
             note(described(run.model, config.weights))
+        elif config.freeze != "none" and found is None and ranks.rank == 0:
+            note(f"--freeze {config.freeze} without --weights: what is frozen keeps random weights")
         if config.recipe.cutout > min(train_set.shown):
             raise ValueError(f"--cutout {config.recipe.cutout} is larger than the images")
         if ranks.size > 1:

@@ -69,6 +69,11 @@ def test_what_is_frozen_keeps_weights_and_statistics(freeze, trained, pretrained
     assert all(name.startswith(trained) for name in velocities)
 
 
+def test_frozen_random_weights_are_noted(tmp_path, capsys):
+    assert tiny.train(tmp_path, "--freeze", "all-but-last-layer", "--epochs", "1") == 0
+    assert "--freeze all-but-last-layer without --weights: what is frozen keeps random" in capsys.readouterr().err
+
+
 def test_a_run_of_ones_own_says_its_network_and_statistics(tmp_path):
     assert tiny.train(tmp_path / "first", "--average", "0.5", "--epochs", "1") == 0
     arrays, state = checkpoint.read(tmp_path / "first" / "last.safetensors")
