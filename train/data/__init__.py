@@ -47,6 +47,7 @@ def load(
     image_size: int | None = None,
     validate: float | None = None,
     progress: bool = True,
+    tested: bool = False,
 ) -> tuple[Dataset, Dataset]:
     """Load the training and the test set that `data` names.
 
@@ -55,14 +56,15 @@ def load(
     from `seed`), or a path: a folder with the official files, binary or for Python, an official archive, or a folder
     with train/<class>/ and test/<class>/, of which `image_size` and `validate` say what folders.py does with it. At
     most the first `limit_train` and `limit_test` images are taken, in the order in which they are stored; class folders
-    are read class by class in turn.
+    are read class by class in turn. With `tested` only the test set is wanted, for a network that is trained already:
+    of the other there is one image.
     Raises DataError, or ValueError for a limit that is not positive.
     """
     for name, limit in (("limit_train", limit_train), ("limit_test", limit_test)):
         if limit is not None and limit < 1:
             raise ValueError(f"{name} must be positive, got {limit}")
     check_options(image_size, validate)
-    path = Path(data)
+    path, limit_train = Path(data), 1 if tested else limit_train
     if data == "shapes" or data in {format.name for format in FORMATS} or not path.is_dir():
         for option, value in (("--image-size", image_size), ("--validate", validate)):
             if value is not None:
@@ -92,6 +94,7 @@ def load(
             limit_train=limit_train,
             limit_test=limit_test,
             progress=progress,
+            tested=tested,
         )
     names = ", ".join(archive.remote.name for format in FORMATS for archive in format.archives)
     if path.is_file():

@@ -172,22 +172,28 @@ def load_class_folder(
     limit_train: int | None = None,
     limit_test: int | None = None,
     progress: bool = True,
+    tested: bool = False,
 ) -> tuple[Dataset, Dataset]:
     """Read train/<class>/ and test/<class>/, or <class>/ alone with a share `validate` kept back for testing.
 
     Without `image_size` all images must have one size. With it they may have any: tests see the central `image_size`
     pixels of each, training random parts of it (`augment.random_resized_crop`). What was decoded is kept below `root`.
+    With `tested` only the test set is wanted: no train/ is needed then.
     """
     name, passed = folder.resolve().name, Counter[str]()
     try:
-        train, test = find_splits(folder, validate, seed, passed)
+        test_folder = find_split(folder, TEST_FOLDERS, least=2) if tested else None
+        if test_folder:
+            train = test = class_folders(test_folder, passed)
+        else:
+            train, test = find_splits(folder, validate, seed, passed)
     except OSError as error:
         raise DataError(f"cannot read {error.filename}: {error.strerror}") from None
     say = note if progress else silent
     if passed:
         kinds = ", ".join(f"{number:,} {kind}" for kind, number in passed.most_common())
         say(f"{name}: passed over {sum(passed.values()):,} files: {kinds}{heic(passed)}")
-    if limit_train != 1:  # one image is asked for where a trained network is evaluated
+    if not tested:
         say(balance(name, train, test))
 
     parts, wrong = [], dict[Path, DataError]()

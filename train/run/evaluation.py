@@ -141,9 +141,10 @@ def evaluate_weights(
     ranks.connect(config.device)
     leave_out_kernels(config.device, ranks)
     # A run's state knows how its images were normalised: the training images are not needed.
-    train_set, test_set = ranks.in_turn(
-        lambda: load_data(args, config, limit_train=1 if state else None, progress=ranks.rank == 0)
-    )
+    tested = bool(state) and args.validate is None
+    train_set, test_set = ranks.in_turn(lambda: load_data(args, config, tested, progress=ranks.rank == 0))
+    if state:
+        test_set = relabelled(test_set, state["classes"])
     weights = to_evaluate(arrays)
     # A checkpoint from somewhere else may name a network that no memory can hold: no number in a network's name is
     # larger than its number of arrays and than all their axes.
@@ -171,6 +172,18 @@ def evaluate_weights(
     if ranks.rank == 0:
         digits = [np.format_float_positional(x, trim="0") for x in (result.error, result.loss)]
         say(f"test_error {digits[0]} test_loss {digits[1]}")
+
+
+def relabelled(test_set: Dataset, classes: list[str]) -> Dataset:
+    """The same images with a trained network's classes, of which they may show some, under its labels.
+
+    Raises ValueError where they show others: an error that is counted for the wrong class is a wrong number.
+    """
+    for name in test_set.classes:
+        if name not in classes:
+            raise ValueError(f"{test_set.name} has a class {name!r}, the network knows {checkpoint.brief(classes)}")
+    numbers = np.array([classes.index(name) for name in test_set.classes])
+    return replace(test_set, labels=numbers[test_set.labels], classes=classes)
 
 
 def on_this_machine(config: Config) -> Config:

@@ -11,9 +11,9 @@ from .config import Config
 
 
 def load_data(
-    args: argparse.Namespace, config: Config, limit_train: int | None = None, progress: bool = True
+    args: argparse.Namespace, config: Config, tested: bool = False, progress: bool = True
 ) -> tuple[Dataset, Dataset]:
-    """Load the images of a configuration."""
+    """Load the images of a configuration; with `tested` only the test set counts, see `load`."""
     path = Path(config.data)
     if config.data not in ("cifar10", "cifar100", "shapes") and not (path.is_file() or path.is_dir()):
         raise UsageError(
@@ -24,9 +24,10 @@ def load_data(
         args.data_root,
         seed=config.seed,
         mirror=args.data_mirror,
-        limit_train=limit_train or config.limit_train,
+        limit_train=config.limit_train,
         limit_test=config.limit_test,
         image_size=config.image_size,
         validate=config.validate,
         progress=progress,
+        tested=tested,
     )

@@ -49,6 +49,34 @@ def test_evaluation_needs_no_training_images(tmp_path, capsys):
     assert tiny.evaluated(capsys, tmp_path / "run" / LAST) == tiny.last_line(tmp_path / "run")
 
 
+def test_other_images_of_the_same_classes(tmp_path, capsys):
+    """A run on a flat folder with --validate is tested on a folder that has test/ alone, and on some of its classes."""
+
+    def draw(folder, **shades):
+        for name, value in shades.items():
+            (folder / name).mkdir(parents=True)
+            for i in range(4):
+                Image.new("RGB", (32, 32), (value + i, value, value)).save(folder / name / f"{i}.png")
+
+    options = ["--data", str(tmp_path / "flat"), "--model", "resnext11_2x4d_w8", "--epochs", "1", "--validate", "0.5"]
+    draw(tmp_path / "flat", a=10, b=120, c=240)
+    assert cifar.main([*options, "--out", str(tmp_path / "run")]) == 0
+    draw(tmp_path / "all" / "test", a=20, b=100, c=230)
+    draw(tmp_path / "some" / "test", b=100, c=230)
+    predictor = predict.load_predictor(tmp_path / "run" / LAST, None, None, "cpu")
+    for folder, classes in (("all", "abc"), ("some", "bc")):
+        losses = [
+            -np.log(predictor.probabilities(tmp_path / folder / "test" / name / f"{i}.png", "cpu")["abc".index(name)])
+            for name in classes
+            for i in range(4)
+        ]
+        _, loss = tiny.evaluated(capsys, tmp_path / "run" / LAST, "--data", str(tmp_path / folder))
+        assert_allclose(loss, np.mean(losses), rtol=1e-4)
+    draw(tmp_path / "other" / "test", a=20, d=100)
+    assert cifar.main(["--evaluate", str(tmp_path / "run" / LAST), "--data", str(tmp_path / "other")]) == 1
+    assert "other has a class 'd', the network knows ['a', 'b', 'c']\n" in capsys.readouterr().err
+
+
 def test_plain_weights_are_evaluated_with_model_and_data(tmp_path, capsys):
     manual_seed(5)
     model = create("resnext11_2x4d_w8")
