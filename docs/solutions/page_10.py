@@ -8,7 +8,7 @@ from minigrad.registry import register
 
 
 def sigmoid(x):
-    return 0.5 * (1 + array_module(x).tanh(0.5 * x))
+    return (1 + array_module(x).tanh(x / 2)) / 2
 
 
 class Softplus(Function):
