@@ -100,11 +100,14 @@ class SGD:
         updates: dict[str, list[tuple]] = {}
         for i, (p, group) in enumerate((p, g) for g in self.groups for p in g["params"]):
             if p.grad is not None:
-                if self.velocities[i] is None:
-                    self.velocities[i] = array_module(p.data).zeros_like(p.data)
+                v = self.velocities[i]
+                if v is None or (v.dtype, device_of(v)) != (p.dtype, p.device):  # new, or left behind by `Module.to`
+                    self.velocities[i] = v = (
+                        array_module(p.data).zeros_like(p.data) if v is None else to_device(v, p.device).astype(p.dtype)
+                    )
                 p.changed()
                 updates.setdefault(p.device, []).append(
-                    (p.data, p.grad, self.velocities[i], group["momentum"], group["weight_decay"], group["nesterov"])
+                    (p.data, p.grad, v, group["momentum"], group["weight_decay"], group["nesterov"])
                 )
         for device, some in updates.items():
             update_all(device, some, self.lr)

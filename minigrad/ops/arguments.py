@@ -164,6 +164,12 @@ def check_concat(tensors: Any, axis: Any) -> int:
     return a
 
 
+def check_two(operation: str, arrays: tuple[Array | None, ...]) -> None:
+    """Raise TypeError unless a binary operation got two tensors."""
+    if len(arrays) != 2 or any(a is None for a in arrays):
+        raise TypeError(f"{operation} takes two tensors, got {sum(a is not None for a in arrays)}")
+
+
 def check_broadcast(operation: str, a: tuple[int, ...], b: tuple[int, ...], inner: int = 0) -> None:
     """Raise ValueError where two shapes, but for their last `inner` axes, do not broadcast as in NumPy."""
     try:

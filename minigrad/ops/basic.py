@@ -17,7 +17,7 @@ import numpy as np
 from ..backend import Array, array_module, device_of, float_dtype, to_device, total, widened
 from ..diagnosis import shown
 from ..tensor import Function, Tensor
-from .arguments import as_axes, as_pair, as_shape, check_broadcast, check_concat, check_tensors, filled_axes
+from .arguments import as_axes, as_pair, as_shape, check_broadcast, check_concat, check_tensors, check_two, filled_axes
 
 
 class Broadcasting(Function):
@@ -28,10 +28,9 @@ class Broadcasting(Function):
 
     @classmethod
     def _check(cls, arrays: tuple[Array | None, ...]) -> str:
-        shapes = [x.shape for x in arrays if x is not None]
-        if len(shapes) != 2:
-            raise TypeError(f"{cls.__name__} takes two tensors, got {len(shapes)}")
-        check_broadcast(cls.__name__, shapes[0], shapes[1], cls.inner)
+        check_two(cls.__name__, arrays)
+        a, b = (x.shape for x in arrays)  # type: ignore[union-attr]
+        check_broadcast(cls.__name__, a, b, cls.inner)
         return super()._check(arrays)
 
 

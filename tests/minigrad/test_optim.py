@@ -11,6 +11,7 @@ from support import oracles
 from support.strategies import normal, seeds
 
 from minigrad import Tensor, nn
+from minigrad.backend import device_of
 from minigrad.optim import SGD, cosine, linear, multi_step
 
 
@@ -153,6 +154,20 @@ def test_a_state_dict_goes_on_bit_for_bit(device):
     assert optimizer.lr == 0.1
     run(optimizer, resumed, gradients[3:])
     assert_array_equal(resumed.numpy(), whole.numpy())
+
+
+def test_velocities_follow_a_network_that_moves(device):
+    """To another device and another precision between two steps, as in a notebook: PyTorch's rule all the same."""
+    layer = nn.Linear(2, 1, bias=False)
+    layer.weight.data = np.array([[1.0, 2.0]], np.float32)
+    optimizer = SGD(layer.parameters(), lr=0.5, momentum=0.5)
+    give_gradient(layer.weight, [[1.0, 3.0]])
+    optimizer.step()
+    layer.to(device, "float64")
+    give_gradient(layer.weight, [[1.0, 1e-9]])
+    optimizer.step()
+    assert (optimizer.velocities[0].dtype, device_of(optimizer.velocities[0])) == (np.float64, device)
+    assert_array_equal(layer.weight.numpy(), [[0.5 - 0.5 * 1.5, 0.5 - 0.5 * (1.5 + 1e-9)]])
 
 
 def test_a_state_before_the_first_step_has_no_velocities():
