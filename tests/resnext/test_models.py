@@ -6,7 +6,7 @@ from numpy.testing import assert_allclose
 from safetensors.numpy import save_file
 
 from minigrad import Tensor, load_weights, no_grad, save_weights
-from minigrad.nn import BatchNorm2d
+from minigrad.nn import BatchNorm2d, Conv2d, Identity
 from resnext import create
 from resnext.counts import outlines, trace
 
@@ -116,6 +116,15 @@ def test_weights_of_another_network_are_refused_with_both_shapes(tmp_path):
 def test_a_cifar_network_takes_any_size_of_image_and_any_number_of_classes():
     network = create("resnext11_2x4d", num_classes=7).eval()
     assert network(Tensor(np.zeros((2, 3, 12, 20), np.float32))).shape == (2, 7)
+
+
+def test_first_and_last_layer_may_be_replaced():
+    """A network as the front of another: `fc` becomes Identity, grey images get a first layer of their own."""
+    net = create("resnext11_2x4d_w8", num_classes=7)
+    net.fc, net.conv1 = Identity(), Conv2d(1, 8, 3, padding=1, bias=False)
+    assert net(Tensor(np.ones((2, 1, 8, 8), np.float32))).shape == (2, 128)
+    with pytest.raises(ValueError, match=r"1 channels \(N, 1, H, W\), got shape \(2, 3, 8, 8\)"):
+        net(Tensor(np.ones((2, 3, 8, 8), np.float32)))
 
 
 def test_an_imagenet_network_computes_its_trace():
