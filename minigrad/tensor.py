@@ -170,9 +170,12 @@ class Function:
             if self.broadcasts and dx.shape != shape:
                 dx = unbroadcast(dx, shape)
             if dx.shape != shape or dx.dtype != dtype:
-                returned = f"returned a gradient of shape {dx.shape} and dtype {dx.dtype}"
-                wanted = f"for input {i}, which has shape {shape} and dtype {dtype}"
-                raise ValueError(f"{type(self).__name__}.backward {returned} {wanted}")
+                repeated = dx.shape == dy.shape != shape and not self.broadcasts
+                raise ValueError(
+                    f"{type(self).__name__}.backward returned a gradient of shape {dx.shape} and dtype {dx.dtype} "
+                    f"for input {i}, which has shape {shape} and dtype {dtype}"
+                    + ("; where inputs broadcast, the class says broadcasts = True" if repeated else "")
+                )
             if isinstance(parent, Tensor) and (
                 dx.base is not None or any(dx is a for a in (dy, *vars(self).values(), *(d for _, d in checked)))
             ):

@@ -201,6 +201,13 @@ def test_a_wrong_gradient_is_caught_and_the_operation_named(gradient, sentence, 
         y.backward(np.ones((2, 3)))
 
 
+def test_who_forgets_broadcasts_is_told():
+    a, b = Tensor(normal(0, 2, 3), requires_grad=True), Tensor(normal(1, 3), requires_grad=True)
+    sentence = r"input 1, which has shape \(3,\) and dtype float64; where inputs broadcast, the class says broadcasts ="
+    with pytest.raises(ValueError, match=sentence):
+        operation(lambda dy: (dy, dy), False).apply(a, b).backward(np.ones((2, 3)))
+
+
 def test_a_gradient_that_nobody_wants_is_not_looked_at():
     a, b = Tensor(normal(0, 2, 3), requires_grad=True), Tensor(normal(1, 2, 3))
     operation(lambda dy: (dy, None)).apply(a, b).backward(np.ones((2, 3)))
