@@ -287,8 +287,9 @@ class Tensor:
         """The array itself, which may be read, changed in place, and replaced.
 
         From here on it may be another at any time, so what operations noted about it is forgotten. A `backward()` that
-        needs the values from before `t.data += x` or `optimizer.step()` raises ValueError; it misses `t.data[0] = x`
-        or a change through `numpy()`, a view or DLPack. `t.data = array` is safe: the old array stays as it was.
+        needs the values from before `t.data += x`, `optimizer.step()` or (running statistics) a batch norm in training
+        raises ValueError; it misses `t.data[0] = x` or a change through `numpy()`, a view or DLPack. `t.data = array`
+        is safe: the old array stays as it was.
         """
         for note in self._notes or ():
             note.before_exposure()

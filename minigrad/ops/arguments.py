@@ -290,18 +290,19 @@ def norm_options(
         if shape != (C,) and (value is not None or name in ("weight", "bias")):
             raise ValueError(f"batch_norm: {C} channels need a {name} of shape ({C},), got {shown(shape)}")
     for name, statistic in (("running_mean", mean), ("running_var", var)):
-        if statistic is None:
-            continue
-        if not is_array(statistic) or not is_float(statistic.dtype):
+        if statistic is not None and not (is_array(statistic) and is_float(statistic.dtype)):
             kind = getattr(statistic, "dtype", type(statistic).__name__)
             raise TypeError(f"batch_norm needs a floating-point array or tensor as its {name}, got {kind}")
-        if device_of(statistic) != x.device:  # it is changed in place, so never copied
+        if statistic is not None and device_of(statistic) != x.device:  # it is changed in place, so never copied
             raise ValueError(f"batch_norm: the input is on {x.device}, {name} on {device_of(statistic)}: move one")
     momentum, eps = check_moving("batch_norm", momentum, eps)
     if training and x.size == C:
         raise ValueError(f"batch_norm in training needs more than one value per channel, got shape {x.shape}")
     if not training and (mean is None or var is None):
         raise ValueError("batch_norm in evaluation needs running_mean and running_var")
+    for statistic in (running_mean, running_var):
+        if training and isinstance(statistic, Tensor):
+            statistic.changed()  # as it will be, in place: an operation that keeps it notices
     return {"running_mean": mean, "running_var": var, "training": training, "momentum": momentum, "eps": eps}
 
 

@@ -134,6 +134,23 @@ def test_edits_through_data_are_noticed(through):
         z.backward()
 
 
+@pytest.mark.parametrize("fast", [True, False])
+def test_running_statistics_that_move_are_noticed(fast):
+    """Batch norm in training changes them in place: x · running_mean needs them for dx as they were."""
+    with contextlib.nullcontext() if fast else book_only():
+        bn = nn.BatchNorm2d(3)
+        images = Tensor(normal(0, 2, 3, 4, 4).astype(np.float32), requires_grad=True)
+        y = (images * bn.running_mean.reshape(3, 1, 1)).sum()
+        bn.eval()
+        bn(images)
+        bn.train()
+        z = bn(images)  # its own backward pass needs no running statistics
+        with pytest.raises(ValueError, match=f"Multiply {CHANGED}"):
+            y.backward()
+        bn(images)
+        z.sum().backward()
+
+
 def test_replacing_the_array_leaves_the_kept_one_as_it_was():
     x = leaf(1.0, 2.0)
     z = (x * x).sum()
