@@ -56,10 +56,17 @@ INSTEAD = {
     "np.absolute": "F.relu(t) + F.relu(-t)",
     "np.clip": "low + F.relu(t - low) - F.relu(t - high)",
     "np.dot": "a @ b",
+    "np.linalg.norm": "(t * t).sum().sqrt()",
     "np.maximum": "b + F.relu(a - b)",
+    "np.min": "-F.max(-t)",
     "np.minimum": "b - F.relu(b - a)",
+    "np.ravel": "t.reshape(-1)",
+    "np.repeat": "t[rows] with rows = np.repeat(np.arange(len(t)), 2)",
     "np.square": "t * t",
     "np.stack": "F.concat([a.reshape(1, *a.shape), b.reshape(1, *b.shape)])",
+    "np.std": "((t - t.mean()) ** 2).mean().sqrt()",
+    "np.var": "((t - t.mean()) ** 2).mean()",
+    "np.vstack": "F.concat([a, b])",
     "np.where": "m * a + (1 - m) * b with m = Tensor(mask, dtype=a.dtype)",
 }
 
@@ -126,7 +133,9 @@ def array_function(t: Tensor, function: Any, types: Any, inputs: tuple[Any, ...]
                 "t.numpy(), for the values alone"
             )
         return CALLS[function](*inputs, *named, **options)
-    return compute_on_values(f"np.{function.__name__}", function, inputs, options)
+    return compute_on_values(
+        f"{function.__module__.replace('numpy', 'np', 1)}.{function.__name__}", function, inputs, options
+    )
 
 
 def state(t: Tensor) -> tuple[None, dict[str, Any]]:
