@@ -103,3 +103,12 @@ def test_pairs_agree_while_rounding_has_not_grown(capsys, convergence):
     for line in lines[-3:]:
         error, loss = re.findall(r"[+-]\d+\.\d+", line)
         assert float(error) == 0 and abs(float(loss)) <= 1e-4, line
+
+
+def test_logits_of_the_same_weights_agree(capsys):
+    benchmark("logits").main(["resnext11_2x4d_w8"])
+    name, *parts = capsys.readouterr().out.splitlines()[-1].split()
+    assert (name, len(parts)) == ("resnext11_2x4d_w8", 3)
+    assert 0 < max(map(float, parts)) < 1e-4
+    with pytest.raises(SystemExit, match="vgg11 is no ResNet or ResNeXt with bottlenecks"):
+        benchmark("logits").main(["vgg11"])
