@@ -7,6 +7,7 @@ weights, saved from torchvision's or timm's networks for example, needs `--model
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -37,7 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--classes", type=Path, metavar="FILE", help="class names, one a line (default: the checkpoint's)")
     p.add_argument("--top", type=int, default=5, metavar="K", help="how many classes to print (default: 5)")
     p.add_argument("--device", default="cpu", metavar="cpu|cuda", help="where to compute (default: cpu)")
-    args = p.parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    # A shell may have written -1.jpg for *.jpg: a file's name, and no option.
+    args = p.parse_args([f"./{word}" if word.startswith("-") and os.path.isfile(word) else word for word in words])
     if args.top < 1:
         p.error(f"--top must be at least 1, got {args.top}")
     prepare_process()

@@ -190,6 +190,15 @@ def test_an_image_that_cannot_be_read_keeps_no_other_from_its_answer(folder, tmp
     assert main([str(tmp_path), str(images[0]), *command]) == 2
 
 
+def test_a_name_that_begins_with_a_dash_is_no_option(folder, tmp_path, capsys, monkeypatch):
+    path, *_ = folder
+    for name in ("-1.png", "--top.png"):
+        (tmp_path / name).write_bytes((path / "0.png").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    assert main(["-1.png", "--top.png", "--checkpoint", str(path / "run.safetensors"), "--top", "1"]) == 0
+    assert capsys.readouterr().out.splitlines()[::2] == ["-1.png", "--top.png"]
+
+
 def test_an_image_too_long_and_narrow_is_refused():
     with pytest.raises(ValueError, match="400000 x 1 pixels is too long and narrow"):
         centre_crop(Image.new("RGB", (400_000, 1)), (224, 224))

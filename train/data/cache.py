@@ -162,7 +162,8 @@ def keep(path: Path, found: Decoded, progress: bool) -> None:
         for old in (*newest[KEPT:], *left_behind(path.parent)):
             old.unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
-        (note if progress else silent)(f"the decoded images are not kept in {path.parent}: {error}")
+        reason = getattr(error, "strerror", None) or error
+        (note if progress else silent)(f"the decoded images are not kept in {path.parent}: {reason}")
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
