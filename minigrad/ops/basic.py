@@ -213,8 +213,7 @@ class Concat(Moving):
     """Tensors joined along `axis`; each gets its slice of dy."""
 
     def forward(self, *xs: Array, axis: int) -> Array:
-        self.axis = axis
-        self.ends = np.cumsum([x.shape[axis] for x in xs])[:-1].tolist()
+        self.axis, self.ends = axis, np.cumsum([x.shape[axis] for x in xs])[:-1].tolist()
         return array_module(*xs).concatenate(xs, axis=axis)
 
     def backward(self, dy: Array) -> tuple[Array, ...]:

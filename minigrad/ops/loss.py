@@ -49,7 +49,5 @@ def cross_entropy(logits: Tensor, labels: Any, label_smoothing: float = 0.0) -> 
     label_smoothing = as_number(label_smoothing, "cross_entropy's label_smoothing")
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"cross_entropy: label_smoothing must lie between 0 and 1, got {label_smoothing}")
-    array = as_labels(labels, logits)
-    if logits.dtype.name == "bfloat16":
-        logits = to(logits, dtype="float32")
-    return CrossEntropy.apply(logits, labels=array, label_smoothing=label_smoothing)
+    precise = to(logits, dtype="float32") if logits.dtype.name == "bfloat16" else logits
+    return CrossEntropy.apply(precise, labels=as_labels(labels, logits), label_smoothing=label_smoothing)

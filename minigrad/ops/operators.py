@@ -6,7 +6,7 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
-from ..tensor import Function, Tensor
+from ..tensor import Function, Tensor, recording
 from .activation import relu, sigmoid, tanh
 from .arguments import as_tensors, check_broadcast
 from .basic import (
@@ -48,6 +48,13 @@ def comparison(compare: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Tenso
     return compared
 
 
+def refuse_in_place(w: Tensor, change: Any) -> Any:
+    """`w -= lr * dw` inside no_grad(): Python would make a new tensor w, and the leaf would stay as it was."""
+    if w.requires_grad and w.node is None and not recording():
+        raise TypeError("w -= change would make a new tensor and leave w as it is: write w.data -= change, an array")
+    return NotImplemented  # elsewhere w = w - change is what is meant
+
+
 TWO_SIDED = {
     "add": binary(Add),
     "sub": binary(Subtract),
@@ -59,6 +66,7 @@ TWO_SIDED = {
 OPERATORS: dict[str, Any] = {
     **{f"__{name}__": function for name, function in TWO_SIDED.items()},
     **{f"__r{name}__": lambda b, a, function=function: function(a, b) for name, function in TWO_SIDED.items()},
+    **dict.fromkeys((f"__i{name}__" for name in TWO_SIDED), refuse_in_place),
     "__neg__": lambda x: Negate.apply(x),
     "__getitem__": index,
     **{f"__{name}__": comparison(getattr(operator, name)) for name in ("eq", "ne", "lt", "le", "gt", "ge")},

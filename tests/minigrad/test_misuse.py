@@ -5,7 +5,7 @@ import pytest
 from numpy.testing import assert_array_equal
 from support.engine import only
 
-from minigrad import Function, Parameter, Tensor, optim, registry
+from minigrad import Function, Parameter, Tensor, no_grad, optim, registry
 from minigrad import functional as F
 from minigrad.fast import cpu
 
@@ -22,6 +22,24 @@ def room(request):
 def step(p):
     optim.SGD([p], 0.5, momentum=0.9).step()
     return p.data
+
+
+def test_weights_that_are_changed_in_place_as_in_pytorch(room):
+    """`for p in parameters: p -= lr * p.grad` would train nothing, and say nothing."""
+    p = Parameter(X)
+    (p * p).sum().backward()
+    for change in ("p -= 0.1 * p.grad", "p += Tensor(X)", "p *= 2", "p /= 2.0", "p **= 2"):
+        with no_grad(), pytest.raises(TypeError, match=r"leave w as it is: write w\.data -= change, an array$"):
+            exec(change, {"p": p, "Tensor": Tensor, "X": X})
+    assert_array_equal(p.data, X)
+    p.data -= np.float32(0.5) * p.grad
+    assert_array_equal(p.data, 0 * X)
+    h = y = p * 2
+    h += 1  # a new tensor under the old name
+    assert h.requires_grad and (y.data == 0).all() and (h.data == 1).all()
+    with no_grad():
+        h += 1
+        assert (h.data == 2).all()
 
 
 # ---- gradients that were put there ----------------------------------------------------------------------------------
