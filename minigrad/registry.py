@@ -17,6 +17,7 @@ from typing import Any
 from .backend import device_kind
 
 _stand_ins: dict[tuple[Any, str], tuple[Any, ...]] = {}  # by the book's operation and the kind of device
+_set_aside: list[dict[tuple[Any, str], tuple[Any, ...]]] = []  # while `book_only` runs, once for each that does
 
 
 def register(book: Any, kind: str, *stand_ins: Any) -> None:
@@ -64,11 +65,14 @@ def leave_out(operation: Any) -> None:
 
 @contextmanager
 def book_only() -> Iterator[None]:
-    """Compute by the book's formulas alone, in all threads: to compare the two."""
-    saved = dict(_stand_ins)
-    _stand_ins.clear()
+    """Compute by the book's formulas alone, in all threads: to compare the two.
+
+    Several threads may be in here at once. All share one stack, so the last to leave gets what the first set aside.
+    """
+    global _stand_ins
+    _set_aside.append(_stand_ins)
+    _stand_ins = {}
     try:
         yield
     finally:
-        _stand_ins.clear()
-        _stand_ins.update(saved)
+        _stand_ins = _set_aside.pop()

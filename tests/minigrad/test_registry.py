@@ -1,5 +1,7 @@
 """The registry of what stands in for what: asked in order, with an inverse, and a way to do without."""
 
+import threading
+
 import numpy as np
 import pytest
 
@@ -55,6 +57,24 @@ def test_the_book_alone():
         registry.register(Double, "cpu", Any)
         assert made(3) is Any
     assert made(3) is Large, "and as before afterwards"
+
+
+def test_the_book_alone_in_two_threads_that_overlap():
+    entered, leave = threading.Event(), threading.Event()
+
+    def compare():
+        with registry.book_only():
+            entered.set()
+            assert leave.wait(10)
+
+    thread = threading.Thread(target=compare)
+    thread.start()
+    assert entered.wait(10)
+    with registry.book_only():
+        leave.set()
+        thread.join(10)
+        assert made(3) is Double, "the other thread has left, this one has not"
+    assert made(3) is Large
 
 
 def test_a_function_may_decline_too():
