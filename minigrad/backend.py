@@ -189,12 +189,11 @@ def matmul(a: Array, b: Array) -> Array:
     A BLAS adds up a long inner axis in float32: 5 million products are off by 1 %. So it gets 4,096 at a time, and the
     results are added up in float64: the error is at most 4096 · 2⁻²⁴ Σ|ab|, however long the axis is.
     """
-    if a.dtype.itemsize == 2:
-        return matmul(a.astype(np.float32), b.astype(np.float32)).astype(a.dtype)
+    dtype, a, b = a.dtype, widened(a), widened(b)
     pieces = [slice(start, start + 4096) for start in range(0, a.shape[-1], 4096)]
     if len(pieces) <= 1:
-        return a @ b
-    return sum((a[..., piece] @ b[..., piece, :]).astype(np.float64) for piece in pieces).astype(a.dtype)
+        return (a @ b).astype(dtype, copy=False)
+    return sum((a[..., piece] @ b[..., piece, :]).astype(np.float64) for piece in pieces).astype(dtype)
 
 
 def total(array: Array, axis: Any, keepdims: bool = False) -> Array:
