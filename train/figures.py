@@ -185,7 +185,7 @@ def parser() -> argparse.ArgumentParser:
                 "--models",
                 nargs="+",
                 metavar="NAME",
-                help="networks to compare (default: six, of about 16 million multiply-adds)",
+                help="networks to compare (default: HOG, and six of about 16 million multiply-adds)",
             )
             continue
         q.add_argument(

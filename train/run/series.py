@@ -81,7 +81,7 @@ class Cell:
 def plan(systems: Sequence[System], seeds: int, folder: Path, options: Sequence[str]) -> list[Cell]:
     """The runs of every system with every seed, all systems with one seed before the next seed.
 
-    `options` are for all; they go before a system's own. Raises ValueError for options that do not work.
+    `options` are for all, and override a system's own. Raises ValueError for options that do not work.
     """
     cells = []
     for seed in range(seeds):
