@@ -70,15 +70,17 @@ EQUIVALENT = {
     "dpadded = col2im(dcolumns, (N, C, H + 2 * PH, W + 3 * PW), self.stride, self.dilation)": BORDER,
     "dx = array_module(dy).zeros((N, C, H + 3 * PH, W + 2 * PW), dy.dtype)": BORDER,
     "dx = array_module(dy).zeros((N, C, H + 2 * PH, W + 3 * PW), dy.dtype)": BORDER,
+    "dx = array_module(dy).zeros((N, C, H + 3 * PH, W + 2 * PW), np.float64)": BORDER,
+    "dx = array_module(dy).zeros((N, C, H + 2 * PH, W + 3 * PW), np.float64)": BORDER,
     "log_a = xp.log(xp.where((a == 0) & (p >= 0), one, a)) if self.needs[1] else None": CAST,
     "log_a = xp.log(xp.where((p >= 0) & (a == 0), one, a).astype(a.dtype, copy=False)) if self.needs[1] else None": (
         "the order of two conditions"
     ),
-    "da = dy * p * a ** xp.where(p == 0, one, p - 1) if self.needs[0] else None": CAST,
-    "xp.add.at(dx, self.index, dy if dy.dtype.itemsize == 2 else dy)": CAST,
-    "xp.add.at(dx, self.index, dy.astype(np.float32, copy=False) if dy.dtype.itemsize == 3 else dy)": CAST,
+    "da = dy * p * a ** xp.where(p == 0, p, p - 1) if self.needs[0] else None": CAST,
     "if isinstance(parent, Tensor):": COPY,
-    "if dx is dy or dx.base is not None or any((dx is d for _, d in checked)):": COPY,
+    "if dx.base is not None or any((dx is a for a in (dy, *vars(self).values(), *(d for _, d in checked)))):": COPY,
+    "if isinstance(parent, Tensor) and (dx.base is not None or any((dx is not a for a in "
+    "(dy, *vars(self).values(), *(d for _, d in checked))))):": COPY,
     "if self.broadcasts:": "sums over no axis, or over axes of size 1",
     "dxs = dxs if isinstance(dxs, list | tuple) else (dxs,)": "the same two types",
 }
