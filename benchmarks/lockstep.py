@@ -3,14 +3,16 @@
     python benchmarks/lockstep.py --data cifar10 --model resnext11_4x3d_w8 --recipe short --epochs 4 --batch-size 32
 
 takes the options of `python -m train.cifar`. Two runs part after a few steps whatever computes them, since rounding
-grows; a single step from one state does not. So every 25th step, and each epoch's last, is taken three times from
-minigrad's weights, statistics, velocities and average: by minigrad, by PyTorch in float32 and by PyTorch in float64.
+grows; a single step from one state does not. So every 25th step (`--every N`: every Nth), and each epoch's last, is
+taken three times from minigrad's weights, statistics, velocities and average: by minigrad, by PyTorch in float32 and by
+PyTorch in float64.
 Printed are the losses, and how far the float32 steps lie from the float64 one: |Δw - Δw₆₄| / |Δw₆₄| over all weights.
 PyTorch is needed (`pip install torch`), on a CPU.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 
@@ -23,7 +25,6 @@ from train.run.config import configure, parser
 from train.run.loading import load_data
 from train.run.loop import Run, outcome, prepare, train_step
 
-EVERY = 25
 Weights = dict[str, np.ndarray]
 
 
@@ -49,7 +50,10 @@ def distance(step: Weights, exact: Weights) -> float:
 def main(argv: Sequence[str] | None = None) -> None:
     """Train to the last epoch, and compare on the way."""
     process.prepare()
-    args = parser().parse_args(argv)
+    own = argparse.ArgumentParser(add_help=False)
+    own.add_argument("--every", type=int, default=25)
+    given, rest = own.parse_known_args(argv)
+    args = parser().parse_args(rest)
     config = configure(args)
     run = Run.start(config, *load_data(args, config))
     single, double = Twin(run), Twin(run, torch.float64)
@@ -65,7 +69,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         for run.step, indices in enumerate(batches):
             batch, lr = prepare(run, indices, run.step), schedule(run.epoch + run.step / len(batches))
             labels = run.train_set.labels[indices].astype(np.int64)
-            compared = run.step % EVERY == EVERY - 1 or run.step == len(batches) - 1
+            due = run.step % given.every == given.every - 1 or run.step == len(batches) - 1
+            compared = due and lr > 0  # a warm-up begins with a step of no length
             if compared:
                 before = {name: p.data.astype(np.float64) for name, p in run.model.named_parameters()}
                 found = []
