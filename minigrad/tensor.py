@@ -170,7 +170,7 @@ class Function:
             if self.broadcasts and dx.shape != shape:
                 dx = unbroadcast(dx, shape)
             if dx.shape != shape or dx.dtype != dtype:
-                repeated = dx.shape == dy.shape != shape and not self.broadcasts
+                repeated = dx.shape == dy.shape != shape
                 raise ValueError(
                     f"{type(self).__name__}.backward returned a gradient of shape {dx.shape} and dtype {dx.dtype} "
                     f"for input {i}, which has shape {shape} and dtype {dtype}"

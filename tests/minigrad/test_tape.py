@@ -206,6 +206,10 @@ def test_who_forgets_broadcasts_is_told():
     sentence = r"input 1, which has shape \(3,\) and dtype float64; where inputs broadcast, the class says broadcasts ="
     with pytest.raises(ValueError, match=sentence):
         operation(lambda dy: (dy, dy), False).apply(a, b).backward(np.ones((2, 3)))
+    # The hint is for repeated inputs alone: neither another shape nor another dtype gets it.
+    for wrong in (lambda dy: (dy, dy[0, :2]), lambda dy: (dy.astype(np.float32), dy[0])):
+        with pytest.raises(ValueError, match=r"has shape .* and dtype float64$"):
+            operation(wrong, False).apply(a, b).backward(np.ones((2, 3)))
 
 
 def test_a_gradient_that_nobody_wants_is_not_looked_at():
