@@ -27,6 +27,7 @@ class Module:
 
     What an attribute is decides its role: a `Parameter` is trained; any other `Tensor` is a buffer, saved but not
     trained (batch norm's running statistics); a `Module` is a child. Names join with dots: "layer1.0.conv2.weight".
+    Who replaces a parameter assigns a `Parameter`: a plain `Tensor` in its place would be a buffer.
     """
 
     training = True

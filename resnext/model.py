@@ -62,16 +62,17 @@ class ResNeXt(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         check_tensors("ResNeXt", x=x)
-        filters = self.conv1.weight  # of 3 channels, or as many as those have that somebody put in their place
-        if x.ndim == 4 and x.shape[1] != (C := filters.shape[1]):
+        first = self.conv1  # of 3 channels, or what somebody put in its place
+        if isinstance(first, Conv2d) and x.ndim == 4 and x.shape[1] != (C := first.weight.shape[1] * first.groups):
             raise ValueError(f"the network expects images with {C} channels (N, {C}, H, W), got shape {x.shape}")
-        x = self.bn1(self.conv1(x), relu=True)
+        x = self.bn1(first(x), relu=True)
         if self.imagenet:
             x = F.max_pool2d(x, 3, stride=2, padding=1)
         for stage in range(1, self.stages + 1):
             x = getattr(self, f"layer{stage}")(x)
         # The mean in the weights' float32, after bfloat16 too: these are few numbers, and the class depends on them.
-        return self.fc(F.global_avg_pool2d(x, filters.dtype))
+        dtype = next(weight.dtype for _, weight in self.named_tensors())
+        return self.fc(F.global_avg_pool2d(x, dtype))
 
     def bottlenecks(self) -> Iterator[Bottleneck]:
         """Yield the blocks in the order of the forward pass."""

@@ -6,7 +6,8 @@ from numpy.testing import assert_allclose
 from safetensors.numpy import save_file
 
 from minigrad import Tensor, load_weights, no_grad, save_weights
-from minigrad.nn import BatchNorm2d, Conv2d, Identity
+from minigrad.fold import fold
+from minigrad.nn import BatchNorm2d, Conv2d, Identity, Sequential
 from resnext import create
 from resnext.counts import outlines, trace
 
@@ -125,6 +126,22 @@ def test_first_and_last_layer_may_be_replaced():
     assert net(Tensor(np.ones((2, 1, 8, 8), np.float32))).shape == (2, 128)
     with pytest.raises(ValueError, match=r"1 channels \(N, 1, H, W\), got shape \(2, 3, 8, 8\)"):
         net(Tensor(np.ones((2, 3, 8, 8), np.float32)))
+
+
+def test_other_layers_may_take_the_place_of_the_first():
+    """Two convolutions, one with groups, and none at all."""
+    net = create("resnext11_2x4d_w8", num_classes=7).eval()
+    for first, channels in [
+        (Sequential(Conv2d(3, 4, 3, padding=1), Conv2d(4, 8, 3, padding=1)), 3),
+        (Conv2d(4, 8, 3, padding=1, groups=2), 4),
+        (Identity(), 8),
+    ]:
+        net.conv1 = first
+        images = Tensor(np.ones((2, channels, 8, 8), np.float32))
+        assert net(images).shape == (2, 7)
+        assert np.allclose(fold(net)(images).data, net(images).data, atol=1e-5)
+        with pytest.raises(ValueError, match="channels"):
+            net(Tensor(np.ones((2, 5, 8, 8), np.float32)))
 
 
 def test_an_imagenet_network_computes_its_trace():
