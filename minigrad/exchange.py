@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from . import ops
-from .backend import Memory, check_dtype, cupy
+from .backend import check_dtype, cupy
 from .ops.operators import OPERATORS
 from .tensor import Tensor, wants_gradient
 
@@ -71,6 +71,9 @@ INSTEAD = {
 }
 
 
+WRITERS = {"at", "copyto", "put", "place", "putmask", "put_along_axis", "fill_diagonal"}  # into an array they are given
+
+
 def values_of(inputs: Any) -> Any:
     """Return what NumPy gets in place of tensors, in lists too: their values."""
     if isinstance(inputs, tuple | list):
@@ -84,12 +87,15 @@ def compute_on_values(name: str, function: Any, inputs: tuple[Any, ...], options
     Nobody can where no tensor requires one or nothing is recorded, nor that of integers, truth values, text and zeros.
     """
     lossy = wants_gradient([*inputs, *options.values()])
-    if not lossy or not options.get("out"):
+    if not lossy or not (options.get("out") or function.__name__ in WRITERS):
         result = function(*values_of(inputs), **{key: values_of(value) for key, value in options.items()})
         if not lossy or not has_floats(result) or function in (np.zeros_like, np.ones_like, np.empty_like):
             return result
-    without = f"{name} without out, and n = n + t for n += t" if options.get("out") else ""
-    instead = without or INSTEAD.get(name, "it with the operations of minigrad.functional")
+    instead = (
+        f"{name} without out, and n = n + t for n += t"
+        if options.get("out")
+        else INSTEAD.get(name, "it with the operations of minigrad.functional")
+    )
     raise TypeError(f"{name} would lose the gradient: write {instead}, or {name}(t.numpy()) for the values alone")
 
 
@@ -139,15 +145,14 @@ def array_function(t: Tensor, function: Any, types: Any, inputs: tuple[Any, ...]
 
 
 def state(t: Tensor) -> tuple[None, dict[str, Any]]:
-    """What a copy or a pickle takes along: all but the notes, and with a memory of its own. Only leaves have one."""
+    """What a copy or a pickle takes along: all but the notes. Only leaves have one."""
     if t.node is not None:
         raise TypeError(
             f"a tensor that was computed, of shape {t.shape}, cannot be copied or pickled: detach() it first"
         )
     return None, {
-        **{name: getattr(t, name) for name in ("grad", "node", "requires_grad")},
+        **{name: getattr(t, name) for name in ("grad", "node", "requires_grad", "memory")},
         "_array": t.data,
-        "memory": Memory(),
         "_notes": None,
     }
 
@@ -169,6 +174,8 @@ def cuda_array_interface(t: Tensor) -> dict:
 PROTOCOLS = {
     "__getstate__": state,
     "__array__": array,
+    "__int__": lambda t: int(t.item()),
+    "__index__": lambda t: t.data.__index__(),
     "__array_ufunc__": ArrayUfunc(),
     "__array_function__": array_function,
     "__cuda_array_interface__": property(cuda_array_interface),

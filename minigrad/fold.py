@@ -45,6 +45,11 @@ class Promise(NamedTuple):
     x: Tensor
     convolution: FoldedConv2d
 
+    def __getattr__(self, name: str) -> Any:
+        raise TypeError(
+            f"fold: the convolution's output goes into the batch norm alone, but .{name} of it was asked for"
+        )
+
 
 class FoldedConv2d(Module):
     """A convolution that carries the scale and shift of the batch norm after it; see the top of this file.
@@ -58,8 +63,7 @@ class FoldedConv2d(Module):
             t.data.astype("float64") for t in (norm.weight, norm.bias, norm.running_mean, norm.running_var)
         )
         scale = g / array_module(var).sqrt(var + norm.eps)
-        w = layer.weight.data
-        b = 0 if layer.bias is None else layer.bias.data
+        w, b = layer.weight.data, 0 if layer.bias is None else layer.bias.data
         self.weight = Tensor._of(w * scale.astype(w.dtype)[:, None, None, None])
         self.bias = Tensor._of((beta + (b - mean) * scale).astype(w.dtype))
         self.options = {name: getattr(layer, name) for name in ("stride", "padding", "dilation", "groups")}
@@ -92,14 +96,18 @@ def fold(network: Module) -> Module:
     """
     check_kind(network, Module, "fold takes a network")
     folded = copy(network)
-    vars(folded).update({name: Tensor(t) for name, t in vars(network).items() if isinstance(t, Tensor)})
+    vars(folded).update({n: Tensor(t) for n, t in vars(network).items() if isinstance(t, Tensor)}, training=False)
     children = list(network.children())
     for name, child in children:
         setattr(folded, name, fold(child))
     for (first, layer), (second, norm) in pairwise(children):
-        if type(layer) is Conv2d and type(norm) is BatchNorm2d and len(layer.weight) == len(norm.weight):
+        if (
+            type(layer) is Conv2d
+            and type(norm) is BatchNorm2d
+            and len(layer.weight) == len(norm.weight)
+            and "forward" not in vars(layer) | vars(norm)
+        ):
             pair = object()
             setattr(folded, first, FoldedConv2d(layer, norm, pair))
             setattr(folded, second, FoldedNorm(pair))
-    folded.training = False
     return folded

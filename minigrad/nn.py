@@ -99,7 +99,7 @@ class Module:
         return {name: np.array(t.numpy(), order="C") for name, t in self.named_tensors()}
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> tuple[list[str], list[str]]:
-        """Copy arrays into the parameters and buffers of the same name; return (missing, unexpected) names.
+        """Give the parameters and buffers copies of the arrays of their names; return (missing, unexpected) names.
 
         A "module." in front of every name, which data-parallel training leaves behind, is dropped. Nothing is changed
         unless everything fits: raises ValueError for arrays of another shape and, when `strict`, for missing and
@@ -108,9 +108,9 @@ class Module:
         """
         if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
             raise TypeError(f"load_state_dict takes a dictionary of arrays by name, got {type(state).__name__}")
-        if state and all(name.startswith("module.") for name in state):
-            state = {name.removeprefix("module."): value for name, value in state.items()}
         own = dict(self.named_tensors())
+        if state and all(n.startswith("module.") for n in state) and not any(n.startswith("module.") for n in own):
+            state = {name.removeprefix("module."): value for name, value in state.items()}
         missing = [n for n in own if n not in state and not n.endswith("num_batches_tracked")]
         unexpected = [n for n in state if n not in own]
         if strict and (missing or unexpected):

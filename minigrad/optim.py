@@ -101,9 +101,12 @@ class SGD:
         for i, (p, group) in enumerate((p, g) for g in self.groups for p in g["params"]):
             if p.grad is not None:
                 v = self.velocities[i]
-                if v is None or (v.dtype, device_of(v)) != (p.dtype, p.device):  # new, or left behind by `Module.to`
+                # New, left behind by `Module.to`, or of weights of another shape, of which it knows nothing.
+                if v is None or (v.shape, v.dtype, device_of(v)) != (p.shape, p.dtype, p.device):
                     self.velocities[i] = v = (
-                        array_module(p.data).zeros_like(p.data) if v is None else to_device(v, p.device).astype(p.dtype)
+                        to_device(v, p.device).astype(p.dtype)
+                        if v is not None and v.shape == p.shape
+                        else array_module(p.data).zeros_like(p.data)
                     )
                 p.changed()
                 updates.setdefault(p.device, []).append(

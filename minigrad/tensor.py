@@ -109,7 +109,9 @@ class Function:
         arrays = tuple(None if t is None else t._array for t in tensors)
         device = cls._check(arrays)
         node = choose(cls, device, *arrays, **options)()
-        node.needs = needs = tuple(t is not None and t.requires_grad and recording() for t in tensors)
+        node.needs = needs = tuple(
+            t is not None and t.requires_grad and is_float(t.dtype) and recording() for t in tensors
+        )
         compute = node.forward if observer is None else partial(observer, cls, node, node.forward)
         y = node.run(compute, tensors, options)
         if node.needs is not needs or not OWN.isdisjoint(vars(node)):
@@ -131,7 +133,7 @@ class Function:
         if not is_array(result):
             name, kind = type(self).__name__, type(result).__name__
             raise TypeError(f"{name}.forward must return an array, it returned a {kind}")
-        return Tensor._of(result)
+        return Tensor._of(check_array(result))
 
     @classmethod
     def _check(cls, arrays: tuple[Array | None, ...]) -> str:
@@ -202,7 +204,8 @@ class Function:
         self.__dict__.clear()
 
 
-OWN = {"parents", "inputs", "versions", "pending"}  # attributes that the tape sets on a node after its forward pass
+# What the tape sets on a node after its forward pass, or calls and asks.
+OWN = {"parents", "inputs", "versions", "pending", "gradients", "check_unchanged", "free", "broadcasts", "mixed"}
 
 # A profiler's place: what is set here is called in place of every operation's forward and backward pass, as
 # observer(operation, node, compute, *arrays, **options), and returns what compute(*arrays, **options) returns.

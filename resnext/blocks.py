@@ -18,6 +18,9 @@ are one with C groups: that is the definition of groups. Form (c) is the shortes
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+
 import numpy as np
 
 from minigrad import Tensor
@@ -113,7 +116,10 @@ class Bottleneck(Module):
 
 
 def convert(block: Bottleneck, form: str) -> Bottleneck:
-    """Return a block of another form that computes the same function: the same weights, split or joined."""
+    """Return a block of another form that computes the same function: the same weights, split or joined.
+
+    Batch norms keep their eps, momentum and mode, and what is frozen stays frozen.
+    """
     check_kind(block, Bottleneck, "convert takes a Bottleneck")
     other = Bottleneck(
         block.in_channels, block.out_channels, block.cardinality, block.d, block.stride, form, block.residual
@@ -121,7 +127,24 @@ def convert(block: Bottleneck, form: str) -> Bottleneck:
     weight = next(iter(block.parameters()))
     other.to(weight.device, weight.dtype).train(block.training)
     other.load_state_dict(split(join(block.state_dict(), block.cardinality), block.cardinality, form))
+    norms = dict(batch_norms(block))
+    for name, norm in batch_norms(other):
+        norm.eps, norm.momentum, norm.training = norms[name].eps, norms[name].momentum, norms[name].training
+    frozen = {ONE_PATH.sub("", name) for name, p in block.named_parameters() if not p.requires_grad}
+    for name, p in other.named_parameters():
+        p.requires_grad = ONE_PATH.sub("", name) not in frozen
     return other
+
+
+ONE_PATH = re.compile(r"paths\.\d+\.")  # in front of the names that a path's layers have in form (c)
+
+
+def batch_norms(module: Module, prefix: str = "") -> Iterator[tuple[str, BatchNorm2d]]:
+    """Yield the batch norms below a module, those of a path by their names in form (c)."""
+    for name, child in module.children():
+        if isinstance(child, BatchNorm2d):
+            yield ONE_PATH.sub("", prefix + name), child
+        yield from batch_norms(child, f"{prefix}{name}.")
 
 
 def convert_network(network: Module, form: str) -> Module:

@@ -70,9 +70,8 @@ class ResNeXt(Module):
             x = F.max_pool2d(x, 3, stride=2, padding=1)
         for stage in range(1, self.stages + 1):
             x = getattr(self, f"layer{stage}")(x)
-        # The mean in the weights' float32, after bfloat16 too: these are few numbers, and the class depends on them.
-        dtype = next(weight.dtype for _, weight in self.named_tensors())
-        return self.fc(F.global_avg_pool2d(x, dtype))
+        # The mean in float32 after bfloat16: these are few numbers, and the class depends on them.
+        return self.fc(F.global_avg_pool2d(x, "float32" if x.dtype.itemsize == 2 else None))
 
     def bottlenecks(self) -> Iterator[Bottleneck]:
         """Yield the blocks in the order of the forward pass."""

@@ -49,8 +49,8 @@ def comparison(compare: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Tenso
 
 
 def refuse_in_place(w: Tensor, change: Any) -> Any:
-    """`w -= lr * dw` inside no_grad(): Python would make a new tensor w, and the leaf would stay as it was."""
-    if w.requires_grad and w.node is None and not recording():
+    """`w -= lr * dw` of a parameter, or inside no_grad(): Python would make a new tensor w, the leaf would stay."""
+    if w.node is None and (type(w) is not Tensor or (w.requires_grad and not recording())):
         raise TypeError("w -= change would make a new tensor and leave w as it is: write w.data -= change, an array")
     return NotImplemented  # elsewhere w = w - change is what is meant
 

@@ -1,6 +1,8 @@
 """Arrays that change between forward and backward are noticed; threads that share leaves lose nothing (tensor.py)."""
 
 import contextlib
+import copy
+import pickle
 import sys
 import threading
 
@@ -65,6 +67,58 @@ def test_layers_notice_a_step(fast):
             SGD(layer.parameters(), 0.1).step()
             with pytest.raises(ValueError, match=CHANGED):
                 loss.backward()
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("source", ["grey leaf", "channels last", "another convolution", "channels first"])
+def test_a_convolution_notices_that_its_input_changed(source, fast):
+    """It keeps the array itself where that lies as it wants it, and a copy elsewhere."""
+    with contextlib.nullcontext() if fast else book_only():
+        channels = 1 if source == "grey leaf" else 3
+        x = Tensor(normal(0, 2, channels, 6, 6).astype(np.float32))
+        if source == "channels last":
+            x = Tensor(np.ascontiguousarray(x.numpy().transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2))
+        elif source == "another convolution":
+            x = nn.Conv2d(3, channels, 3, padding=1)(x)
+        layer, before = nn.Conv2d(channels, 4, 3), x.numpy().copy()
+        y = layer(x)
+        x.data *= 0
+        try:
+            y.sum().backward()
+        except ValueError as error:
+            assert CHANGED in str(error)
+        else:
+            expected = nn.Conv2d(channels, 4, 3)
+            expected(Tensor(before)).sum().backward()
+            np.testing.assert_allclose(layer.weight.grad, expected.weight.grad, rtol=1e-4, atol=1e-4)
+            assert fast and source == "channels first"
+
+
+def test_a_convolution_that_trains_no_filters_needs_no_input():
+    layer, x = nn.Conv2d(1, 4, 3), Tensor(normal(0, 2, 1, 6, 6).astype(np.float32), requires_grad=True)
+    layer.weight.requires_grad = False
+    y = layer(x)
+    x.data *= 0
+    y.sum().backward()
+    assert x.grad.any()
+
+
+def test_a_shallow_copy_shares_what_is_known_of_the_array():
+    x = leaf(1.0, 2.0)
+    for copied, noticed in ((copy.copy(x), True), (copy.deepcopy(x), False), (pickle.loads(pickle.dumps(x)), False)):
+        y = x * x
+        copied.data += 10
+        if noticed:
+            with pytest.raises(ValueError, match=CHANGED):
+                y.sum().backward()
+            x.data -= 10
+        else:
+            y.sum().backward()
+    one, other = copy.deepcopy([x, x.detach()])
+    y = (one * one).sum()
+    other.data += 1
+    with pytest.raises(ValueError, match=CHANGED):
+        y.backward()
 
 
 @pytest.mark.parametrize(

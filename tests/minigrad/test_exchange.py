@@ -110,6 +110,10 @@ LOSSY: dict[str, Any] = {
     "np.multiply.reduce": np.multiply.reduce,
     "np.modf": np.modf,
     "np.add": lambda x: np.add(x, 1, out=np.zeros((2, 3))),
+    "np.add.at": lambda x: np.add.at(np.zeros(3), [0, 0, 1], x[0]),
+    "np.copyto": lambda x: np.copyto(np.zeros((2, 3)), x),
+    "np.put": lambda x: np.put(np.zeros(3), [0, 1, 2], x),
+    "np.put_along_axis": lambda x: np.put_along_axis(np.zeros((2, 3)), np.zeros((2, 1), int), x[:, :1], 1),
 }
 
 
@@ -188,6 +192,18 @@ def test_what_asks_for_the_values_by_name_gets_them():
     x = Tensor(A, requires_grad=True)
     for values in (np.asarray(x), np.array(x), x.numpy(), np.from_dlpack(x), np.float64(x[0, 0])):
         assert_array_equal(values, A if np.ndim(values) else A[0, 0])
+
+
+def test_a_single_integer_is_one_wherever_python_wants_one():
+    three, values = Tensor(3), Tensor(A)
+    assert list(range(three)) == [0, 1, 2] and int(three) == 3 and int(Tensor(2.5)) == 2
+    assert_array_equal(values[: Tensor(1)].numpy(), A[:1])
+    assert_array_equal(Tensor([Tensor(1), Tensor(2)]).numpy(), [1, 2])
+    logits = Tensor(A)
+    assert F.cross_entropy(logits, [Tensor(0), Tensor(1)]).item() == F.cross_entropy(logits, [0, 1]).item()
+    for wrong in (Tensor(2.0), Tensor([1, 2])):
+        with pytest.raises(TypeError):
+            range(wrong)
 
 
 def test_a_tensor_that_was_computed_is_not_copied_with_its_graph():

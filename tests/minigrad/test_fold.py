@@ -150,6 +150,34 @@ def test_a_network_that_calls_something_in_between_is_refused():
         fold(3)
 
 
+class Between(Module):
+    """A convolution and a batch norm that something happens between."""
+
+    def __init__(self, between):
+        self.conv, self.norm, self.between = Conv2d(3, 4, 1), BatchNorm2d(4), between
+
+    def forward(self, x):
+        return self.between(self.conv(x), self.norm)
+
+
+@pytest.mark.parametrize(
+    "between", [lambda h, bn: bn(h.relu()), lambda h, bn: h.mean(), lambda h, bn: bn(h).shape + h.shape]
+)
+def test_what_is_asked_of_a_folded_convolutions_output_is_named(between):
+    network = fold(Between(between))
+    with pytest.raises(TypeError, match=r"goes into the batch norm alone, but .(relu|mean|shape) of it was asked for"):
+        network(Tensor(normal(0, 2, 3, 5, 5).astype(np.float32)))
+
+
+@pytest.mark.parametrize("replaced", ["conv", "norm"])
+def test_a_layer_whose_forward_was_replaced_is_left_alone(replaced):
+    network = with_statistics(Between(lambda h, norm: norm(h)), 0)
+    layer = getattr(network, replaced)
+    layer.forward = lambda x, forward=layer.forward: forward(x) * 2
+    x = Tensor(normal(0, 2, 3, 5, 5).astype(np.float32))
+    assert_array_equal(fold(network)(x).numpy(), network(x).numpy())
+
+
 def test_layers_of_ones_own_are_left_alone():
     class Mine(Conv2d):
         def forward(self, x):

@@ -31,7 +31,15 @@ def test_weights_that_are_changed_in_place_as_in_pytorch(room):
     for change in ("p -= 0.1 * p.grad", "p += Tensor(X)", "p *= 2", "p /= 2.0", "p **= 2"):
         with no_grad(), pytest.raises(TypeError, match=r"leave w as it is: write w\.data -= change, an array$"):
             exec(change, {"p": p, "Tensor": Tensor, "X": X})
+        frozen = Parameter(X, requires_grad=False)  # an average of weights, for one
+        with pytest.raises(TypeError, match="leave w as it is"):  # recording or not
+            exec(change, {"p": p, "Tensor": Tensor, "X": X})
+        with no_grad(), pytest.raises(TypeError, match="leave w as it is"):
+            exec(change.replace("p.grad", "X"), {"p": frozen, "Tensor": Tensor, "X": X})
     assert_array_equal(p.data, X)
+    x = leaf = Tensor(X, requires_grad=True)
+    x *= 2
+    assert x is not leaf and x.requires_grad
     p.data -= np.float32(0.5) * p.grad
     assert_array_equal(p.data, 0 * X)
     h = y = p * 2
@@ -130,10 +138,63 @@ def test_a_subclass_of_arrays_has_no_arithmetic_of_its_own(kind):
     assert_array_equal(t.grad, 2 * square)
 
 
+@pytest.mark.parametrize("kind", [np.asmatrix, np.ma.masked_array], ids=["matrix", "masked"])
+@pytest.mark.filterwarnings("ignore:the matrix subclass")
+def test_what_an_operation_returns_has_no_arithmetic_of_its_own(kind):
+    """scipy.sparse returns matrices, too."""
+
+    class Rows(Function):
+        def forward(self, x):
+            return kind(x)
+
+        def backward(self, dy):
+            return dy
+
+    x = Tensor(X[:, :2], requires_grad=True)
+    y = Rows.apply(x)
+    z = y * y
+    z.sum().backward()
+    assert type(z.data) is np.ndarray
+    assert_array_equal(z.data, x.data * x.data)
+    assert_array_equal(x.grad, 2 * x.data)
+
+
+def test_what_an_operation_returns_is_of_a_kind_that_tensors_hold():
+    class Half(Function):
+        def forward(self, x):
+            return x.astype(np.float16)
+
+    with pytest.raises(TypeError, match="a Tensor holds float32, float64, integers or booleans, not float16"):
+        Half.apply(Tensor(X))
+
+
+def test_integers_have_no_gradient_however_it_is_asked_for():
+    x = Tensor([1, 2, 3])
+    x.requires_grad = True
+    y = (x.to(dtype="float32") * 0.5).sum()
+    assert not y.requires_grad
+    with pytest.raises(ValueError, match="requires"):
+        y.backward()
+
+
 # ---- operations of one's own ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["inputs", "parents", "versions", "pending", "needs"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "inputs",
+        "parents",
+        "versions",
+        "pending",
+        "needs",
+        "gradients",
+        "check_unchanged",
+        "free",
+        "broadcasts",
+        "mixed",
+    ],
+)
 def test_an_operation_that_keeps_something_under_a_name_of_the_tapes_is_told(name):
     class Square(Function):
         def forward(self, x):

@@ -157,6 +157,20 @@ def test_a_prefix_of_data_parallel_training_is_dropped():
     assert_array_equal(net[0].weight.data, state["module.0.weight"])
 
 
+def test_a_child_called_module_is_no_prefix():
+    class Wrapped(nn.Module):
+        def __init__(self):
+            self.module = nn.Linear(2, 2)
+
+    first, second = Wrapped(), Wrapped()
+    for strict in (True, False):
+        assert second.load_state_dict(first.state_dict(), strict) == ([], [])
+    assert_array_equal(second.module.weight.data, first.module.weight.data)
+    data_parallel = {f"module.{name}": value + 1 for name, value in first.state_dict().items()}
+    with pytest.raises(ValueError, match=r"missing: module\.weight"):
+        second.load_state_dict(data_parallel)
+
+
 def test_values_may_be_tensors_lists_or_of_another_precision():
     layer = nn.Linear(2, 1)
     layer.load_state_dict({"weight": [[1.0, 2.0]], "bias": Tensor(np.array([3.0]))})

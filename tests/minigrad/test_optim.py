@@ -11,7 +11,7 @@ from support import oracles
 from support.strategies import normal, seeds
 
 from minigrad import Tensor, nn
-from minigrad.backend import device_of
+from minigrad.backend import device_of, to_device
 from minigrad.optim import SGD, cosine, linear, multi_step
 
 
@@ -168,6 +168,19 @@ def test_velocities_follow_a_network_that_moves(device):
     optimizer.step()
     assert (optimizer.velocities[0].dtype, device_of(optimizer.velocities[0])) == (np.float64, device)
     assert_array_equal(layer.weight.numpy(), [[0.5 - 0.5 * 1.5, 0.5 - 0.5 * (1.5 + 1e-9)]])
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_weights_of_another_shape_start_without_velocity(device, rows):
+    """After pruning or growing; the old velocity belongs to other weights."""
+    w = leaf([[1.0, 2.0], [3.0, 4.0]], device)
+    optimizer = SGD([w], lr=1.0, momentum=0.9)
+    give_gradient(w, [[1.0, 2.0], [3.0, 4.0]])
+    optimizer.step()
+    w.data = to_device(np.zeros((rows, 2)), device)
+    give_gradient(w, [[0.5, 0.25]] * rows)
+    optimizer.step()
+    assert_array_equal(w.numpy(), [[-0.5, -0.25]] * rows)
 
 
 def test_a_state_before_the_first_step_has_no_velocities():

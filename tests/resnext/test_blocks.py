@@ -8,7 +8,7 @@ from minigrad import Tensor
 from minigrad import functional as F
 from minigrad.nn import BatchNorm2d, Conv2d
 from resnext import Bottleneck, convert, convert_network, create
-from resnext.blocks import FORMS, join, split
+from resnext.blocks import FORMS, batch_norms, join, split
 
 TOLERANCE = {"rtol": 1e-10, "atol": 1e-10}
 BLOCKS = [  # in_channels, out_channels, C, d, stride, residual
@@ -71,6 +71,24 @@ def test_converting_there_and_back_changes_no_bit(form):
     back = convert(there, "c").state_dict()
     assert list(back) == list(block.state_dict())
     assert all(np.array_equal(back[name], array) for name, array in block.state_dict().items())
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("origin", FORMS)
+def test_what_is_no_weight_is_converted_too(origin, form):
+    """eps, momentum and mode of every batch norm, and what is frozen."""
+    block = randomise(Bottleneck(8, 16, 4, 3, 2, origin), np.random.default_rng(0)).to(dtype="float64")
+    for i, (name, norm) in enumerate(batch_norms(block)):
+        number = int(name[2]) if name.startswith("bn") else i
+        norm.eps, norm.momentum, norm.training = 0.1 * number, 0.01 * number, name == "bn2"
+    for name, p in block.named_parameters():
+        p.requires_grad = "conv2" in name
+    other = convert(block, form)
+    x = Tensor(np.random.default_rng(1).standard_normal((3, 8, 6, 6)))
+    assert_allclose(other(x).numpy(), block(x).numpy(), **TOLERANCE)
+    settings = [{n: (m.eps, m.momentum, m.training) for n, m in batch_norms(b)} for b in (block, other)]
+    assert settings[0] == settings[1]
+    assert {name.split(".")[-2] for name, p in other.named_parameters() if p.requires_grad} == {"conv2"}
 
 
 @pytest.mark.parametrize("form", "ab")

@@ -7,7 +7,7 @@ from safetensors.numpy import save_file
 
 from minigrad import Tensor, load_weights, no_grad, save_weights
 from minigrad.fold import fold
-from minigrad.nn import BatchNorm2d, Conv2d, Identity, Sequential
+from minigrad.nn import BatchNorm2d, Conv2d, Identity, Module, Sequential
 from resnext import create
 from resnext.counts import outlines, trace
 
@@ -142,6 +142,20 @@ def test_other_layers_may_take_the_place_of_the_first():
         assert np.allclose(fold(net)(images).data, net(images).data, atol=1e-5)
         with pytest.raises(ValueError, match="channels"):
             net(Tensor(np.ones((2, 5, 8, 8), np.float32)))
+
+
+def test_what_a_new_first_layer_keeps_does_not_choose_the_dtype():
+    class Counted(Module):
+        def __init__(self):
+            self.calls, self.scale = Tensor(np.zeros((), np.int64)), Tensor(np.ones((), np.float64))
+            self.conv = Conv2d(3, 8, 3, padding=1)
+
+        def forward(self, x):
+            return self.conv(x)
+
+    net = create("resnext11_2x4d_w8", num_classes=7)
+    net.conv1 = Counted()
+    assert net(Tensor(np.ones((2, 3, 8, 8), np.float32))).dtype == np.float32
 
 
 def test_an_imagenet_network_computes_its_trace():

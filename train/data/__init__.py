@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from minigrad.ops.arguments import is_integer
 from train.data import shapes
 from train.data.archives import read_archive, read_folder
 from train.data.dataset import Dataset, channel_statistics
@@ -38,7 +39,7 @@ SHAPES_TRAIN, SHAPES_TEST = 5_000, 1_000  # drawn images
 
 def load(
     data: str,
-    root: Path,
+    root: Path | str,
     *,
     seed: int = 0,
     mirror: str | Sequence[str] | None = None,
@@ -58,13 +59,13 @@ def load(
     most the first `limit_train` and `limit_test` images are taken, in the order in which they are stored; class folders
     are read class by class in turn. With `tested` only the test set is wanted, for a network that is trained already:
     of the other there is one image.
-    Raises DataError, or ValueError for a limit that is not positive.
+    Raises DataError, or ValueError for a limit that is no positive integer.
     """
     for name, limit in (("limit_train", limit_train), ("limit_test", limit_test)):
-        if limit is not None and limit < 1:
-            raise ValueError(f"{name} must be positive, got {limit}")
+        if limit is not None and not (is_integer(limit) and limit > 0):
+            raise ValueError(f"{name} must be a positive integer, got {limit}")
     check_options(image_size, validate)
-    path, limit_train = Path(data), 1 if tested else limit_train
+    path, root, limit_train = Path(data), Path(root), 1 if tested else limit_train
     if data == "shapes" or data in {format.name for format in FORMATS} or not path.is_dir():
         for option, value in (("--image-size", image_size), ("--validate", validate)):
             if value is not None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from minigrad.ops.arguments import is_integer
 from train.data import cache
 from train.data.dataset import Dataset, channel_statistics
 from train.data.download import DataError
@@ -224,7 +225,7 @@ def load_class_folder(
 def check_options(image_size: int | None, validate: float | None) -> None:
     """Raise ValueError for an image size or a share that is out of range."""
     most = int(MAX_PIXELS**0.5)
-    if image_size is not None and not 8 <= image_size <= most:
+    if image_size is not None and not (is_integer(image_size) and 8 <= image_size <= most):
         raise ValueError(f"--image-size must lie in 8..{most}, got {image_size}")
     if validate is not None and not 0 < validate < 1:
         raise ValueError(f"--validate takes a share above 0 and below 1, got {validate:g}")

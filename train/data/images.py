@@ -60,7 +60,7 @@ def quiet() -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS = limit
 
 
-def open_image(path: Path, side: int | None = None) -> Image.Image:
+def open_image(path: Path | str, side: int | None = None) -> Image.Image:
     """Decode one image file to RGB, turned upright as its EXIF says; of several frames or pages, the first.
 
     Grey becomes three equal channels, a palette its colours, CMYK RGB; of 16-bit samples the upper 8 bits count; where
@@ -68,7 +68,7 @@ def open_image(path: Path, side: int | None = None) -> Image.Image:
     more pixels are accepted then, and JPEG files are decoded at an eighth, a quarter or half of their size where twice
     `side` pixels remain. Raises DataError for an image that is damaged, cut off or too large.
     """
-    most = MAX_PHOTO_PIXELS if side else MAX_PIXELS
+    path, most = Path(path), MAX_PHOTO_PIXELS if side else MAX_PIXELS
     try:
         size = path.stat().st_size
         if size > BYTES_A_PIXEL * most:
@@ -116,7 +116,7 @@ def in_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def read_image(path: Path) -> np.ndarray:
+def read_image(path: Path | str) -> np.ndarray:
     """Decode one image file as it is: (H, W, 3) uint8. Raises DataError."""
     with quiet():
         return np.asarray(open_image(path))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from argparse import Action
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,7 +22,8 @@ def fit(**options: Any) -> Run:
         run.history[-1]["test_error"], run.model, run.out
 
     `--batch-size 32` is `batch_size=32`, `--resume` is `resume=True`, `--no-nesterov` is `nesterov=False`; None leaves
-    an option out. Everything that the command leaves in its folder is left in `out` (default: runs/last). In a notebook
+    an option out. `run.model` is the network whose test error comes last, with averaged weights where the recipe keeps
+    an average. Everything that the command leaves in its folder is left in `out` (default: runs/last). In a notebook
     the bar is the notebook's own, and the run shows its curves. Raises ValueError for options that do not work or data
     that cannot be read, TrainingError for a run that cannot go on, and KeyboardInterrupt after an interrupt, when the
     state is saved and `resume=True` goes on from it.
@@ -38,7 +41,7 @@ def fit(**options: Any) -> Run:
         if value is True:
             words.append(flag)
         elif value is False:
-            words += [f"--no-{flag[2:]}"] if f"--no-{flag[2:]}" in p._option_string_actions else []
+            words += switched_off(flag, p._option_string_actions)
         elif value is not None:
             for each in value if isinstance(value, list | tuple) else [value]:
                 words.append(f"{flag}={each}")
@@ -52,5 +55,18 @@ def fit(**options: Any) -> Run:
     except Interrupted as stop:
         raise KeyboardInterrupt(str(stop)) from None
     run.out = Path(args.out)
+    for tensor_name, t in run.model.named_tensors():
+        t.data = run.averaged.get(tensor_name, t.data)
     run.model.eval()
     return run
+
+
+def switched_off(flag: str, known: Mapping[str, Action]) -> list[str]:
+    """The words for `option=False`. Raises UsageError where the option is no switch."""
+    off = f"--no-{flag[2:]}"
+    if off in known:
+        return [off]
+    if flag not in known or known[flag].nargs != 0:
+        name = flag[2:].replace("-", "_")
+        raise UsageError(f"{name}=False: " + ("this option takes a value" if flag in known else "no such option"))
+    return []

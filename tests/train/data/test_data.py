@@ -147,9 +147,9 @@ def test_limits_take_the_first_records(tiny: tuple[BinaryFormat, BinaryFormat], 
 
 
 @pytest.mark.parametrize("name", ["limit_train", "limit_test"])
-@pytest.mark.parametrize("limit", [0, -3])
-def test_limits_must_be_positive(tmp_path: Path, name: str, limit: int) -> None:
-    with pytest.raises(ValueError, match=f"{name} must be positive, got {limit}"):
+@pytest.mark.parametrize("limit", [0, -3, 1.5, True])
+def test_limits_must_be_positive(tmp_path: Path, name: str, limit: float) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be a positive integer, got {limit}"):
         load("shapes", tmp_path, **{name: limit})  # type: ignore[arg-type]
 
 

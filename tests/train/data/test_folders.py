@@ -218,6 +218,16 @@ def one_pixel(tmp_path: Path, image: Image.Image, suffix: str = "png", **options
     return pixels[0, 0].tolist()
 
 
+def test_paths_may_be_text(tmp_path: Path) -> None:
+    write_images(tmp_path / "images")
+    folder, root = str(tmp_path / "images"), str(tmp_path / "root")
+    assert read_image(f"{folder}/test/cat/x.png").shape == (5, 6, 3)
+    for data in (load(folder, root), load(folder, root, image_size=16)):
+        assert [len(part) for part in data] == [5, 2]
+    with pytest.raises(DataError, match=r"none\.png"):
+        read_image(f"{folder}/none.png")
+
+
 def test_every_kind_of_image_becomes_rgb(tmp_path: Path) -> None:
     assert one_pixel(tmp_path, Image.new("RGB", (3, 2), (1, 2, 3))) == [1, 2, 3]
     assert one_pixel(tmp_path, Image.new("L", (3, 2), 77)) == [77, 77, 77]

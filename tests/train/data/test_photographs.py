@@ -207,6 +207,7 @@ def test_a_share_is_kept_back_stratified_and_by_seed(tmp_path: Path, flat: bool)
         ("shapes", {"image_size": 32}, "--image-size is for folders of images, not for shapes"),
         ("cifar10", {"validate": 0.5}, "--validate is for folders of images, not for cifar10"),
         (".", {"image_size": 7}, r"--image-size must lie in 8\.\.1024, got 7"),
+        (".", {"image_size": 16.0}, r"--image-size must lie in 8\.\.1024, got 16.0"),
         (".", {"image_size": 1025}, r"--image-size must lie in 8\.\.1024, got 1025"),
         (".", {"validate": 1.0}, "--validate takes a share above 0 and below 1, got 1"),
         ("both", {"validate": 0.5}, "both/test is there: --validate is for folders without one"),

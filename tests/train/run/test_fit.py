@@ -5,11 +5,12 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from support import tiny
 
 from train import fit
-from train.run import checkpoint, loop
+from train.run import checkpoint, evaluation, loop
 
 SMALL = {
     "model": "resnext11_2x4d_w8",
@@ -41,11 +42,24 @@ def test_options_that_do_not_work_are_exceptions_with_one_sentence(tmp_path):
         ({"epochs": 0}, "--epochs must be at least 1, got 0"),
         ({"epochs": "many"}, "argument --epochs: invalid int value: 'many'"),
         ({"model": "resnext"}, "there is no network 'resnext'"),
+        ({"flip": False}, "flip=False: this option takes a value"),
+        ({"batch_size": False}, "batch_size=False: this option takes a value"),
+        ({"nesterow": False}, "nesterow=False: no such option"),
         ({"data": str(tmp_path / "none")}, "there is no such folder or file"),
     ):
         with pytest.raises(ValueError, match=sentence):
             fit(**{**SMALL, **options}, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_network_it_returns_is_the_one_that_was_evaluated(tmp_path):
+    """With the averaged weights, where the recipe keeps an average."""
+    run = fit(**{**SMALL, "recipe": "short", "epochs": 1}, nesterov=False, resume=False, out=tmp_path)
+    assert not run.config.recipe.nesterov
+    error = evaluation.evaluate(run.model, run.test_set, run.mean, run.std, run.config).error
+    assert error == pytest.approx(run.history[-1]["test_error"])
+    for name, t in run.model.named_tensors():
+        np.testing.assert_array_equal(t.numpy(), run.averaged[name], name)
 
 
 def test_an_interrupt_saves_the_run_which_then_goes_on(tmp_path, monkeypatch):

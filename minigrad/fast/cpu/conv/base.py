@@ -103,6 +103,7 @@ class FastConv2d(Informed, Conv2d):
         if any(self.needs):
             remake = self.remake()
             self.x = source if remake is None else Source(x, remake)
+            self.rows = self.x.given if self.needs[1] else None  # where `check_unchanged` sees it
         return to_nchw(y)
 
     def remake(self) -> Remake | None:
