@@ -12,10 +12,12 @@ that was stopped goes on. `--jobs 2` trains two at a time. Options of `train.cif
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,7 @@ from .options import DONE, FAILED, USAGE, Parser, prepare_process, printable, re
 from .run.jobs import train_side_by_side
 from .run.series import Cell, Result, Stopped, System, mean_and_error, plan, read_metrics, summarise, train_in_turn
 from .show.figures import STYLES, draw_curves, draw_road, draw_sweep
-from .show.tables import in_words, write_results, write_table
+from .show.tables import check_table, in_words, write_results, write_table
 
 Results = list[tuple[str, Result]]
 OWN = ("--model", "--seed", "--out", "--resume", "--evaluate", "--save-every")  # what this command decides by itself
@@ -56,14 +58,20 @@ ROAD = (
 
 def curves(args: argparse.Namespace, command: str, options: Sequence[str]) -> None:
     """Overlay the curves of finished or running runs: one curve for all that share a name."""
-    names = args.names or [printable(re.sub(r"-seed\d+$", "", run.name)) for run in args.run]
+    names = args.names or [printable(re.sub(r"-seed\d+$", "", run.resolve().name)) for run in args.run]
     if len(names) != len(args.run):
         raise ValueError(f"--names needs a name for each of the {len(args.run)} runs, got {len(names)}")
+    if len({(name, run.resolve()) for name, run in zip(names, args.run, strict=True)}) < len(names):
+        raise ValueError("the same run is given twice")
     series: dict[str, list[list[dict[str, Any]]]] = {}
     for name, run in zip(names, args.run, strict=True):
         series.setdefault(name, []).append(read_metrics(run))
     if len(series) > len(STYLES):
         raise ValueError(f"at most {len(STYLES)} curves can be told apart in one picture, got {len(series)}")
+    for name in series if args.names is None else ():
+        configs = [settings(run) for run, its in zip(args.run, names, strict=True) if its == name]
+        if any(config != configs[0] for config in configs):
+            raise ValueError(f"the runs called {name} differ in more than the seed: name them apart with --names")
     title = args.title or "Error over the epochs"
     draw_curves(list(series.items()), args.out, title)
     header = ("run", "seeds", "epochs", "train error %", "test error %", "best epoch %")
@@ -77,6 +85,13 @@ def curves(args: argparse.Namespace, command: str, options: Sequence[str]) -> No
         flatters = in_words(mean_and_error([line["test_error"] for line in best]))
         rows.append((name, f"{len(logs)}", f"{epochs}", *errors, f"{flatters} (epoch {when})"))
     write_table(args.out.with_suffix(".md"), title, command, header, rows)
+
+
+def settings(run: Path) -> dict[str, Any] | None:
+    """All of a run's configuration but its seed; None where it is not there or damaged."""
+    with suppress(OSError, ValueError):
+        return {**json.loads((run / "config.json").read_text()), "seed": None}
+    return None
 
 
 def trained(
@@ -234,6 +249,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     raise ValueError(f"--{name} must be from 1 to {most:,}, got {shown(value)}")
         if args.out.suffix != ".png":
             raise ValueError(f"--figure names a .png file, got {args.out}")
+        check_table(args.out.with_suffix(".md"))
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.run_command(args, f"python -m train.figures {shlex.join(arguments)}", options)
     except Stopped as stop:

@@ -123,6 +123,13 @@ def check_threads(count: int | None) -> None:
         raise ValueError(f"--threads must be from 1 to {most} on this machine of {os.cpu_count()} cores, got {count}")
 
 
+def word(text: str) -> str:
+    """A value that is not empty: an empty one, as of a variable that is not set, would count as none given."""
+    if not text:
+        raise argparse.ArgumentTypeError("the value is empty")
+    return text
+
+
 def folder(text: str) -> Path:
     """A folder's name; an empty one, as of a variable that is not set, would otherwise mean the current folder."""
     if not text:

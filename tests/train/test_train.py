@@ -360,6 +360,31 @@ def test_quick_and_fine_tune_adapt_to_a_small_folder():
     assert adapted(configure(args), args, 66) == configure(args)
 
 
+@pytest.mark.parametrize("option", [("--flip", "none"), ("--cutout", "8"), ("--no-nesterov",)])
+def test_what_adapts_is_known_by_its_name_and_not_by_its_numbers(option):
+    for recipe in ("quick", "fine-tune"):
+        args = parser().parse_args(["--recipe", recipe, "--data", "photos", *option])
+        config = adapted(configure(args), args, 60)
+        assert config.batch_size == 8 and config.recipe.epochs * -(-60 // 8) >= 200
+    quick = RECIPES["quick"]
+    words = ["--recipe", "paper", "--schedule", quick.schedule, "--warmup", str(quick.warmup), "--data", "photos"]
+    args = parser().parse_args(words)
+    assert adapted(configure(args), args, 60) == configure(args)
+
+
+@pytest.mark.parametrize("option", ["--weights", "--data", "--model", "--out"])
+def test_an_empty_word_is_no_default(option, tmp_path, capsys):
+    """As of a shell's variable that is not set."""
+    with pytest.raises(SystemExit) as stop:
+        cifar.main([option, ""])
+    assert stop.value.code == 2 and f"argument {option}: the " in capsys.readouterr().err
+
+
+def test_no_momentum_asks_for_the_option_that_goes_with_it(tmp_path, capsys):
+    assert cifar.main(["--momentum", "0", "--out", str(tmp_path)]) == cifar.USAGE
+    assert "add --no-nesterov" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("batch", [(), ("--batch-size", "11")])
 def test_the_same_command_with_resume_goes_on_with_what_quick_adapted(tmp_path, batch):
     words = ["--data", "shapes", "--limit-train", "22", "--limit-test", "4", "--model", "resnext11_2x4d_w8"]

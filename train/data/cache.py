@@ -111,7 +111,8 @@ def decoded(
         for path in paths:
             stat = path.stat()
             name = os.fsencode(path.relative_to(source))
-            digest.update(b"\n%b\0%d %d" % (name, stat.st_size, stat.st_mtime_ns))
+            # Of two files of one size that were unpacked in the same moment, the number tells which is where.
+            digest.update(b"\n%b\0%d %d %d %d" % (name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino))
     except OSError as error:
         raise DataError(f"cannot read {error.filename}: {error.strerror}") from None
     where = hashlib.sha256(os.fsencode(os.path.realpath(source))).hexdigest()[:12]

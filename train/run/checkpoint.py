@@ -156,7 +156,10 @@ FIELDS: dict[str, Callable[[Any], bool]] = {
     "generator": _generator,
 }
 # What earlier versions did not write.
-OPTIONAL: dict[str, Callable[[Any], bool]] = {"seconds": lambda value: is_number(value) and value >= 0}
+OPTIONAL: dict[str, Callable[[Any], bool]] = {
+    "seconds": lambda value: is_number(value) and value >= 0,
+    "test_images": _count,
+}
 
 
 def brief(value: Any) -> str:

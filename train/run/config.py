@@ -17,7 +17,7 @@ from minigrad.backend import check_device, device_kind
 from minigrad.diagnosis import shown
 
 from ..data.folders import check_options
-from ..options import Parser, check_dtype, check_threads, compute_capability, default_dtype, folder
+from ..options import Parser, check_dtype, check_threads, compute_capability, default_dtype, folder, word
 from . import checkpoint
 from .fine_tuning import FREEZE, network_of
 from .recipes import CHOICES, PARTS, RECIPES, Recipe
@@ -120,9 +120,11 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--device", metavar="cpu|cuda", help="where to compute (default: cpu)")
     p.add_argument(
-        "--model", help="a name that `python -m resnext` lists (default: resnext11_4x4d_w16; on cuda resnext29_8x64d)"
+        "--model",
+        type=word,
+        help="a name that `python -m resnext` lists (default: resnext11_4x4d_w16; on cuda resnext29_8x64d)",
     )
-    p.add_argument("--data", help="cifar10, cifar100, shapes or a path (default: shapes; on cuda cifar10)")
+    p.add_argument("--data", type=word, help="cifar10, cifar100, shapes or a path (default: shapes; on cuda cifar10)")
     p.add_argument(
         "--data-root", type=Path, default=Path("data"), metavar="DIR", help="where downloads are kept (default: data)"
     )
@@ -146,6 +148,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument(
         "--weights",
+        type=word,
         metavar="FILE",
         help="start from these weights (safetensors of torchvision, timm or a run) with a new last layer",
     )
@@ -159,7 +162,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--batch-size", type=int, metavar="N", help="images a step, of all ranks (default: 128; quick, fine-tune: 32)"
     )
-    p.add_argument("--seed", type=int, metavar="N", help="of weights, order and augmentation (default: 0)")
+    p.add_argument(
+        "--seed",
+        type=int,
+        metavar="N",
+        help="of weights, order, augmentation, drawn shapes, and what --validate keeps back (default: 0)",
+    )
     p.add_argument(
         "--dtype",
         choices=("float32", "float64", "bfloat16"),
@@ -181,7 +189,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--evaluate", type=Path, metavar="FILE", help="evaluate a checkpoint or weights instead of training")
     p.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: the cores this process may use)")
     p.add_argument(
-        "--deterministic", action="store_true", help="on cuda: only algorithms whose results repeat bit for bit"
+        "--deterministic", action="store_true", help="changes nothing: results repeat bit for bit without it, too"
     )
     recipe = p.add_argument_group("parts of the recipe", "each overrides the value of --recipe")
     for f in fields(Recipe):
@@ -208,7 +216,7 @@ def configure(
     check_device(device)  # says what is missing before anything else is done
     defaults = defaults_for(device)
     data = args.data or (base.data if base else defaults["data"])
-    name = args.recipe or ("fine-tune" if args.weights else "quick" if data == "shapes" else "paper")
+    name = recipe_name(args, data)
     recipe = base.recipe if base and not args.recipe else RECIPES[name]
     if base is None:
         model = args.model or (network_of(args.weights) if args.weights else defaults["model"])
@@ -237,10 +245,17 @@ def configure(
             raise ValueError(f"{option} must be at least 0 and below 1, got {getattr(recipe, name)}")
     if not 0 < recipe.crop_area <= 1:
         raise ValueError(f"--crop-area must be above 0 and at most 1, got {recipe.crop_area}")
+    if recipe.nesterov and not recipe.momentum:
+        raise ValueError("--momentum 0 leaves nothing for Nesterov's rule to look ahead with: add --no-nesterov")
     check_options(config.image_size, config.validate)
     check_dtype(config.dtype, device)
     config.schedule()
     return config
+
+
+def recipe_name(args: argparse.Namespace, data: str) -> str:
+    """The recipe that a new run with these options begins with."""
+    return args.recipe or ("fine-tune" if args.weights else "quick" if data == "shapes" else "paper")
 
 
 def adapted(config: Config, args: argparse.Namespace, images: int, resumed: bool = False) -> Config:
@@ -253,9 +268,8 @@ def adapted(config: Config, args: argparse.Namespace, images: int, resumed: bool
     test loss would run away. From weights that are good already, steps are small, and stay as they are. A run that is
     resumed with its recipe said again has found its batches already.
     """
-    recipe = config.recipe
-    name = next((n for n in STEPS if replace(RECIPES[n], epochs=recipe.epochs, lr=recipe.lr) == recipe), None)
-    if name is None:
+    recipe, name = config.recipe, recipe_name(args, config.data)
+    if name not in STEPS:
         return config
     batch = config.batch_size
     if args.batch_size is None and not resumed:

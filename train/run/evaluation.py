@@ -22,6 +22,7 @@ from resnext import create
 from resnext.counts import outlines
 
 from ..data import Dataset, augment
+from ..data.fetch import note
 from ..options import UsageError, say, usage_errors
 from . import checkpoint, parallel
 from .config import Config, configure
@@ -30,7 +31,7 @@ from .launched import fetch
 from .loading import load_data
 from .loop import AHEAD, Run, as_cuda_graph, checksum_of_data, checksum_of_weights, on_device
 from .parallel import ALONE, Ranks
-from .predictor import for_evaluation
+from .predictor import IMAGENET_MEAN, IMAGENET_STD, for_evaluation
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,11 @@ def evaluate_weights(
     tested = bool(state) and args.validate is None
     train_set, test_set = ranks.in_turn(lambda: load_data(args, config, tested, progress=ranks.rank == 0))
     if state:
+        if ranks.rank == 0 and kept_back_otherwise(config, state, test_set):
+            note(
+                f"{config.data} has other images than when the run was made: --validate keeps back others to test now, "
+                "and the run may have been trained on some of them"
+            )
         test_set = relabelled(test_set, state["classes"])
     weights = to_evaluate(arrays)
     # A checkpoint from somewhere else may name a network that no memory can hold: no number in a network's name is
@@ -159,6 +165,8 @@ def evaluate_weights(
         raise ValueError(f"{path} does not fit {config.model} with {len(test_set.classes)} classes: {error}") from None
     model.to(config.device, "float64" if config.dtype == "float64" else "float32")
     mean, std = (np.array(state["mean"]), np.array(state["std"])) if state else (train_set.mean, train_set.std)
+    if not state and getattr(model, "imagenet", False):  # as `train.predict` and --weights take such a file
+        mean, std = IMAGENET_MEAN, IMAGENET_STD
     if ranks.size > 1:
         counts = f"{len(test_set):,} of {len(test_set.classes)} classes"
         sums = checksum_of_data(test_set), checksum_of_weights(model)
@@ -172,6 +180,13 @@ def evaluate_weights(
     if ranks.rank == 0:
         digits = [np.format_float_positional(x, trim="0") for x in (result.error, result.loss)]
         say(f"test_error {digits[0]} test_loss {digits[1]}")
+
+
+def kept_back_otherwise(config: Config, state: checkpoint.State, test_set: Dataset) -> bool:
+    """Whether a share of the run's own folder is tested, but not the images that the run was tested on."""
+    options = ("data", "validate", "seed", "image_size", "limit_test")
+    same = config.validate is not None and all(getattr(config, name) == state["config"].get(name) for name in options)
+    return same and "test_images" in state and checksum_of_data(test_set) != state["test_images"]
 
 
 def relabelled(test_set: Dataset, classes: list[str]) -> Dataset:

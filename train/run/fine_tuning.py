@@ -15,7 +15,7 @@ import numpy as np
 from minigrad.nn import Module
 from minigrad.weights import to_evaluate
 
-from ..data import CIFAR10
+from ..data import CIFAR10, CIFAR100
 from . import checkpoint
 from .predictor import IMAGENET_MEAN, IMAGENET_STD
 
@@ -60,7 +60,9 @@ def start_from(model: Any, name: str, path: str) -> tuple[np.ndarray, np.ndarray
         return np.array(state["mean"]), np.array(state["std"])
     if getattr(model, "imagenet", False):
         return IMAGENET_MEAN, IMAGENET_STD
-    return np.array(CIFAR10.mean), np.array(CIFAR10.std)
+    head = weights.get("fc.weight", weights.get("module.fc.weight", ()))
+    cifar = CIFAR100 if len(head) == len(CIFAR100.classes) else CIFAR10
+    return np.array(cifar.mean), np.array(cifar.std)
 
 
 def check_names(path: str, name: str, own: set[str], body: Mapping[str, np.ndarray]) -> None:

@@ -56,6 +56,7 @@ class Run:
     averaged: dict[str, Array] = field(default_factory=dict)  # averaged weights and statistics, if the recipe asks
     history: list[dict[str, float]] = field(default_factory=list)  # the lines of metrics.jsonl, one an epoch
     data_checksum: int = 0  # of the training images and labels, by which other data is noticed
+    test_checksum: int = 0  # the same of the test images
     saved: tuple[int, int] | None = None  # epoch and step of the last state that was saved
     saved_seconds: float = 0.0  # what the run had taken by then, as its report says
     ranks: Ranks = ALONE  # the processes that train this network together
@@ -91,9 +92,10 @@ class Run:
         if plain:
             groups.append({"params": plain, "weight_decay": 0.0})
         optimizer = optim.SGD(groups, r.lr, r.momentum, r.weight_decay, r.nesterov)
-        checksum = checksum_of_data(train_set)
+        checksums = checksum_of_data(train_set), checksum_of_data(test_set)
         train_set, test_set = on_device(train_set, config.device), on_device(test_set, config.device)
-        run = cls(config, model, optimizer, train_set, test_set, mean, std, data_checksum=checksum, ranks=ranks)
+        run = cls(config, model, optimizer, train_set, test_set, mean, std, ranks=ranks)
+        run.data_checksum, run.test_checksum = checksums
         if r.average:
             run.averaged = {name: t.data.copy() for name, t in model.named_tensors()}
         run.cuda_graph = as_cuda_graph(
@@ -121,6 +123,7 @@ class Run:
             "std": self.std.tolist(),
             "size": list(self.train_set.shown),
             "images": self.data_checksum,
+            "test_images": self.test_checksum,
             "epoch": self.epoch,
             "step": self.step,
             "best_error": self.best_error if math.isfinite(self.best_error) else None,
@@ -191,13 +194,15 @@ class Run:
         done = state["epoch"] + state["step"] / math.ceil(len(self.train_set) / self.config.batch_size)
         if len(changed) == 1 and old.recipe.epochs != self.config.recipe.epochs:
             followed = f"the learning rate of the {old.recipe.schedule} schedule has followed the old number"
-            help = "start a new run from these weights with --weights, or plan with --schedule constant"
+            help = "start a new run from these weights with --weights, or plan with --schedule constant --warmup 0"
             changed = [] if old.agrees(self.config, done) else [f"{changed[0]}, and {followed}: {help}"]
         if state["images"] != self.data_checksum and not changed:
             same = old.data == self.config.data
             changed = [
                 f"the images of {old.data} are others" if same else f"--data was {old.data} and is {self.config.data}"
             ]
+        if state.get("test_images", self.test_checksum) != self.test_checksum and not changed:
+            changed = [f"the test images of {old.data} are others, so that errors could not be compared"]
         if changed:
             raise ValueError(f"the run has other settings, {', '.join(changed)}")
         self._check_progress(state)

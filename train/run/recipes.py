@@ -31,7 +31,7 @@ PARTS = {
     "lr": "peak learning rate",
     "schedule": "multi-step: divided by 10 at 1/2 and 3/4 of the epochs; linear, cosine: down to 0; constant",
     "warmup": "share of the epochs in which the learning rate rises from 0",
-    "momentum": "of gradient descent, 0 for none",
+    "momentum": "of gradient descent; 0 for none, with --no-nesterov",
     "nesterov": "momentum in the look-ahead form",
     "weight_decay": "what is added to the gradient, times the weight",
     "decay_all": "decay batch norm's parameters and biases too",

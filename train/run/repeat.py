@@ -11,14 +11,17 @@ from .recipes import RECIPES, Recipe
 
 
 def command(config: dict[str, Any], out: Path) -> str:
-    """The command line that trains a run of this configuration again, into another folder than `out`."""
+    """The command line that trains a run of this configuration again, into another folder than `out`.
+
+    It leaves nothing open that `adapted` would choose for a small training set: epochs, batch size and learning rate.
+    """
     own = Recipe(**config["recipe"])
 
     def changes(recipe: Recipe) -> list[str]:
         options = []
         for f in fields(Recipe):
             value, flag = getattr(own, f.name), f.name.replace("_", "-")
-            if f.name == "epochs" or value == getattr(recipe, f.name):
+            if f.name in ("epochs", "lr") or value == getattr(recipe, f.name):  # these two are always told
                 continue
             if isinstance(value, bool):
                 options.append(f"--{flag}" if value else f"--no-{flag}")
@@ -31,5 +34,11 @@ def command(config: dict[str, Any], out: Path) -> str:
     for option, value in config.items():
         if option != "recipe" and value is not None and (option, value) != ("freeze", "none"):
             parts.append(f"--{option.replace('_', '-')} {shlex.quote(str(value))}")
-    parts += [f"--recipe {name}", f"--epochs {own.epochs}", *options, f"--out {shlex.quote(f'{out}-again')}"]
+    parts += [
+        f"--recipe {name}",
+        f"--epochs {own.epochs}",
+        f"--lr {own.lr}",
+        *options,
+        f"--out {shlex.quote(f'{out}-again')}",
+    ]
     return " ".join(parts)

@@ -139,7 +139,7 @@ class Result:
 
 def summarise(model: str, runs: Sequence[Path]) -> Result:
     """Put a network's runs together. Where only logs were kept, the network is taken to have its usual classes."""
-    classes = None
+    classes, config = None, json.loads((runs[0] / "config.json").read_text())
     if (runs[0] / checkpoint.LAST).exists():
         with safe_open(runs[0] / checkpoint.LAST, "numpy") as weights:
             classes = weights.get_slice("fc.weight").get_shape()[0]
@@ -149,7 +149,7 @@ def summarise(model: str, runs: Sequence[Path]) -> Result:
     return Result(
         model,
         counts.parameters(network),
-        counts.multiply_adds(network),
+        counts.multiply_adds(network, config.get("image_size")),
         len(logs),
         mean_and_error([log[-1]["train_error"] for log in logs]),
         mean_and_error([log[-1]["test_error"] for log in logs]),

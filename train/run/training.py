@@ -21,6 +21,7 @@ from resnext.counts import outlines
 
 from ..data import Dataset
 from ..data.fetch import note
+from ..data.folders import TRAIN_FOLDERS, find_split
 from ..options import UsageError, say, usage_errors, warn
 from ..show import plots
 from ..show.report import write_report
@@ -30,7 +31,7 @@ from .evaluation import Evaluation, evaluate_run
 from .faults import Guard, TrainingError, leave_out_kernels, memory_for, smaller_step
 from .fine_tuning import described
 from .loading import load_data
-from .loop import Run, checksum_of_data, checksum_of_weights, train_epoch
+from .loop import Run, checksum_of_weights, train_epoch
 from .parallel import Deserted, Ranks
 from .rehearsal import try_batches, try_files
 from .signals import Interrupted, Signals
@@ -169,6 +170,7 @@ def set_up(
         if config.batch_size < ranks.size:
             raise ValueError(f"--batch-size {config.batch_size} leaves some of the {ranks.size} ranks without an image")
         interval = save_interval(args.save_every)
+        check_apart(config, args, found is not None)
         with outlines():
             create(config.model)  # a name that is wrong is told before any image is read
     parallel.use_threads(args.threads or ranks.threads())
@@ -199,6 +201,20 @@ def set_up(
     return run, (train_set, test_set), interval, tried
 
 
+def check_apart(config: Config, args: argparse.Namespace, resumed: bool) -> None:
+    """Raise ValueError where what the run writes would be taken for what it reads, or take its place."""
+    if config.weights and not resumed and Path(config.weights).resolve().is_relative_to(args.out.resolve()):
+        raise ValueError(f"--weights {config.weights} lies in --out {args.out}, where the new run's weights will be")
+    data = Path(config.data)
+    if config.validate is None or not data.is_dir() or find_split(data, TRAIN_FOLDERS):
+        return
+    for option, place in (("--out", args.out), ("--data-root", args.data_root)):
+        if place.resolve().is_relative_to(data.resolve()):
+            raise ValueError(
+                f"{option} {place} lies inside --data {config.data}, where each folder is a class: choose another place"
+            )
+
+
 def facts(run: Run) -> dict[str, Any]:
     """What all ranks must have in common before the first step; a state to go on from is rank 0's, for all."""
     config = {**asdict(run.config), **asdict(run.config.recipe)}
@@ -211,7 +227,7 @@ def facts(run: Run) -> dict[str, Any]:
     for name, dataset in sets.items():
         own[f"{name} images:"] = f"{len(dataset):,} of {len(dataset.classes)} classes"
     own["training images with the checksum"] = run.data_checksum
-    own["test images with the checksum"] = checksum_of_data(run.test_set)
+    own["test images with the checksum"] = run.test_checksum
     own["weights with the checksum"] = checksum_of_weights(run.model)
     return own
 

@@ -31,6 +31,7 @@ from ..options import printable
 from ..run import checkpoint
 from ..run.config import Config
 from ..run.evaluation import on_this_machine
+from ..run.loop import checksum_of_data
 from ..run.predictor import Predictions, Predictor, load_predictor, predict
 from ..run.repeat import command
 from .plots import CLASSES, ceiling, confused_pairs, duration
@@ -260,6 +261,7 @@ def render(
         "run": printable(out.resolve().name),
         "written": time.strftime("%Y-%m-%d %H:%M %Z"),
         "epoch": state["epoch"],
+        "step": state["step"],
         "figures": figures(
             config, state, sum(p.size for p in predictor.model.parameters()), len(sets[0]) if sets else None
         ),
@@ -303,5 +305,7 @@ def write_report(out: Path, data_root: Path = Path("data"), sets: Sets | None = 
             sets = load(config.data, data_root, seed=config.seed, progress=False, **options)
         except (ValueError, OSError) as error:
             absent = str(error)
+        if sets and (sets[0].classes, checksum_of_data(sets[0])) != (state["classes"], state["images"]):
+            sets, absent = None, f"the images of {config.data} are others than those of the run"
     write_atomically(out / "report.html", render(out, config, state, predictor, sets, absent).encode())
     return out / "report.html"

@@ -17,6 +17,12 @@ def in_words(value: tuple[float, float]) -> str:
     return f"{mean:.2f}" if math.isnan(error) else f"{mean:.2f} ± {error:.2f}"
 
 
+def check_table(path: Path) -> None:
+    """Raise ValueError where a file that `write_table` did not write is in a table's place."""
+    if path.exists() and "\n\n```\npython -m train." not in path.read_text(errors="replace")[:1000]:
+        raise ValueError(f"the table would take the place of {path}, which is none: choose another name with --figure")
+
+
 def write_table(
     path: Path, title: str, command: str, header: Sequence[str], rows: Sequence[Sequence[str]], note: str = ""
 ) -> None:

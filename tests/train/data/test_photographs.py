@@ -258,6 +258,24 @@ def test_as_many_threads_decode_as_compute(tmp_path: Path, monkeypatch: pytest.M
     assert pools == [3, 3], "for the training and the test images"
 
 
+def test_classes_that_change_places_are_decoded_again(tmp_path: Path) -> None:
+    """All files as large and as old as each other, as unpacked in one moment; only their numbers differ."""
+    for name, grey in (("bee", 20), ("cat", 220)):
+        (tmp_path / "p" / name).mkdir(parents=True)
+        for i in range(4):
+            Image.new("RGB", (16, 16), (grey,) * 3).save(tmp_path / "p" / name / f"{i}.bmp")
+            os.utime(tmp_path / "p" / name / f"{i}.bmp", ns=(0, 12345))
+
+    def first_class() -> int:
+        train, _ = load(str(tmp_path / "p"), tmp_path / "root", image_size=16, validate=0.25, progress=False)
+        return int(train.images[train.labels == 0].mean())
+
+    assert first_class() == 20
+    for old, new in (("bee", "x"), ("cat", "bee"), ("x", "cat")):
+        (tmp_path / "p" / old).rename(tmp_path / "p" / new)
+    assert first_class() == 220
+
+
 def test_what_was_decoded_is_kept_until_a_file_changes(tmp_path: Path, reads: Counter[str]) -> None:
     root = tmp_path / "p"
     fill(root, {"a": 4, "b": 4})

@@ -20,6 +20,7 @@ from train.run import checkpoint, evaluation
 from train.run.checkpoint import BEST, LAST
 from train.run.config import configure, parser
 from train.run.loop import Run
+from train.run.predictor import IMAGENET_MEAN, IMAGENET_STD
 
 # ---- what a run leaves ----------------------------------------------------------------------------------------------
 
@@ -93,6 +94,20 @@ def test_plain_weights_are_evaluated_with_model_and_data(tmp_path, capsys):
     logits = model.eval()(Tensor(x))
     assert error == 100 * (logits.numpy().argmax(axis=1) != test_set.labels).mean()
     assert_allclose(loss, F.cross_entropy(logits, test_set.labels).item(), rtol=1e-5)
+
+
+def test_imagenet_weights_see_images_as_train_predict_shows_them(tmp_path, capsys, monkeypatch):
+    save_weights(create("resnet50", num_classes=10), tmp_path / "weights.safetensors")
+    seen = []
+
+    def look(model, dataset, mean, std, *rest, **options):
+        seen.append((mean.tolist(), std.tolist()))
+        return evaluation.Evaluation(1.0, 50.0, np.zeros((10, 10)))
+
+    monkeypatch.setattr(evaluation, "evaluate", look)
+    words = ["--evaluate", str(tmp_path / "weights.safetensors"), "--model", "resnet50", "--data", "shapes"]
+    assert cifar.main([*words, "--limit-test", "4", "--limit-train", "4"]) == 0
+    assert seen == [(IMAGENET_MEAN.tolist(), IMAGENET_STD.tolist())]
 
 
 def test_evaluation_refuses_what_does_not_fit(run, tmp_path, capsys):

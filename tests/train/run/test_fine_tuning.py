@@ -11,7 +11,7 @@ from minigrad import save_weights
 from minigrad.weights import to_evaluate
 from resnext import create
 from train import cifar, predict
-from train.data import CIFAR10
+from train.data import CIFAR10, CIFAR100
 from train.run import checkpoint, fine_tuning
 from train.run.config import configure, parser
 from train.run.predictor import IMAGENET_MEAN, IMAGENET_STD
@@ -126,6 +126,22 @@ def test_imagenet_weights_bring_the_statistics_of_imagenet(tmp_path):
     assert other.fc.weight.shape == (3, 2048)
     fine_tuning.freeze(other, "all-but-last-stage")
     assert {n.split(".")[0] for n, p in other.named_parameters() if p.requires_grad} == {"layer4", "fc"}
+
+
+def test_a_hundred_classes_bring_the_statistics_of_cifar_100(tmp_path):
+    for classes, cifar_n in ((100, CIFAR100), (10, CIFAR10)):
+        save_weights(create(NAME, num_classes=classes), tmp_path / "weights.safetensors")
+        mean, std = fine_tuning.start_from(create(NAME), NAME, str(tmp_path / "weights.safetensors"))
+        assert (mean.tolist(), std.tolist()) == (list(cifar_n.mean), list(cifar_n.std))
+
+
+def test_weights_are_not_taken_from_where_the_run_will_put_its_own(tmp_path, capsys):
+    assert tiny.train(tmp_path / "run", "--epochs", "1") == 0
+    best = tmp_path / "run" / "best.safetensors"
+    before = best.read_bytes()
+    assert train(tmp_path / "run", best) == cifar.USAGE
+    assert f"--weights {best} lies in --out {tmp_path / 'run'}" in capsys.readouterr().err
+    assert best.read_bytes() == before
 
 
 def test_files_that_do_not_fit_are_refused_in_a_sentence(pretrained, tmp_path, capsys):

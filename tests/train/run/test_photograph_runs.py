@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from support import tiny
 from train import cifar, predict
 from train.data import cache
 from train.run import checkpoint
+from train.show.report import write_report
 
 
 @pytest.fixture
@@ -54,6 +56,59 @@ def test_it_is_resumed_bit_by_bit_and_its_report_written(options, tmp_path):
             run(*options, "--out", tmp_path / "parts", "--save-every", 1)
     assert run("--out", tmp_path / "parts", "--resume", "--data-root", tmp_path / "root") == 0
     assert not tiny.differences(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_other_images_are_noticed_wherever_a_run_meets_them(options, tmp_path, capsys):
+    out, root = tmp_path / "run", ("--data-root", tmp_path / "root")
+    with tiny.undecorated():
+        assert run(*options, "--out", out, "--epochs", 1) == 0
+    state = checkpoint.read(out / "last.safetensors")[1]
+    assert "Confusion after epoch 1<" in write_report(out, tmp_path / "root").read_text()
+
+    # One more of each class: other images are kept back, and some of them were trained on.
+    for name in ("lying", "standing"):
+        shutil.copy(tmp_path / "p" / name / "00.png", tmp_path / "p" / name / "12.png")
+    capsys.readouterr()
+    assert run("--evaluate", out / "last.safetensors", *root) == 0
+    assert "may have been trained on some of them" in capsys.readouterr().err
+    assert run("--out", out, "--resume", "--epochs", 1, *root) == cifar.USAGE
+    assert "are others" in capsys.readouterr().err
+
+    # Another name for a class: nothing is counted for it.
+    for name in ("lying", "standing"):
+        (tmp_path / "p" / name / "12.png").unlink()
+    capsys.readouterr()
+    assert run("--evaluate", out / "last.safetensors", *root) == 0
+    assert "trained on" not in capsys.readouterr().err
+    (tmp_path / "p" / "lying").rename(tmp_path / "p" / "sleeping")
+    page = write_report(out, tmp_path / "root").read_text()
+    assert "others than those of the run" in page and "Confusion after" not in page
+    assert state["test_images"] != state["images"]
+
+
+def test_other_test_images_are_noticed(tmp_path, capsys):
+    out, root = tmp_path / "run", tmp_path / "p"
+    rng = np.random.default_rng(0)
+    for part, number in (("train", 6), ("test", 3)):
+        for name in ("a", "b"):
+            (root / part / name).mkdir(parents=True)
+            for i in range(number):
+                Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(root / part / name / f"{i}.png")
+    words = ["--data", root, "--model", "resnext11_2x4d_w8", "--batch-size", 6, "--lr", 0.02, "--out", out]
+    words += ["--schedule", "constant"]
+    with tiny.undecorated():
+        assert run(*words, "--epochs", 1) == 0
+        (root / "test" / "a" / "0.png").unlink()
+        assert run(*words, "--epochs", 2, "--resume") == cifar.USAGE
+    assert "the test images of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--out", "--data-root"])
+def test_what_a_run_writes_does_not_become_a_class(options, tmp_path, capsys, option):
+    inside = tmp_path / "p" / "here"
+    assert run(*options, "--out", tmp_path / "run", option, inside) == cifar.USAGE
+    assert f"{option} {inside} lies inside --data {tmp_path / 'p'}" in capsys.readouterr().err
+    assert not inside.exists()
 
 
 def test_predict_sees_what_the_evaluation_saw(options, tmp_path, capsys):

@@ -184,6 +184,37 @@ def test_a_sweep_trains_its_grid_once_for_every_seed(tmp_path, pretend, monkeypa
     assert pretend == [(networks[1], 1)]
 
 
+def test_runs_of_one_name_have_one_configuration(tmp_path, monkeypatch, capsys):
+    for folder, config in (("a", {"lr": 1, "seed": 0}), ("b", {"lr": 2, "seed": 1}), ("c", {"lr": 1, "seed": 1})):
+        write_run(tmp_path / folder / "last", [5.0], **config)
+    a, b, c = (str(tmp_path / folder / "last") for folder in "abc")
+    png = ["--figure", str(tmp_path / "x.png")]
+    assert main(["curves", a, b, *png]) == 2
+    assert "the runs called last differ in more than the seed: name them apart with --names" in capsys.readouterr().err
+    assert main(["curves", a, a, *png]) == 2
+    assert "the same run is given twice" in capsys.readouterr().err
+    assert not (tmp_path / "x.png").exists()
+    assert main(["curves", a, c, *png]) == main(["curves", a, b, *png, "--names", "one", "two"]) == 0
+    monkeypatch.chdir(a)
+    assert main(["curves", ".", *png]) == 0
+    assert rows(tmp_path / "x.md")[0][0] == "last"
+
+
+def test_a_page_of_ones_own_is_not_replaced_by_a_table(tmp_path, capsys):
+    write_run(tmp_path / "run", [5.0])
+    (tmp_path / "README.md").write_text("# Mine\n")
+    assert main(["curves", str(tmp_path / "run"), "--figure", str(tmp_path / "README.png")]) == 2
+    assert "README.md, which is none: choose another name with --figure" in capsys.readouterr().err
+    assert (tmp_path / "README.md").read_text() == "# Mine\n"
+
+
+def test_multiply_adds_are_those_of_the_images(tmp_path):
+    for size in (None, 64):
+        write_run(tmp_path / str(size), [5.0], image_size=size)
+        result = series.summarise("resnext11_2x4d_w8", [tmp_path / str(size)])
+        assert result.multiply_adds == multiply_adds(create("resnext11_2x4d_w8"), size or 32)
+
+
 def test_a_run_with_other_settings_is_not_taken_for_done(tmp_path):
     config = configure(parser().parse_args(["--epochs", "2"]))
     for name, errors, changed in (("a", [5.0, 4.0], {}), ("b", [5.0], {}), ("c", [5.0, 4.0], {"seed": 3})):

@@ -16,7 +16,7 @@ from train import report as command_line
 from train.data import Dataset
 from train.measure.layers import REST, summed
 from train.run import checkpoint, predictor
-from train.run.config import Config, configure, parser
+from train.run.config import Config, adapted, configure, parser
 from train.run.predictor import load_predictor
 from train.run.repeat import command
 from train.show import report
@@ -82,6 +82,7 @@ def test_without_mistakes_the_page_says_so():
     "options",
     [
         "--model resnext11_1x4d --data shapes --epochs 2 --seed 3",
+        "--data shapes --recipe quick --lr 0.1 --batch-size 8 --epochs 3 --limit-train 500",
         "--recipe short --data cifar10 --dtype float64 --batch-size 7",
         "--recipe fine-tune --data photos --image-size 64 --validate 0.2",
         "--recipe short --decay-all --lr 0.2 --no-nesterov --limit-train 9 --limit-test 8 --data 'my images'",
@@ -95,6 +96,7 @@ def test_the_command_repeats_the_run(options, tmp_path):
     words = shlex.split(command(json.loads(json.dumps(asdict(config))), tmp_path / "a run"))
     assert words[:3] == ["python", "-m", "train.cifar"]
     assert configuration(words[3:]) == config
+    assert adapted(config, parser().parse_args(words[3:]), 60) == config, "nothing is left open"
     assert words[-1] == f"{tmp_path}/a run-again"
 
 
