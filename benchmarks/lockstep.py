@@ -53,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     own = argparse.ArgumentParser(add_help=False)
     own.add_argument("--every", type=int, default=25)
     given, rest = own.parse_known_args(argv)
+    if given.every < 1:
+        own.error(f"--every must be at least 1, got {given.every}")
     args = parser().parse_args(rest)
     config = configure(args)
     run = Run.start(config, *load_data(args, config))
